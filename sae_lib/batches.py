@@ -1,0 +1,76 @@
+"""Where training rows come from: the interface, and rows that lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from sae_lib.normalisation import Normalisation
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """Anything that serves training batches.
+
+    Batch number ``i`` depends on ``(batch_size, seed, i)`` alone. That makes the position in the data
+    one integer, which is what lets training resume bit for bit.
+    """
+
+    d_in: int
+    normalisation: Normalisation
+
+    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
+        """Yield normalised float32 batches (batch_size, d_in) without end, from number ``start`` on."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Where the rows come from, as plain JSON values; stored with every autoencoder."""
+        ...
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """A CPU generator for one pass over the data, independent across ``(seed, epoch)``."""
+    generator = torch.Generator()
+    # SeedSequence-style mixing: a fixed odd multiplier keeps neighbouring seeds apart
+    generator.manual_seed((seed * 0x9E3779B1 + epoch) % 2**63)
+    return generator
+
+
+class Rows:
+    """Rows in memory, reshuffled every pass.
+
+    rows: (N, d_in), finite; kept as float32.
+    normalisation: applied once, here.
+    """
+
+    def __init__(self, rows: Tensor, normalisation: Normalisation | None = None) -> None:
+        if rows.ndim != 2 or 0 in rows.shape:
+            raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, d_in), both at least 1")
+        if not torch.isfinite(rows).all():
+            bad = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
+            raise ValueError(f"row {bad} holds NaN or infinity; remove such rows before training")
+        self.normalisation = normalisation or Normalisation()
+        self.rows = self.normalisation.apply(rows.float())
+        self.d_in = rows.shape[1]
+
+    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
+        """Yield batches (batch_size, d_in) without end; see :class:`BatchSource`.
+
+        The tail of a pass that fills no whole batch is dropped (a new order is drawn each pass).
+        """
+        per_epoch = len(self.rows) // batch_size
+        if per_epoch == 0:
+            raise ValueError(f"batch size {batch_size} exceeds the {len(self.rows)} rows at hand; lower it")
+        epoch, position = divmod(start, per_epoch)
+        while True:
+            order = torch.randperm(len(self.rows), generator=epoch_generator(seed, epoch))
+            for i in range(position, per_epoch):
+                yield self.rows[order[i * batch_size : (i + 1) * batch_size]]
+            epoch, position = epoch + 1, 0
+
+    def describe(self) -> dict[str, Any]:
+        """Shape of the rows."""
+        return {"source": "rows in memory", "n_rows": len(self.rows), "d_in": self.d_in}

@@ -1,0 +1,68 @@
+"""How activations are scaled before an autoencoder sees them, and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KINDS = ("none", "scale", "unit")
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """A scaling of the rows, stored with the data and with every autoencoder trained on it.
+
+    kind: ``"none"`` leaves rows alone, ``"scale"`` multiplies all of them by one constant,
+        ``"unit"`` divides each row by its own Euclidean norm.
+    scale: the constant of ``"scale"``; 1 for the other kinds.
+    """
+
+    kind: str = "none"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"normalisation kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"normalisation scale is {self.scale}; expected a finite number above 0")
+        if self.kind != "scale" and self.scale != 1.0:
+            raise ValueError(f"normalisation {self.kind!r} takes no scale, got {self.scale}")
+
+    @classmethod
+    def fit(cls, kind: str, rows: Tensor) -> Normalisation:
+        """Choose the constant from sample rows (N, d): ``"scale"`` brings their mean norm to about 1.
+
+        The constant is rounded to a power of two, so that folding it into weights is exact.
+        """
+        if kind != "scale":
+            return cls(kind)
+        mean_norm = rows.double().norm(dim=1).mean().item()
+        if not (math.isfinite(mean_norm) and mean_norm > 0):
+            raise ValueError(
+                f"cannot scale rows whose mean norm is {mean_norm}; check the rows for NaN or all zeros"
+            )
+        return cls("scale", 2.0 ** round(-math.log2(mean_norm)))
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Normalise rows (…, d). A row of zeros stays a row of zeros."""
+        if self.kind == "none":
+            return rows
+        if self.kind == "scale":
+            return rows * self.scale
+        return torch.nn.functional.normalize(rows, dim=-1)
+
+    def invert(self, normalised: Tensor, rows: Tensor) -> Tensor:
+        """Bring a reconstruction (…, d) back to the units of the original ``rows`` (…, d)."""
+        if self.kind == "none":
+            return normalised
+        if self.kind == "scale":
+            return normalised / self.scale
+        return normalised * rows.norm(dim=-1, keepdim=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a manifest or a ``cfg.json``; ``Normalisation(**…)`` reads them back."""
+        return asdict(self)
