@@ -1,0 +1,137 @@
+"""The book's command line: `python -m tools.book run | check | verify | site`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from tools import parallel, provenance, site
+from tools.layout import REPOSITORY, Book, threads
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+Root = Annotated[Path, typer.Option(help="Folder that holds chapters/, book/ and sae_lib/.")]
+Chapters = Annotated[
+    list[str] | None, typer.Argument(help="Chapters by number or name; all if none is given.")
+]
+Cores = Annotated[int, typer.Option(min=1, help="Cores to use.")]
+CORES = os.cpu_count() or 1
+
+
+@app.command("run")
+def run_chapters(
+    chapters: Chapters = None,
+    root: Root = REPOSITORY,
+    profile: Annotated[
+        str, typer.Option(help="quick: pages of the book; full: GPU runs, in runs/full.")
+    ] = "quick",
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Only chapters whose notebook is out of date.")
+    ] = False,
+    cores: Cores = CORES,
+) -> None:
+    """Execute chapters into notebooks; a chapter that fails keeps its old notebook."""
+    if profile not in ("quick", "full"):
+        raise typer.BadParameter(f"the profile is {profile!r}; it must be quick or full")
+    book = Book(root.resolve())
+    sources = _sources(book, chapters)
+    if stale:
+        sources = [source for source in sources if provenance.stale(book, source)]
+    command = (sys.executable, "-m", "tools.execute", str(book.root))
+    jobs = [
+        parallel.Job(source.stem, [*command, str(source), profile], threads(source), gpu=profile == "full")
+        for source in sorted(sources, key=lambda source: -_seconds_last_time(book, source))
+    ]
+    _run_and_report(jobs, cores, "executed")
+
+
+@app.command()
+def check(root: Root = REPOSITORY) -> None:
+    """List the notebooks that are out of date, and why."""
+    book = Book(root.resolve())
+    found = {source.stem: provenance.stale(book, source) for source in book.sources()}
+    for name, reasons in found.items():
+        print(f"{name}: {'; '.join(reasons) if reasons else 'up to date'}")
+    if any(found.values()):
+        print("Run `python -m tools.book run --stale`.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(chapters: Chapters = None, root: Root = REPOSITORY, cores: Cores = CORES) -> None:
+    """Execute the committed notebooks again and compare every output (nbval)."""
+    book = Book(root.resolve())
+    pytest = (sys.executable, "-m", "pytest", "-p", "tools.nbval_tolerance", "--nbval", "--nbval-current-env")
+    quiet = ("-q", "--no-header", "--color=no", "-p", "no:cacheprovider")
+    jobs = [
+        parallel.Job(source.stem, [*pytest, *quiet, str(book.notebook(source))], threads(source))
+        for source in sorted(_sources(book, chapters), key=lambda source: -_seconds_last_time(book, source))
+    ]
+    _run_and_report(jobs, cores, "reproduced")
+
+
+@app.command("site")
+def build_site(root: Root = REPOSITORY) -> None:
+    """Build the site from the committed notebooks, executing nothing."""
+    try:
+        pages = site.build(Book(root.resolve()))
+    except site.SiteError as error:
+        print(error)
+        raise typer.Exit(1) from error
+    print(f"The book: {pages / 'index.html'}")
+
+
+def _sources(book: Book, chapters: list[str] | None) -> list[Path]:
+    try:
+        return book.sources(chapters or ())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _seconds_last_time(book: Book, source: Path) -> float:
+    """How long a chapter took before: starting with the longest keeps all cores busy to the end."""
+    path = book.notebook(source)
+    if not path.is_file():
+        return 0.0
+    return float(json.loads(path.read_text("utf8"))["metadata"].get("provenance", {}).get("seconds", 0))
+
+
+def _run_and_report(jobs: list[parallel.Job], cores: int, verb: str) -> None:
+    """Run the jobs with a line of progress each, then show what failed; exit 1 if anything did."""
+    parallel.warm_up()
+    # tqdm draws one bar a chapter on a terminal; elsewhere each chapter prints a line when it ends
+    hidden = not sys.stderr.isatty()
+    bars = {
+        job.name: tqdm(desc=job.name, total=0, unit="cell", position=place, disable=hidden)
+        for place, job in enumerate(jobs)
+    }
+
+    def on_line(job: parallel.Job, line: str) -> None:
+        if line.startswith('{"done"'):
+            progress = json.loads(line)
+            bars[job.name].total = progress["cells"]
+            bars[job.name].update()
+
+    def on_end(job: parallel.Job, outcome: parallel.Outcome) -> None:
+        if hidden:
+            ending = verb if outcome.status == 0 else "FAILED"
+            print(f"{job.name}: {ending} in {outcome.seconds:.0f} s", flush=True)
+
+    ended = parallel.run(jobs, cores, on_line, on_end)
+    for bar in bars.values():
+        bar.close()
+    failed = {name: outcome for name, outcome in ended.items() if outcome.status}
+    for name, outcome in failed.items():
+        lines = [line for line in outcome.lines if not line.startswith('{"done"')]
+        print(f"\n{'─' * 20} {name} {'─' * 20}", *lines, sep="\n")
+    print(f"chapters: {len(ended) - len(failed)} passed, {len(failed)} failed")
+    if failed:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

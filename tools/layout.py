@@ -1,0 +1,59 @@
+"""Where the book's files lie, relative to its root folder."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jupytext
+from nbformat import NotebookNode
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SOURCE_NAME = re.compile(r"\d\d_\w+\.md")
+
+
+@dataclass(frozen=True)
+class Book:
+    """The folders of one book: `chapters/` (sources), `book/` (pages), `sae_lib/` (the library)."""
+
+    root: Path = REPOSITORY
+
+    @property
+    def pages(self) -> Path:
+        """The folder of the committed notebooks; cells run in it."""
+        return self.root / "book"
+
+    @property
+    def library(self) -> Path:
+        """The package whose changes make a notebook stale."""
+        return self.root / "sae_lib"
+
+    def sources(self, wanted: Sequence[str] = ()) -> list[Path]:
+        """The chapters' sources, in order; `wanted` picks some by number or by name ("07")."""
+        found = sorted(p for p in (self.root / "chapters").glob("*.md") if SOURCE_NAME.fullmatch(p.name))
+        for name in wanted:
+            if not any(p.stem.startswith(name) for p in found):
+                known = ", ".join(p.stem for p in found) or "none"
+                raise ValueError(
+                    f"no chapter {name!r} in {self.root / 'chapters'}; the chapters are: {known}"
+                )
+        return [p for p in found if not wanted or p.stem.startswith(tuple(wanted))]
+
+    def notebook(self, source: Path, profile: str = "quick") -> Path:
+        """Where a chapter's executed notebook goes: only quick runs are pages of the book."""
+        folder = self.pages if profile == "quick" else self.root / "runs" / profile
+        return folder / f"{source.stem}.ipynb"
+
+
+def read_source(source: Path) -> NotebookNode:
+    """A chapter's source as a notebook without outputs."""
+    return jupytext.read(source, fmt={"extension": ".md", "format_name": "myst"})
+
+
+def threads(source: Path) -> int:
+    """Threads for a chapter's kernel: `book: {threads: 2}` in its front matter, else 1.
+
+    The number is the chapter's and not the machine's, because it changes the order of floating-point
+    sums and so the numbers that are compared later.
+    """
+    return int(read_source(source).metadata.get("book", {}).get("threads", 1))

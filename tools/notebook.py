@@ -1,0 +1,96 @@
+"""What may stand in a committed notebook: cleaning a fresh run, and the rules it has to keep."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from tools.layout import REPOSITORY
+
+MAX_BYTES = 500_000
+# places where files of one machine lie; a relative path or an address of a web page does not match
+ABSOLUTE_PATH = re.compile(
+    r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|private|mnt|workspace|content)/|[A-Z]:\\Users\\)[^\s\"'<>]*"
+)
+
+
+def clean(notebook: NotebookNode) -> None:
+    """Remove, in place, what differs from run to run or belongs to one machine."""
+    for key in ("papermill", "jupytext"):
+        notebook.metadata.pop(key, None)
+    notebook.metadata["language_info"] = {"name": "python", "file_extension": ".py"}
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:03d}"
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            # the notebook runs with it; on the page it would only repeat the cell above
+            cell.metadata["tags"].append("remove-cell")
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write by renaming, so that a page is never half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    nbformat.write(notebook, partial)
+    partial.replace(path)
+
+
+def problems(notebook: NotebookNode) -> list[str]:
+    """The rules that a notebook breaks: weight, paths of a machine, errors and warnings."""
+    return [*_too_heavy(notebook), *_noise(notebook), *_paths(notebook)]
+
+
+def _too_heavy(notebook: NotebookNode) -> Iterator[str]:
+    size = len(nbformat.writes(notebook).encode())
+    if size > MAX_BYTES:
+        weights = {
+            f"cell {number}, {kind}": len(json.dumps(content))
+            for number, _, kind, content in _contents(notebook)
+        }
+        largest = max(weights, key=lambda place: weights[place], default="its source")
+        yield (
+            f"it weighs {size // 1000} KB, at most {MAX_BYTES // 1000} KB are allowed; the largest output is "
+            f"{largest} with {weights.get(largest, 0) // 1000} KB: draw it smaller or with fewer points"
+        )
+
+
+def _noise(notebook: NotebookNode) -> Iterator[str]:
+    for number, cell, kind, content in _contents(notebook):
+        tags = cell.metadata.get("tags", [])
+        if kind == "stderr":
+            yield f"cell {number} wrote to stderr: {content.strip()[:300]!r}; silence its cause"
+        if kind == "error" and "raises-exception" not in tags:
+            yield f"cell {number} holds an error: {content[:300]!r}"
+
+
+def _paths(notebook: NotebookNode) -> Iterator[str]:
+    here = [str(path) for path in (REPOSITORY, Path.home(), sys.prefix) if str(path) != "/"]
+    for number, _, kind, content in _contents(notebook):
+        if kind == "image/png":
+            continue  # base64 may hold anything
+        text = content if isinstance(content, str) else json.dumps(content)
+        found = [path for path in here if path in text] + ABSOLUTE_PATH.findall(text)
+        if found:
+            yield f"cell {number}, {kind}: the path {found[0]!r} exists on one machine only; print its name"
+    found = ABSOLUTE_PATH.findall(json.dumps(notebook.metadata))
+    if found:
+        yield f"the metadata hold the path {found[0]!r}, which exists on one machine only"
+
+
+def _contents(notebook: NotebookNode) -> Iterator[tuple[int, NotebookNode, str, str]]:
+    """(number of the code cell, cell, kind, content) of every output, numbered as the reader sees them."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(code, start=1):
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                yield number, cell, output.name, output.text
+            elif output.output_type == "error":
+                yield number, cell, "error", f"{output.ename}: {output.evalue}"
+            else:
+                for mime, content in output.data.items():
+                    yield number, cell, mime, content

@@ -1,0 +1,95 @@
+"""Runs one process a chapter, several at once, never with more threads than there are cores."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from tools.layout import REPOSITORY
+
+# what every kernel sees, whether it executes a chapter or checks it
+KERNEL_ENVIRONMENT = {
+    "TQDM_DISABLE": "1",  # a progress bar would end up in the page
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",  # chapters need no network
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command to run for one chapter."""
+
+    name: str
+    command: Sequence[str]
+    threads: int = 1
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: everything it printed, and how long it took."""
+
+    status: int
+    lines: list[str]
+    seconds: float
+
+
+def run(
+    jobs: Sequence[Job],
+    cores: int,
+    on_line: Callable[[Job, str], None],
+    on_end: Callable[[Job, Outcome], None],
+) -> dict[str, Outcome]:
+    """Run all jobs, in order as far as free cores allow; failures stop nothing."""
+    waiting, running, ended = list(jobs), dict[Future[Outcome], Job](), dict[str, Outcome]()
+    with ThreadPoolExecutor(max_workers=cores) as pool:
+        while waiting or running:
+            for job in list(waiting):
+                taken = sum(min(other.threads, cores) for other in running.values())
+                if taken + min(job.threads, cores) <= cores:
+                    waiting.remove(job)
+                    running[pool.submit(_run, job, on_line)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                ended[job.name] = future.result()
+                on_end(job, ended[job.name])
+    return ended
+
+
+def warm_up() -> None:
+    """Let matplotlib build its font cache now: the first kernel would print a warning about it."""
+    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], capture_output=True, check=True)
+
+
+def environment(job: Job) -> dict[str, str]:
+    """The environment of a job's process and of the kernel that it starts."""
+    inherited = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    limits = dict.fromkeys(THREAD_VARIABLES, str(job.threads))
+    hidden = {} if job.gpu else {"CUDA_VISIBLE_DEVICES": ""}
+    return {**inherited, **KERNEL_ENVIRONMENT, **limits, **hidden}
+
+
+def _run(job: Job, on_line: Callable[[Job, str], None]) -> Outcome:
+    start = time.perf_counter()
+    lines = []
+    with subprocess.Popen(
+        job.command,
+        cwd=REPOSITORY,  # where the package `tools` is found
+        env=environment(job),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            on_line(job, lines[-1])
+    return Outcome(process.returncode, lines, time.perf_counter() - start)

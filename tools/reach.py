@@ -1,0 +1,134 @@
+"""Which modules of a package a piece of code reaches, found without running it.
+
+Names are followed to the module that defines them: through `from package.module import name` lines in
+an `__init__.py`, and through a dictionary `_EXPORTS = {name: module}` there (a lazy `__getattr__`).
+So `import package` alone reaches nothing, and `package.train` reaches only the module behind `train`.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+
+class Package:
+    """The modules of one package, read from its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.name
+        self._exports: dict[str, dict[str, str]] = {}
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Dotted module name → file; a package's name stands for its `__init__.py`."""
+        if not (self.folder / "__init__.py").is_file():
+            raise ValueError(f"{self.folder} is not a package: it has no __init__.py")
+        found = {}
+        for path in sorted(self.folder.rglob("*.py")):
+            parts = [self.name, *path.relative_to(self.folder).with_suffix("").parts]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        return found
+
+    def reached_by(self, code: str) -> dict[str, Path]:
+        """The modules that `code` reaches, directly or through other modules: name → file."""
+        waiting = list(self._used_in(ast.parse(code), module=""))
+        reached: set[str] = set()
+        while waiting:
+            module = waiting.pop()
+            if module not in reached:
+                reached.add(module)
+                waiting += self._used_in(ast.parse(self.files[module].read_text("utf8")), module)
+        return {module: self.files[module] for module in sorted(reached)}
+
+    def _used_in(self, tree: ast.Module, module: str) -> Iterator[str]:
+        """The modules that one file names itself."""
+        imported = dict(self._imports(tree, module))
+        for path in imported.values():
+            # a package that is only bound to a name is judged by what is then taken from it
+            if not self._is_package(path):
+                yield from self._resolve(path)
+        for path in self._uses(tree, imported):
+            yield from self._resolve(path)
+
+    def _imports(self, tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
+        """(bound name, dotted path) of every import from the package."""
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    if self._is_own(alias.name):
+                        yield (alias.asname, alias.name) if alias.asname else (self.name, self.name)
+                        # `import package.module` runs the module even when only `package` is bound
+                        if not alias.asname:
+                            yield f"import {alias.name}", alias.name
+            elif isinstance(node, ast.ImportFrom):
+                base = self._base(node, module)
+                if self._is_own(base):
+                    for alias in node.names:
+                        path = f"{base}.{alias.name}"
+                        yield alias.asname or alias.name, path
+
+    def _base(self, node: ast.ImportFrom, module: str) -> str:
+        """The absolute name behind `from base import …`, relative imports included."""
+        if not node.level:
+            return node.module or ""
+        parents = module.split(".")
+        is_init = module in self.files and self.files[module].name == "__init__.py"
+        kept = parents[: len(parents) - node.level + (1 if is_init else 0)]
+        return ".".join([*kept, *([node.module] if node.module else [])])
+
+    def _uses(self, tree: ast.Module, imported: dict[str, str]) -> Iterator[str]:
+        """The dotted paths taken from imported packages: `package.a.b` or, unsure, all of it."""
+        inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        for node in ast.walk(tree):
+            if id(node) in inner or not isinstance(node, ast.Attribute | ast.Name):
+                continue
+            names: list[str] = []
+            root: ast.expr = node
+            while isinstance(root, ast.Attribute):
+                names.insert(0, root.attr)
+                root = root.value
+            if isinstance(root, ast.Name) and root.id in imported:
+                path = ".".join([imported[root.id], *names])
+                yield path if not self._is_package(path) else f"{path}.*"
+
+    def _resolve(self, path: str) -> Iterator[str]:
+        """The modules behind a dotted path; `package.*` stands for everything in it."""
+        parts = path.split(".")
+        place = parts[0]
+        for depth, part in enumerate(parts[1:], start=1):
+            if not self._is_package(place):
+                break
+            if part == "*":
+                yield from (module for module in self.files if f"{module}.".startswith(f"{place}."))
+                return
+            if f"{place}.{part}" in self.files:
+                place = f"{place}.{part}"
+            elif part in self._names(place):
+                yield from self._resolve(".".join([self._names(place)[part], *parts[depth + 1 :]]))
+                return
+            else:
+                break  # defined in the __init__.py itself
+        if not self._is_package(place) or place != path:
+            yield place
+
+    def _names(self, package: str) -> dict[str, str]:
+        """What a package's `__init__.py` takes from elsewhere: public name → dotted path."""
+        if package not in self._exports:
+            tree = ast.parse(self.files[package].read_text("utf8"))
+            names = {name: path for name, path in self._imports(tree, package) if path != f"{package}.{name}"}
+            for node in tree.body:
+                target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+                if isinstance(target, ast.Name) and target.id == "_EXPORTS":
+                    for name, module in ast.literal_eval(node.value).items():  # type: ignore[attr-defined]
+                        base = module if self._is_own(module) else f"{package}.{module.lstrip('.')}"
+                        if base in self.files:
+                            names[name] = f"{base}.{name}"
+            self._exports[package] = names
+        return self._exports[package]
+
+    def _is_own(self, path: str) -> bool:
+        return path == self.name or path.startswith(f"{self.name}.")
+
+    def _is_package(self, path: str) -> bool:
+        return path in self.files and self.files[path].name == "__init__.py"
