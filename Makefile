@@ -1,0 +1,55 @@
+# The book and its library. `make help` lists what can be asked for.
+PYTHON ?= python3
+PROFILE ?= quick
+CHAPTERS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# changing the lock or the package's requirements makes this file out of date
+STAMP := $(VENV)/.installed
+PIP := $(PY) -m pip install -qq --disable-pip-version-check
+
+.PHONY: help env book site test check lock clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@echo
+	@echo "  make book CHAPTERS=\"05 07\"   only these chapters"
+	@echo "  make book PROFILE=full       paper scale, on a GPU; the results go to book/results"
+	@echo "  make PYTHON=python3.12 ...   build .venv with another Python"
+
+env: $(STAMP) ## create .venv with the exact versions of requirements.lock
+
+$(STAMP): requirements.lock requirements-data.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "$(PYTHON) is Python %d.%d, the book needs 3.11 or newer: make PYTHON=/path/to/python3.11 ..." % v[:2])'
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): about 150 packages the first time, some minutes ..."
+	@$(PIP) -r requirements.lock
+	@$(PIP) --no-deps -r requirements-data.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: env ## execute the chapters and build the site
+	@$(PY) -m tools.book run --profile $(PROFILE) $(CHAPTERS)
+	@$(PY) -m tools.book site
+
+site: env ## build the site from the committed notebooks, executing nothing
+	@$(PY) -m tools.book site
+
+check: env ## list the notebooks that are out of date, and why
+	@$(PY) -m tools.book check
+
+test: env ## style, types, unit tests, then every notebook executed again and compared
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(PY) -m pytest -q
+	$(PY) -m tools.book verify
+
+lock: env ## write requirements.lock anew from what is installed in .venv
+	@$(PY) -m tools.lock
+
+clean: ## remove what was built; .venv stays
+	rm -rf _build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
