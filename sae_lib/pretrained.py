@@ -121,6 +121,6 @@ def pretrained(name: str | Path | None, dtype: torch.dtype) -> tuple[str, Any, A
             raise FileNotFoundError(
                 f"no language model {str(name)!r} ({str(error).splitlines()[0]}); expected "
                 f"{DEFAULT_MODEL!r}, a folder with config.json and *.safetensors, a .gguf file, or "
-                "a Hugging Face hub id with safetensors weights (and a network, or the model in the hub's local cache)"
+                "a Hugging Face hub id with safetensors weights (and a network, or a copy in the hub's cache)"
             ) from error
     return short, model, tokenizer

@@ -1,0 +1,208 @@
+"""A language model's activations on a corpus, written to disk by a run that may be interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_lib.corpora import Corpus, token_blocks
+from sae_lib.language_models import LanguageModel, Site
+from sae_lib.manifest import DTYPES, MANIFEST, Manifest, check_shard, shard_name, write_shard
+from sae_lib.normalisation import KINDS, Normalisation
+from sae_lib.store import ActivationStore
+from sae_lib.stream import ActivationStream, forward, origin
+
+__all__ = ["ActivationStore", "ActivationStream", "harvest"]
+
+# rows that suffice to fit a scale
+_FIT_ROWS = 16_384
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system frees it when the process ends, however it ends."""
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"another process is harvesting into {folder}; wait for it, or choose another folder"
+            ) from None
+        yield
+
+
+def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif old != new:
+        yield f"{where} is {old!r} in the store and {new!r} now"
+
+
+def _resumed(folder: Path, fresh: Manifest) -> Manifest:
+    """The manifest to go on from: the folder's own, cut before its first missing or damaged shard."""
+    if not (folder / MANIFEST).exists():
+        if (folder / shard_name(0)).exists():
+            raise FileExistsError(
+                f"{folder} holds shards but no {MANIFEST}; restore it or use an empty folder"
+            )
+        fresh.write(folder)
+        return fresh
+    manifest = Manifest.read(folder)
+    if different := list(_differences(manifest.settings, fresh.settings)):
+        raise ValueError(
+            f"{folder} was begun with other settings: {'; '.join(different)}. "
+            "Use the same ones to go on, or another folder"
+        )
+    for i, shard in enumerate(manifest.shards):
+        try:
+            check_shard(folder, shard, hashes=True)
+        except (FileNotFoundError, ValueError) as error:
+            warnings.warn(f"harvesting again from shard {i} on: {error}", stacklevel=3)
+            manifest.shards, manifest.finished = manifest.shards[:i], False
+            manifest.normalisation = manifest.normalisation if i else None
+            manifest.write(folder)
+            break
+    return manifest
+
+
+def _storable(rows: Tensor, dtype: torch.dtype, model: LanguageModel, site: Site) -> Tensor:
+    """Rows in the type of the store, on the CPU. Raises ValueError when a number does not survive."""
+    stored = rows.to(dtype)
+    if not torch.isfinite(stored).all():
+        if torch.isfinite(rows).all():
+            raise ValueError(
+                f"an activation of {rows.abs().max().item():.4g} at {site} does not fit {dtype}; "
+                'use dtype="bfloat16" or dtype="float32"'
+            )
+        raise ValueError(
+            f"{model.name} gives NaN or infinity at {site}; "
+            "load it with dtype=torch.float32 or torch.bfloat16"
+        )
+    return stored.cpu()
+
+
+def _fill_shard(
+    model: LanguageModel,
+    site: Site,
+    blocks: list[Tensor],
+    dtype: torch.dtype,
+    batch_blocks: int,
+    skip: int,
+    bar: tqdm,
+) -> tuple[Tensor, Tensor]:
+    """Rows and tokens of one shard."""
+    tokens = torch.stack(blocks)
+    per_block = tokens.shape[1] - skip
+    acts = torch.empty(len(tokens) * per_block, model.d_model, dtype=dtype)
+    for i in range(0, len(tokens), batch_blocks):
+        rows = forward(model, site, tokens[i : i + batch_blocks], skip)
+        acts[i * per_block : i * per_block + len(rows)] = _storable(rows, dtype, model, site)
+        bar.update(len(rows))
+    return acts, tokens
+
+
+def harvest(
+    model: LanguageModel,
+    corpus: Corpus,
+    site: str | Site,
+    folder: str | Path,
+    *,
+    n_tokens: int,
+    normalisation: str = "scale",
+    block_size: int = 256,
+    batch_blocks: int = 8,
+    dtype: str = "float16",
+    shard_rows: int = 65_536,
+    seed: int = 0,
+    skip_first: int = 1,
+    progress: bool | None = None,
+) -> ActivationStore:
+    """Write the activations of at least ``n_tokens`` tokens to a store, or go on with one begun earlier.
+
+    site: see :class:`sae_lib.language_models.Site`.
+    n_tokens: rows to write, rounded up to whole blocks; one pass over the corpus at most, with a warning
+        if it holds less.
+    normalisation: ``"scale"``, ``"unit"`` or ``"none"``. Rows are stored raw; the constant is fitted on the
+        first shard and applied on reading.
+    block_size: tokens the model sees at once. batch_blocks: blocks in one forward pass.
+    dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``, for the files.
+    shard_rows: rows of a file, about; also what an interruption can cost.
+    seed: order of the documents.
+    skip_first: positions of every block left out. The first position attends only to itself, and models use
+        it as a resting place for attention: its norm is tens of times that of the others, and one such row
+        in 256 would rule the autoencoder's loss.
+    progress: show a bar; None shows it on a terminal.
+
+    May be killed at any moment: the same call goes on after the last whole shard, and ends with the same
+    bytes as an unbroken run (on the same machine with as many threads). A damaged shard is written anew. One
+    process at a time may write to a folder.
+    Raises ValueError when the folder was begun with other settings, or when an activation does not fit
+    ``dtype``; RuntimeError when another process is writing.
+    """
+    site, folder = model.site(site), Path(folder)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if normalisation not in KINDS:
+        raise ValueError(f"normalisation is {normalisation!r}; expected one of {', '.join(KINDS)}")
+    for name, value in (("n_tokens", n_tokens), ("shard_rows", shard_rows)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
+    settings = origin(model, corpus, site, block_size, batch_blocks, skip_first)
+    settings |= {"n_tokens": n_tokens, "seed": seed, "dtype": dtype, "normalisation": normalisation}
+    # shards are whole forward batches, so that a resumed run composes the same ones
+    batch_rows = batch_blocks * (block_size - skip_first)
+    per_shard = max(1, round(shard_rows / batch_rows)) * batch_blocks
+    settings["blocks_per_shard"] = per_shard
+    fresh = Manifest(settings, model.d_model)
+    wanted = -(-n_tokens // fresh.rows_per_block)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_writer(folder):
+        manifest = _resumed(folder, fresh)
+        if manifest.finished:
+            return ActivationStore(folder, manifest)
+        done = len(manifest.shards) * per_shard
+        blocks = itertools.islice(token_blocks(corpus, model.tokenizer, block_size, seed=seed), done, wanted)
+        with tqdm(
+            total=wanted * fresh.rows_per_block, initial=done * fresh.rows_per_block, unit=" tokens",
+            desc=f"{site} of {model.name}", disable=None if progress is None else not progress,
+        ) as bar:  # fmt: skip
+            try:
+                while batch := list(itertools.islice(blocks, per_shard)):
+                    acts, tokens = _fill_shard(
+                        model, site, batch, DTYPES[dtype], batch_blocks, skip_first, bar
+                    )
+                    if manifest.normalisation is None:
+                        every = max(1, len(acts) // _FIT_ROWS)
+                        manifest.normalisation = Normalisation.fit(
+                            normalisation, acts[::every].float()
+                        ).to_dict()
+                    manifest.shards.append(write_shard(folder, len(manifest.shards), acts, tokens))
+                    manifest.write(folder)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"harvest stopped; {len(manifest.shards)} whole shards are in {folder}, "
+                    "the same call goes on after them"
+                ) from None
+        rows = sum(shard.rows for shard in manifest.shards)
+        if not rows:
+            raise ValueError(
+                f"corpus {corpus.name!r} does not fill one block of {block_size} tokens; lower block_size"
+            )
+        if rows < n_tokens:
+            warnings.warn(
+                f"corpus {corpus.name!r} gave {rows} rows of the {n_tokens} asked for", stacklevel=2
+            )
+        manifest.finished = True
+        manifest.write(folder)
+    return ActivationStore(folder, manifest)

@@ -1,0 +1,210 @@
+"""Files of an activation store: safetensors shards and the manifest that lists them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_lib.normalisation import Normalisation
+
+FORMAT = "sae_lib activations"
+VERSION = 1
+MANIFEST = "manifest.json"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# how the fields below look in JSON
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "bool": (bool,),
+    "str": (str,),
+    "dict[str, Any]": (dict,),
+    "dict[str, Any] | None": (dict, type(None)),
+    "list[Shard]": (list,),
+}
+RESUME = "call harvest again with the same arguments"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file: ``acts (rows, d_in)`` and ``blocks (n_blocks, block_size)``, the tokens they come from."""
+
+    file: str
+    rows: int
+    blocks: int
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """What a store holds and how it was made; no dates, so that equal stores are equal files.
+
+    settings: everything that decides the rows, as :func:`sae_lib.activations.harvest` writes it.
+    normalisation: fitted on the first shard, absent before it is written.
+    """
+
+    settings: dict[str, Any]
+    d_in: int
+    finished: bool = False
+    normalisation: dict[str, Any] | None = None
+    shards: list[Shard] = field(default_factory=list)
+    format: str = FORMAT
+    version: int = VERSION
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return int(self.settings["block_size"])
+
+    @property
+    def skip_first(self) -> int:
+        """Positions of every block that give no row."""
+        return int(self.settings["skip_first"])
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows that one block gives."""
+        return self.block_size - self.skip_first
+
+    @property
+    def blocks_per_shard(self) -> int:
+        """Blocks in every shard but the last, which may have fewer."""
+        return int(self.settings["blocks_per_shard"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the stored rows."""
+        return DTYPES[self.settings["dtype"]]
+
+    def write(self, folder: Path) -> None:
+        """Replace the folder's manifest at once: readers see the old one or the new one."""
+        temporary = folder / f".{MANIFEST}.tmp"
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, indent=1, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        _commit(temporary, folder / MANIFEST)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read and check. Raises FileNotFoundError or ValueError naming the field at fault."""
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no activation store in {folder}: it has no {MANIFEST}; harvest one first"
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is not JSON ({error}); restore it, or harvest into a new folder"
+            ) from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds a {type(values).__name__}; expected an object")
+        for name, expected in (("format", FORMAT), ("version", VERSION)):
+            if values.get(name) != expected:
+                raise ValueError(
+                    f"{path}: {name} is {values.get(name)!r}; this version of sae_lib reads {expected!r}"
+                )
+        try:
+            values["shards"] = [_built(Shard, f"shards[{i}]", s) for i, s in enumerate(values["shards"])]
+            manifest = _built(cls, "manifest", values)
+            manifest._check()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}; restore it, or harvest into a new folder") from None
+        return manifest
+
+    def _check(self) -> None:
+        if self.d_in < 1:
+            raise ValueError(f"d_in is {self.d_in}, expected at least 1")
+        for name, least in (("block_size", 1), ("skip_first", 0), ("blocks_per_shard", 1)):
+            value = self.settings.get(name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"settings.{name} is {value!r}, expected a whole number from {least} on")
+        if self.rows_per_block < 1:
+            raise ValueError(f"settings.skip_first is {self.skip_first}, expected 0..{self.block_size - 1}")
+        if self.settings.get("dtype") not in DTYPES:
+            raise ValueError(
+                f"settings.dtype is {self.settings.get('dtype')!r}, expected {', '.join(DTYPES)}"
+            )
+        if self.shards and self.normalisation is None:
+            raise ValueError("normalisation is missing")
+        if self.normalisation is not None:
+            Normalisation(**self.normalisation)
+        for i, shard in enumerate(self.shards):
+            if shard.file != shard_name(i):
+                raise ValueError(f"shards[{i}].file is {shard.file!r}, expected {shard_name(i)!r}")
+            least = self.blocks_per_shard if i < len(self.shards) - 1 else 1
+            right = least <= shard.blocks <= self.blocks_per_shard
+            if not right or shard.rows != shard.blocks * self.rows_per_block:
+                raise ValueError(
+                    f"shards[{i}] has {shard.blocks} blocks and {shard.rows} rows, expected "
+                    f"{self.blocks_per_shard} blocks of {self.rows_per_block} rows (fewer blocks in the last)"
+                )
+
+
+def _built(cls: type, where: str, values: Any) -> Any:
+    """A dataclass from JSON values, each of the type its field is annotated with."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{where} is a {type(values).__name__}, expected an object")
+    for name, annotation in cls.__annotations__.items():
+        if name not in values:
+            raise KeyError(f"{where}.{name} is missing")
+        # exact types: True is no count of rows
+        if type(values[name]) not in _JSON_TYPES[annotation]:
+            raise TypeError(f"{where}.{name} is {values[name]!r}, expected {annotation}")
+    if unknown := values.keys() - cls.__annotations__.keys():
+        raise ValueError(f"{where} has unknown entries {', '.join(sorted(unknown))}")
+    return cls(**values)
+
+
+def _commit(temporary: Path, target: Path) -> None:
+    """Give a finished file its name, and make both survive a power cut."""
+    os.replace(temporary, target)
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard."""
+    return f"shard-{index:05d}.safetensors"
+
+
+def write_shard(folder: Path, index: int, acts: Tensor, blocks: Tensor) -> Shard:
+    """Write acts (rows, d_in) and blocks (n_blocks, block_size) as a shard, whole or not at all."""
+    target = folder / shard_name(index)
+    temporary = folder / f".{target.name}.tmp"
+    save_file({"acts": acts.contiguous(), "blocks": blocks.int().contiguous()}, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    digest, size = _sha256(temporary), temporary.stat().st_size
+    _commit(temporary, target)
+    return Shard(target.name, len(acts), len(blocks), size, digest)
+
+
+def check_shard(folder: Path, shard: Shard, hashes: bool) -> None:
+    """Compare a file with its entry. Raises FileNotFoundError or ValueError naming the file."""
+    path = folder / shard.file
+    remedy = f"{RESUME} to write it anew"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {remedy}")
+    if (size := path.stat().st_size) != shard.bytes:
+        raise ValueError(f"{path} has {size} bytes, the manifest says {shard.bytes}; {remedy}")
+    if hashes and _sha256(path) != shard.sha256:
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the manifest's; {remedy}")

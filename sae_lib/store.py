@@ -1,0 +1,131 @@
+"""Activations on disk, read through memory maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sae_lib.batches import epoch_generator
+from sae_lib.manifest import RESUME, Manifest, check_shard
+from sae_lib.normalisation import Normalisation
+
+
+class ActivationStore:
+    """Rows of a finished harvest, as training batches, by number, and with the text they come from.
+
+    Rows are numbered in the order of the token stream. Shards are mapped into memory, so only what is
+    read takes space. Use :meth:`open`.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.d_in = manifest.d_in
+        self.n_rows = sum(shard.rows for shard in manifest.shards)
+        self.normalisation = Normalisation(**(manifest.normalisation or {}))
+        self._rows_per_shard = manifest.blocks_per_shard * manifest.rows_per_block
+        self._open: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool = True) -> ActivationStore:
+        """Open a finished store.
+
+        verify: compare every shard's SHA-256 with the manifest (reads the whole store once); names and
+            sizes are compared in any case.
+        Raises FileNotFoundError or ValueError naming the file or field at fault and what to do.
+        """
+        folder = Path(folder)
+        manifest = Manifest.read(folder)
+        if not manifest.finished:
+            rows = sum(shard.rows for shard in manifest.shards)
+            raise ValueError(
+                f"{folder} is unfinished: {rows} of about {manifest.settings.get('n_tokens')} rows; "
+                f"{RESUME} to go on"
+            )
+        for shard in manifest.shards:
+            check_shard(folder, shard, hashes=verify)
+        return cls(folder, manifest)
+
+    def _shard(self, index: int) -> tuple[Tensor, Tensor]:
+        """The mapped ``acts`` and ``blocks`` of a shard."""
+        if index not in self._open:
+            shard = self.manifest.shards[index]
+            path = self.folder / shard.file
+            expected = (
+                ("acts", self.manifest.dtype, (shard.rows, self.d_in)),
+                ("blocks", torch.int32, (shard.blocks, self.manifest.block_size)),
+            )
+            try:
+                with safe_open(path, framework="pt") as file:
+                    found = tuple(file.get_tensor(name) for name, _, _ in expected)
+            except SafetensorError as error:
+                raise ValueError(f"{path} is not a shard ({error}); {RESUME} to write it anew") from None
+            for tensor, (name, dtype, shape) in zip(found, expected, strict=True):
+                if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
+                    raise ValueError(
+                        f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, "
+                        f"the manifest says {dtype} {shape}"
+                    )
+            self._open[index] = (found[0], found[1])
+        return self._open[index]
+
+    def rows(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """Rows by number, in raw units: float32 (n, d_in). Raises IndexError for a number out of range."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        if index.numel() and not (index.min() >= 0 and index.max() < self.n_rows):
+            raise IndexError(
+                f"rows {int(index.min())}..{int(index.max())} asked for; the store holds 0..{self.n_rows - 1}"
+            )
+        out = torch.empty(len(index), self.d_in)
+        of_shard = index // self._rows_per_shard
+        # shard by shard: each map is then read in one gather
+        for shard in of_shard.unique().tolist():
+            here = of_shard == shard
+            out[here] = self._shard(shard)[0][index[here] - shard * self._rows_per_shard].float()
+        return out
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """``n`` different rows drawn at random, in raw units: float32 (n, d_in)."""
+        if not 1 <= n <= self.n_rows:
+            raise ValueError(f"{n} rows asked for; the store can give 1..{self.n_rows}")
+        return self.rows(torch.randperm(self.n_rows, generator=epoch_generator(seed, 0))[:n])
+
+    def context(self, row: int) -> Tensor:
+        """The tokens of a row's block up to and including the row's own: int64 (length,)."""
+        if not 0 <= row < self.n_rows:
+            raise IndexError(f"row {row} asked for; the store holds 0..{self.n_rows - 1}")
+        shard, within = divmod(row, self._rows_per_shard)
+        block, position = divmod(within, self.manifest.rows_per_block)
+        return self._shard(shard)[1][block, : self.manifest.skip_first + position + 1].long()
+
+    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
+        """Yield normalised float32 batches (batch_size, d_in) without end, from number ``start`` on.
+
+        Every pass is one permutation of all rows, cut into batches; the tail that fills no batch is dropped.
+        """
+        per_epoch = self.n_rows // batch_size
+        if per_epoch == 0:
+            raise ValueError(
+                f"batch size {batch_size} exceeds the {self.n_rows} rows of {self.folder}; lower it"
+            )
+        epoch, position = divmod(start, per_epoch)
+        while True:
+            # int32 halves the one thing held in memory for every row
+            order = torch.randperm(self.n_rows, generator=epoch_generator(seed, epoch), dtype=torch.int32)
+            for i in range(position, per_epoch):
+                yield self.normalisation.apply(self.rows(order[i * batch_size : (i + 1) * batch_size]))
+            epoch, position = epoch + 1, 0
+
+    def describe(self) -> dict[str, Any]:
+        """Where the rows come from: the manifest's settings and sizes."""
+        return {
+            "source": "activation store",
+            "n_rows": self.n_rows,
+            "d_in": self.d_in,
+            **self.manifest.settings,
+        }

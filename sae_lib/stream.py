@@ -1,0 +1,138 @@
+"""Training rows straight from a language model, made as they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_lib.batches import epoch_generator
+from sae_lib.corpora import Corpus, opening_ids, separator_id, token_blocks
+from sae_lib.language_models import LanguageModel, Site
+from sae_lib.normalisation import Normalisation
+
+
+def _vocabulary_sha256(tokenizer: Any) -> str:
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def origin(
+    model: LanguageModel, corpus: Corpus, site: Site, block_size: int, batch_blocks: int, skip_first: int
+) -> dict[str, Any]:
+    """Everything that decides the rows, as plain JSON values. Raises ValueError for sizes out of range."""
+    if not 0 <= skip_first < block_size:
+        raise ValueError(f"skip_first is {skip_first}; expected 0..{block_size - 1} (block_size - 1)")
+    if batch_blocks < 1:
+        raise ValueError(f"batch_blocks is {batch_blocks}; expected at least 1")
+    return {
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "site": str(site),
+        "corpus": corpus.describe(),
+        "tokenizer": {
+            "vocabulary_sha256": _vocabulary_sha256(model.tokenizer),
+            "separator": separator_id(model.tokenizer),
+            "opening": opening_ids(model.tokenizer),
+        },
+        "block_size": block_size,
+        "batch_blocks": batch_blocks,
+        "skip_first": skip_first,
+    }
+
+
+def forward(model: LanguageModel, site: Site, blocks: Tensor, skip_first: int) -> Tensor:
+    """Rows (B · (T − skip_first), d) of one batch of blocks (B, T)."""
+    return model.activations(blocks, site)[:, skip_first:].reshape(-1, model.d_model)
+
+
+class ActivationStream:
+    """Training batches straight from the model, without a file; a new document order every pass.
+
+    normalisation: one fitted before, or a kind, fitted on the first rows of the stream with seed 0.
+    buffer_rows: rows made at a time, shuffled among themselves, and served, about. Larger mixes more
+        documents into a batch and takes that many rows of memory.
+    Other arguments: see :func:`harvest`.
+
+    Batches are float32 on the model's device. Batch ``i`` can be had without the ones before it: their text
+    is tokenised again (some 300,000 tokens a second), but not read by the model.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        corpus: Corpus,
+        site: str | Site,
+        *,
+        normalisation: Normalisation | str = "scale",
+        block_size: int = 256,
+        batch_blocks: int = 8,
+        buffer_rows: int = 16_384,
+        skip_first: int = 1,
+    ) -> None:
+        self.model, self.corpus, self.site = model, corpus, model.site(site)
+        self.block_size, self.batch_blocks, self.skip_first = block_size, batch_blocks, skip_first
+        self.buffer_rows = buffer_rows
+        self.d_in = model.d_model
+        self._origin = origin(model, corpus, self.site, block_size, batch_blocks, skip_first)
+        if isinstance(normalisation, str):
+            first = list(itertools.islice(self._blocks(seed=0), batch_blocks))
+            normalisation = Normalisation.fit(normalisation, self._rows(first).cpu())
+        self.normalisation = normalisation
+
+    def _blocks(self, seed: int) -> Iterator[Tensor]:
+        """The endless stream of blocks, pass after pass."""
+        for epoch in itertools.count():
+            blocks = token_blocks(self.corpus, self.model.tokenizer, self.block_size, seed=seed, epoch=epoch)
+            first = next(blocks, None)
+            if first is None:
+                raise ValueError(
+                    f"corpus {self.corpus.name!r} does not fill one block of {self.block_size} tokens; "
+                    "lower block_size"
+                )
+            yield first
+            yield from blocks
+
+    def _rows(self, blocks: list[Tensor]) -> Tensor:
+        """Raw float32 rows of some blocks. Raises ValueError for NaN or infinity."""
+        parts = [
+            forward(self.model, self.site, torch.stack(blocks[i : i + self.batch_blocks]), self.skip_first)
+            for i in range(0, len(blocks), self.batch_blocks)
+        ]
+        rows = torch.cat(parts).float()
+        if not torch.isfinite(rows).all():
+            raise ValueError(
+                f"{self.model.name} gives NaN or infinity at {self.site}; "
+                "load it with dtype=torch.float32 or torch.bfloat16"
+            )
+        return rows
+
+    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
+        """Yield normalised float32 batches (batch_size, d_in) without end; see :class:`BatchSource`.
+
+        A buffer is a whole number of batches, made from the fewest blocks that hold them.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch size is {batch_size}; expected at least 1")
+        per_buffer = max(1, round(self.buffer_rows / batch_size))
+        n_blocks = -(-per_buffer * batch_size // (self.block_size - self.skip_first))
+        buffer, position = divmod(start, per_buffer)
+        blocks = itertools.islice(self._blocks(seed), buffer * n_blocks, None)
+        while True:
+            rows = self.normalisation.apply(self._rows(list(itertools.islice(blocks, n_blocks))))
+            order = torch.randperm(len(rows), generator=epoch_generator(seed, buffer)).to(rows.device)
+            for i in range(position, per_buffer):
+                yield rows[order[i * batch_size : (i + 1) * batch_size]]
+            buffer, position = buffer + 1, 0
+
+    def describe(self) -> dict[str, Any]:
+        """Where the rows come from."""
+        return {
+            "source": "activation stream",
+            "d_in": self.d_in,
+            "buffer_rows": self.buffer_rows,
+            **self._origin,
+        }
