@@ -1,0 +1,68 @@
+"""What a way of enforcing sparsity has to provide."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from sae_lib.normalisation import Normalisation
+from sae_lib.sae import SparseAutoencoder
+
+
+class Step(NamedTuple):
+    """One forward pass.
+
+    loss: scalar to differentiate.
+    projection: (B, M) u = W (x − b_pre), without gradient.
+    codes: (B, M), without gradient.
+    error: (B, d) reconstruction minus input, without gradient.
+    """
+
+    loss: Tensor
+    projection: Tensor
+    codes: Tensor
+    error: Tensor
+
+
+class Run(nn.Module):
+    """A method at work on one autoencoder. Its buffers are its counters; checkpoints hold them."""
+
+    def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+        """½‖f(x) − x‖², averaged over the batch x (B, d): the loss of the paper."""
+        projection = sae.project(x)
+        codes = sae.gate(projection)
+        error = sae.decode(codes) - x
+        loss = 0.5 * error.square().sum(dim=1).mean()
+        return Step(loss, projection.detach(), codes.detach(), error.detach())
+
+    def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
+        """What the method does after the optimiser has made its step ``number`` (1, 2, …); here nothing.
+
+        ``step`` is the forward pass of that step, from before the weights moved.
+        """
+
+    def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
+        """Extra values for the metrics log, as plain JSON values; none by default."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Settings of one method. Instances are immutable and compare by value."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
+        """A fresh autoencoder of the kind this method trains."""
+
+    @abstractmethod
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
+        """Prepare ``sae`` for training on data like the normalised rows ``sample`` (N, d)."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings as plain values."""
+        return {"name": self.name, **asdict(self)}

@@ -1,0 +1,106 @@
+"""The TopK baseline with the auxiliary loss for dead latents: Gao et al. (2024), arXiv 2406.04093."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sae_lib.methods.base import Method, Run, Step
+from sae_lib.normalisation import Normalisation
+from sae_lib.sae import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class TopK(Method):
+    """Only the k largest latents of each row fire.
+
+    k: latents a row.
+    dead_after: steps without firing after which a latent counts as dead.
+    aux_coefficient: weight of the auxiliary loss, in which dead latents model the remaining error
+        (α = 1/32 in the source); 0 turns it off.
+    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
+
+    The auxiliary loss uses the min(d/2, number of dead) strongest dead latents of each row, and their
+    loss is divided by the size of the error, as in the source.
+    """
+
+    k: int = 32
+    dead_after: int = 200
+    aux_coefficient: float = 1 / 32
+    centre: bool = False
+    name: ClassVar[str] = "topk"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k is {self.k}; expected at least 1")
+        if self.dead_after < 1:
+            raise ValueError(f"dead_after is {self.dead_after}; expected at least 1 step")
+        if not self.aux_coefficient >= 0:
+            raise ValueError(f"aux_coefficient is {self.aux_coefficient}; expected at least 0")
+
+    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
+        """An untied TopK autoencoder with free encoder rows, encoder and decoder equal at the start."""
+        return SparseAutoencoder(
+            d_in,
+            width,
+            tied=False,
+            free_encoder=True,
+            activation="topk",
+            k=self.k,
+            normalisation=normalisation,
+            seed=seed,
+        )
+
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
+        """Turn on the gradients of the biases; centre on the sample if asked to."""
+        sae.bias.requires_grad_(True)
+        if self.centre:
+            sae.centre_(sample)
+        return TopKRun(self, sae.width).to(sae.weight.device)
+
+
+class TopKRun(Run):
+    """Tracks when each latent last fired, and adds the auxiliary loss."""
+
+    silent_steps: Tensor
+    dead: Tensor
+
+    # how often, in steps, the list of dead latents is renewed; each renewal waits for the device
+    REVIEW = 50
+
+    def __init__(self, method: TopK, width: int) -> None:
+        super().__init__()
+        self.method = method
+        self.register_buffer("silent_steps", torch.zeros(width, dtype=torch.int64))
+        self.register_buffer("dead", torch.zeros(width, dtype=torch.bool))
+        self._any_dead: bool | None = None
+
+    def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+        """Reconstruction loss plus auxiliary loss on a batch x (B, d)."""
+        step = super().forward(sae, x)
+        if self._any_dead is None:
+            self._any_dead = bool(self.dead.any())
+        if not (self._any_dead and self.method.aux_coefficient):
+            return step
+        auxiliary = self._auxiliary(sae, x, step.error)
+        return step._replace(loss=step.loss + self.method.aux_coefficient * auxiliary)
+
+    def _auxiliary(self, sae: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
+        y = torch.relu(sae.project(x) + sae.bias) * self.dead
+        top = y.topk(min(max(sae.d_in // 2, 1), sae.width), dim=1, sorted=False)
+        codes = torch.zeros_like(y).scatter(1, top.indices, top.values)
+        remaining = (codes * sae.scale) @ sae.decoder_rows + error
+        return remaining.square().sum(dim=1).mean() / error.square().sum(dim=1).mean().clamp(min=1e-12)
+
+    @torch.no_grad()
+    def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
+        """Reset the clock of the latents that fired, advance the others, and now and then list the dead."""
+        fired = (step.codes != 0).any(dim=0)
+        self.silent_steps += 1
+        self.silent_steps.masked_fill_(fired, 0)
+        if number % self.REVIEW == 0:
+            torch.ge(self.silent_steps, self.method.dead_after, out=self.dead)
+            self._any_dead = None

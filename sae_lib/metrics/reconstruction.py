@@ -1,0 +1,55 @@
+"""How well rows are rebuilt, and from how many latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_lib.sae import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Measurements of one autoencoder on one set of rows.
+
+    nmse: Σ‖x − f(x)‖² / Σ‖x‖².
+    explained_variance: 1 − Σ‖x − f(x)‖² / Σ‖x − x̄‖², with x̄ the mean row.
+    l0: mean number of latents that fire on a row.
+    firing_rate: (M,) share of the rows on which each latent fires.
+    dead_share: share of the latents that fire on no row.
+    n_rows: rows measured.
+    """
+
+    nmse: float
+    explained_variance: float
+    l0: float
+    firing_rate: Tensor
+    dead_share: float
+    n_rows: int
+
+
+@torch.no_grad()
+def reconstruction(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int = 4096) -> Reconstruction:
+    """Measure ``sae`` on normalised rows (N, d); sums are kept in float64."""
+    if rows.ndim != 2 or rows.shape[1] != sae.d_in or len(rows) == 0:
+        raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, {sae.d_in}) with N ≥ 1")
+    device = sae.weight.device
+    error = torch.zeros((), dtype=torch.float64, device=device)
+    fired = torch.zeros(sae.width, dtype=torch.int64, device=device)
+    for x in rows.split(batch_size):
+        x = x.to(device)
+        codes = sae.encode(x)
+        error += (sae.decode(codes) - x).double().square().sum()
+        fired += (codes != 0).sum(dim=0)
+    power = rows.double().square().sum().item()
+    spread = (rows.double() - rows.double().mean(dim=0)).square().sum().item()
+    return Reconstruction(
+        nmse=error.item() / power if power else float("nan"),
+        explained_variance=1 - error.item() / spread if spread else float("nan"),
+        l0=fired.sum().item() / len(rows),
+        firing_rate=(fired.double() / len(rows)).cpu(),
+        dead_share=(fired == 0).double().mean().item(),
+        n_rows=len(rows),
+    )

@@ -1,0 +1,133 @@
+"""The sparse autoencoder: encoder, gate, decoder (paper, section 2)."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from sae_lib.normalisation import Normalisation
+
+ACTIVATIONS = ("jumprelu", "relu", "topk")
+
+
+class SparseAutoencoder(nn.Module):
+    """f(x) = Σ_m a_m v_m z_m + b_pre with z = gate(W (x − b_pre)).
+
+    The gate, with u = W (x − b_pre):
+
+    * ``"jumprelu"``: z = u · 1(u + b > 0). The bias decides *whether* a latent fires, never how strongly.
+    * ``"relu"``: z = max(0, u + b).
+    * ``"topk"``: z = max(0, u + b) for the k largest entries of a row, 0 elsewhere.
+
+    Rows of the decoder always have unit norm. A tied autoencoder decodes with its encoder rows (v = w),
+    so these have unit norm too; an untied one keeps unit encoder rows unless ``free_encoder``.
+
+    weight: (M, d) encoder rows w_m.
+    decoder: (M, d) decoder rows v_m; None when tied.
+    scale: (M,) output scale a_m.
+    bias: (M,) gate bias b_m; gets no gradient unless a method turns it on.
+    pre_bias: (d,) input centre b_pre; gets no gradient unless a method turns it on.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        width: int,
+        *,
+        tied: bool = True,
+        free_encoder: bool = False,
+        activation: str = "jumprelu",
+        k: int | None = None,
+        normalisation: Normalisation | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"d_in": d_in, "width": width}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; expected at least 1")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+        if (k is not None) != (activation == "topk"):
+            raise ValueError(f"activation {activation!r} with k={k}; k belongs to 'topk' and to it alone")
+        if k is not None and not 1 <= k <= width:
+            raise ValueError(f"k is {k}; expected 1 … {width} (the width)")
+        if tied and free_encoder:
+            raise ValueError("a tied encoder has unit rows; free_encoder needs tied=False")
+        self.d_in, self.width = d_in, width
+        self.activation, self.k = activation, k
+        self.free_encoder = free_encoder
+        self.normalisation = normalisation or Normalisation()
+        self.metadata: dict[str, Any] = {}
+        generator = torch.Generator().manual_seed(seed)
+        rows = normalize(torch.randn(width, d_in, generator=generator), dim=1)
+        self.weight = nn.Parameter(rows)
+        self.decoder = None if tied else nn.Parameter(rows.clone())
+        self.scale = nn.Parameter(torch.ones(width), requires_grad=not free_encoder)
+        self.bias = nn.Parameter(torch.zeros(width), requires_grad=False)
+        self.pre_bias = nn.Parameter(torch.zeros(d_in), requires_grad=False)
+
+    @property
+    def tied(self) -> bool:
+        """Whether encoder and decoder share their rows."""
+        return self.decoder is None
+
+    @property
+    def decoder_rows(self) -> Tensor:
+        """Unit directions (M, d) the latents write; compare these with a dictionary of features."""
+        return self.weight if self.decoder is None else self.decoder
+
+    def project(self, x: Tensor) -> Tensor:
+        """u = W (x − b_pre), (B, M): the pre-activations without the bias."""
+        return (x - self.pre_bias) @ self.weight.T
+
+    def gate(self, projection: Tensor) -> Tensor:
+        """Codes z (B, M) from the projection u (B, M)."""
+        if self.activation == "jumprelu":
+            # u > −b rather than u + b > 0: the same set of floats, without a temporary
+            return projection * (projection > -self.bias)
+        y = torch.relu(projection + self.bias)
+        if self.k is None:
+            return y
+        top = y.topk(self.k, dim=-1, sorted=False)
+        return torch.zeros_like(y).scatter(-1, top.indices, top.values)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes (B, M) of normalised rows x (B, d)."""
+        return self.gate(self.project(x))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Reconstruction (B, d), in normalised units, of codes (B, M)."""
+        return (codes * self.scale) @ self.decoder_rows + self.pre_bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction (B, d) of normalised rows x (B, d)."""
+        return self.decode(self.encode(x))
+
+    def reconstruct(self, rows: Tensor) -> Tensor:
+        """Reconstruction (…, d) of raw rows (…, d): normalise, encode, decode, undo the normalisation."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        return self.normalisation.invert(self(self.normalisation.apply(flat)), flat).reshape(rows.shape)
+
+    @torch.no_grad()
+    def unit_rows_(self) -> None:
+        """Put the rows that must have unit norm back on the sphere (after an optimiser step)."""
+        if not self.free_encoder:
+            self.weight.copy_(normalize(self.weight, dim=1))
+        if self.decoder is not None:
+            self.decoder.copy_(normalize(self.decoder, dim=1))
+
+    @torch.no_grad()
+    def centre_(self, sample: Tensor) -> None:
+        """Start b_pre at the mean of normalised rows (N, d), and let it be trained."""
+        self.pre_bias.copy_(sample.mean(dim=0))
+        self.pre_bias.requires_grad_(True)
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Write ``cfg.json`` and ``sae_weights.safetensors`` in SAELens's layout; see ``sae_lib.storage``."""
+        from sae_lib.storage import save
+
+        save(self, folder)

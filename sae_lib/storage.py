@@ -1,0 +1,191 @@
+"""Saving and loading autoencoders in SAELens's layout: ``cfg.json`` + ``sae_weights.safetensors``.
+
+In the files, codes are in units of the raw activations and decoder rows have unit norm. With our
+x_n = s·x, output scale a and pre-bias b_pre that means (formats: SAELens ≥ 6)::
+
+    W_enc = |a| w        W_dec = sign(a) v        b_dec = b_pre / s
+    jumprelu: threshold = −|a| b / s, b_enc = 0   standard, topk: b_enc = |a| b / s
+
+so a code in the file is |a| z / s. A GBA autoencoder is a ``jumprelu`` one, exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_lib.files import replacing
+from sae_lib.normalisation import Normalisation
+from sae_lib.sae import SparseAutoencoder
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+# our activation → SAELens's architecture
+ARCHITECTURES = {"jumprelu": "jumprelu", "relu": "standard", "topk": "topk"}
+# the oldest version whose loader applies no legacy conversion
+SAE_LENS_VERSION = "6.0.0"
+
+
+class StorageError(ValueError):
+    """Files that do not hold an autoencoder this library can use, and why."""
+
+
+def _input_scale(normalisation: Normalisation, d_in: int) -> float:
+    # SAELens's "constant_norm_rescale" gives rows norm √d where "unit" gives them norm 1
+    return d_in**-0.5 if normalisation.kind == "unit" else normalisation.scale
+
+
+@torch.no_grad()
+def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
+    """Write an autoencoder to ``folder`` (created if need be); each file is replaced in one step."""
+    folder = Path(folder)
+    s = _input_scale(sae.normalisation, sae.d_in)
+    magnitude, sign = sae.scale.abs(), torch.where(sae.scale < 0, -1.0, 1.0)
+    if sae.activation == "topk" and not torch.equal(magnitude, torch.ones_like(magnitude)):
+        raise StorageError("a TopK autoencoder with an output scale other than 1 has no form in this format")
+    gate = magnitude * sae.bias / s
+    tensors = {
+        "W_enc": (magnitude[:, None] * sae.weight).T,
+        "W_dec": sign[:, None] * sae.decoder_rows,
+        "b_enc": torch.zeros_like(gate) if sae.activation == "jumprelu" else gate,
+        "b_dec": sae.pre_bias / s,
+    }
+    if sae.activation == "jumprelu":
+        tensors["threshold"] = -gate
+    config: dict[str, Any] = {
+        "architecture": ARCHITECTURES[sae.activation],
+        "d_in": sae.d_in,
+        "d_sae": sae.width,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "constant_norm_rescale" if sae.normalisation.kind == "unit" else "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": SAE_LENS_VERSION,
+            **_model_keys(sae.metadata),
+            "sae_lib": {
+                "tied": sae.tied,
+                "free_encoder": sae.free_encoder,
+                "normalisation": sae.normalisation.to_dict(),
+                **sae.metadata,
+            },
+        },
+    }
+    if sae.activation == "topk":
+        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    with replacing(folder / WEIGHTS) as path:
+        save_file({k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}, path)
+    with replacing(folder / CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _model_keys(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Where the activations came from, under the names SAELens uses."""
+    data = metadata.get("training", {}).get("data", {})
+    names = {"model_name": "model", "hook_name": "site", "context_size": "block_size"}
+    return {theirs: data[ours] for theirs, ours in names.items() if ours in data}
+
+
+@torch.no_grad()
+def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> SparseAutoencoder:
+    """Read an autoencoder from ``folder``; it takes the same normalised rows as when it was saved.
+
+    One that another program saved has no normalisation of ours: its rows are raw activations.
+
+    Raises StorageError if files are missing or damaged, or of a kind this library cannot represent.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    tensors = _read_tensors(folder, config)
+    d_in, width = config["d_in"], config["d_sae"]
+    activation = {theirs: ours for ours, theirs in ARCHITECTURES.items()}[config["architecture"]]
+    metadata = dict(config.get("metadata", {}).get("sae_lib", {}))
+    tied, free = metadata.pop("tied", False), metadata.pop("free_encoder", activation != "jumprelu")
+    kind = "unit" if config["normalize_activations"] == "constant_norm_rescale" else "none"
+    normalisation = Normalisation(**metadata.pop("normalisation", {"kind": kind}))
+    sae = SparseAutoencoder(
+        d_in, width, tied=tied, free_encoder=free, activation=activation,
+        k=config.get("k"), normalisation=normalisation,
+    )  # fmt: skip
+    s = _input_scale(normalisation, d_in)
+    magnitude = torch.ones(width) if free else tensors["W_enc"].norm(dim=0).clamp(min=1e-30)
+    gate = -tensors["threshold"] if activation == "jumprelu" else tensors["b_enc"]
+    sae.weight.copy_((tensors["W_enc"] / magnitude).T)
+    sae.bias.copy_(gate * s / magnitude)
+    sae.pre_bias.copy_(tensors["b_dec"] * s)
+    if sae.decoder is None:
+        sign = (sae.weight * tensors["W_dec"]).sum(dim=1).sign()
+        sae.scale.copy_(magnitude * sign)
+    else:
+        sae.decoder.copy_(tensors["W_dec"])
+        sae.scale.copy_(magnitude)
+    sae.metadata = metadata
+    return sae.eval().requires_grad_(False).to(device)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise StorageError(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}")
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise StorageError(f"{path} holds a {type(config).__name__}; expected an object")
+    if config.get("architecture") not in ARCHITECTURES.values():
+        raise StorageError(
+            f"{path}: architecture is {config.get('architecture')!r}; "
+            f"expected one of {', '.join(ARCHITECTURES.values())}"
+        )
+    for key in ("d_in", "d_sae", *(["k"] if config["architecture"] == "topk" else [])):
+        if not isinstance(config.get(key), int) or config[key] < 1:
+            raise StorageError(f"{path}: {key} is {config.get(key)!r}; expected a whole number above 0")
+    config.setdefault("normalize_activations", "none")
+    if config["normalize_activations"] not in ("none", "constant_norm_rescale"):
+        raise StorageError(
+            f"{path}: normalize_activations is {config['normalize_activations']!r}; "
+            "fold it into the weights first, expected 'none' or 'constant_norm_rescale'"
+        )
+    if not config.get("apply_b_dec_to_input", True):
+        raise StorageError(f"{path}: apply_b_dec_to_input is false; only true can be read")
+    if not isinstance(config.get("metadata", {}), dict):
+        raise StorageError(f"{path}: metadata is not an object")
+    return config
+
+
+def _read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    d_in, width = config["d_in"], config["d_sae"]
+    shapes = {"W_enc": (d_in, width), "W_dec": (width, d_in), "b_enc": (width,), "b_dec": (d_in,)}
+    if config["architecture"] == "jumprelu":
+        shapes["threshold"] = (width,)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise StorageError(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name, shape in shapes.items():
+                if name not in file.keys():  # noqa: SIM118
+                    raise StorageError(f"{path} lacks {name}; it has {', '.join(file.keys())}")
+                found = tuple(file.get_slice(name).get_shape())
+                if found != shape:
+                    raise StorageError(f"{path}: {name} has shape {found}; {CONFIG} says {shape}")
+            tensors = {name: file.get_tensor(name).float() for name in shapes}
+    except SafetensorError as error:
+        raise StorageError(f"{path} is damaged ({error})") from error
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise StorageError(f"{path}: {name} holds NaN or infinity")
+    norms = tensors["W_dec"].norm(dim=1)
+    if (norms - 1).abs().max() > 1e-3:
+        raise StorageError(f"{path}: rows of W_dec have norms {norms.min():.3g} … {norms.max():.3g}, expected 1")
+    if config["architecture"] == "jumprelu" and tensors["b_enc"].any():
+        raise StorageError(f"{path}: a jumprelu autoencoder with b_enc ≠ 0 cannot be represented")
+    return tensors

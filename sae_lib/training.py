@@ -1,0 +1,259 @@
+"""The training loop: optimiser, schedule, log, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_lib import checkpoint
+from sae_lib.batches import BatchSource, Rows
+from sae_lib.files import replacing
+from sae_lib.methods.base import Method, Step
+from sae_lib.sae import SparseAutoencoder
+
+SCHEDULES = ("linear", "cosine", "constant")
+# rows drawn once, before training, for centring and starting biases
+SAMPLE_ROWS = 16_384
+LOG = "metrics.jsonl"
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class TrainingLog(list[dict[str, Any]]):
+    """One dictionary of metrics for each logged step.
+
+    Keys: ``step`` (1-based), ``loss``, ``nmse`` and ``l0`` of that batch, ``lr``, and what the method adds.
+    """
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one metric over the logged steps."""
+        if self and name not in self[0]:
+            raise KeyError(f"the log has no {name!r}; it has {', '.join(self[0])}")
+        return [record[name] for record in self]
+
+
+def learning_rate(step: int, steps: int, *, peak: float, warmup: int, schedule: str) -> float:
+    """Rate of optimiser step ``step`` (0-based): linear warm-up to ``peak``, then the schedule down to 0."""
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(steps - warmup, 1)
+    if schedule == "linear":
+        return peak * (1 - progress)
+    if schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    return peak
+
+
+def train(
+    data: BatchSource | Tensor,
+    method: Method,
+    *,
+    width: int,
+    steps: int | None = None,
+    rows: int | None = None,
+    batch_size: int = 512,
+    lr: float | None = None,
+    schedule: str = "linear",
+    warmup: int = 0,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    folder: str | PathLike[str] | None = None,
+    checkpoint_every: int = 1000,
+    resume: bool = False,
+    log_every: int = 50,
+    progress: bool | None = None,
+    callback: Callable[[int, SparseAutoencoder], None] | None = None,
+) -> tuple[SparseAutoencoder, TrainingLog]:
+    """Train a sparse autoencoder.
+
+    >>> data = sae_lib.synthetic.preset("imbalanced")
+    >>> sae, log = sae_lib.train(data, sae_lib.GroupBiasAdaptation(), width=512, seed=0)
+
+    data: a :class:`BatchSource` (synthetic data, activation store or stream) or a tensor of rows (N, d).
+    method: how sparsity is enforced, with its settings.
+    width: latents M.
+    steps, rows: length of the run, in optimiser steps or in rows seen (for a language model: tokens); at
+        most one of them. Default 4,000 steps.
+    lr: peak learning rate. Default 0.13/√d: an Adam step turns a unit row by about lr·√d, so this keeps the
+        angle the same in every dimension (0.02 at d = 42).
+    schedule: ``"linear"`` or ``"cosine"`` decay to 0, or ``"constant"``, after ``warmup`` steps.
+    weight_decay: of AdamW; 0 is Adam.
+    seed: of the initial weights and the order of the data.
+    folder: where to keep ``metrics.jsonl``, ``checkpoint.safetensors`` (every ``checkpoint_every`` steps,
+        at the end and on Ctrl-C) and, at the end, the autoencoder itself. None keeps nothing.
+    resume: continue from the checkpoint in ``folder``; the result has the same bits as an unbroken run
+        on the same machine.
+    log_every: steps between two records of the log; the loss is checked for NaN at the same steps.
+    progress: show a bar; default only where standard error is a terminal.
+    callback: called after every logged step with the step number and the autoencoder.
+
+    Returns the autoencoder and its log. Raises ValueError for impossible settings, CheckpointError when
+    resume is impossible, NonFiniteLossError, and KeyboardInterrupt on Ctrl-C (after saving).
+    """
+    source = Rows(data) if isinstance(data, Tensor) else data
+    if not isinstance(source, BatchSource):
+        raise ValueError(
+            f"data is a {type(data).__name__}; expected a tensor (N, d), synthetic data, an activation store "
+            "or a stream"
+        )
+    steps = _number_of_steps(steps, rows, batch_size)
+    lr = 0.13 / math.sqrt(source.d_in) if lr is None else lr
+    _check(
+        steps=steps, batch_size=batch_size, lr=lr, schedule=schedule, warmup=warmup, log_every=log_every,
+        weight_decay=weight_decay, checkpoint_every=checkpoint_every, resume=resume, folder=folder,
+    )  # fmt: skip
+    folder = None if folder is None else Path(folder)
+    if folder and not resume and (folder / checkpoint.NAME).exists():
+        raise ValueError(f"{folder} already holds a training run; pass resume=True or choose another folder")
+    settings = {
+        "data": source.describe(), "normalisation": source.normalisation.to_dict(),
+        "method": method.describe(), "width": width, "steps": steps, "batch_size": batch_size, "lr": lr,
+        "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "seed": seed,
+    }  # fmt: skip
+
+    sae = method.build(source.d_in, width, normalisation=source.normalisation, seed=seed).to(device)
+    sae.metadata = {"training": settings}
+    run = method.start(sae, _sample(source, batch_size, seed).to(device))
+    parameters = [p for p in sae.parameters() if p.requires_grad]
+    # fused: one pass over the weights instead of five
+    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    log, first = TrainingLog(), 0
+    if resume and folder:
+        first, tensors = checkpoint.read(folder, settings)
+        checkpoint.restore(tensors, sae=sae, run=run, optimiser=optimiser)
+        log = _read_log(folder / LOG, first)
+
+    def save(step: int) -> None:
+        if folder:
+            _write_log(folder / LOG, log)
+            checkpoint.write(folder, step=step, settings=settings, sae=sae, run=run, optimiser=optimiser)
+
+    batches = source.batches(batch_size, seed=seed, start=first)
+    with _interruptible() as interrupted, _bar(progress, steps, first, method.name) as bar:
+        for number in range(first + 1, steps + 1):
+            rate = learning_rate(number - 1, steps, peak=lr, warmup=warmup, schedule=schedule)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            x = next(batches).to(device)
+            step: Step = run(sae, x)
+            optimiser.zero_grad()
+            step.loss.backward()
+            optimiser.step()
+            sae.unit_rows_()
+            run.after_step(sae, step, number)
+            if number % log_every == 0 or number == steps:
+                log.append(_record(number, step, x, rate) | run.metrics(sae))
+                _check_finite(log[-1], lr)
+                bar.set_postfix(nmse=f"{log[-1]['nmse']:.4f}", l0=f"{log[-1]['l0']:.1f}", refresh=False)
+                if callback:
+                    callback(number, sae)
+            bar.update()
+            if interrupted.is_set():
+                _check_finite({"step": number, "loss": step.loss.item()}, lr)
+                save(number)
+                where = f"; continue with resume=True, folder={str(folder)!r}" if folder else ""
+                raise KeyboardInterrupt(f"training stopped after step {number} of {steps}{where}")
+            if number % checkpoint_every == 0 and number < steps:
+                _check_finite({"step": number, "loss": step.loss.item()}, lr)
+                save(number)
+    save(steps)
+    sae.eval().requires_grad_(False)
+    if folder:
+        sae.save(folder)
+    return sae, log
+
+
+def _number_of_steps(steps: int | None, rows: int | None, batch_size: int) -> int:
+    if steps is not None and rows is not None:
+        raise ValueError(f"steps={steps} and rows={rows} both set the length of the run; give one of them")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+    if rows is not None:
+        return rows // batch_size
+    return 4000 if steps is None else steps
+
+
+def _check(**s: Any) -> None:
+    for name in ("steps", "log_every", "checkpoint_every"):
+        if s[name] < 1:
+            raise ValueError(f"{name} is {s[name]}; expected at least 1 (rows: at least one batch)")
+    if not (math.isfinite(s["lr"]) and s["lr"] > 0):
+        raise ValueError(f"lr is {s['lr']}; expected a finite number above 0")
+    if s["schedule"] not in SCHEDULES:
+        raise ValueError(f"schedule is {s['schedule']!r}; expected one of {', '.join(SCHEDULES)}")
+    if not 0 <= s["warmup"] <= s["steps"]:
+        raise ValueError(f"warmup is {s['warmup']}; expected 0 … {s['steps']} (the number of steps)")
+    if not s["weight_decay"] >= 0:
+        raise ValueError(f"weight_decay is {s['weight_decay']}; expected at least 0")
+    if s["resume"] and s["folder"] is None:
+        raise ValueError("resume=True needs the folder of the run to resume")
+
+
+def _sample(source: BatchSource, batch_size: int, seed: int) -> Tensor:
+    batches = source.batches(batch_size, seed=seed)
+    return torch.cat([next(batches) for _ in range(math.ceil(SAMPLE_ROWS / batch_size))])
+
+
+def _record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
+    values = torch.stack(
+        [
+            step.loss.detach(),
+            step.error.square().sum() / x.square().sum(),
+            (step.codes != 0).sum(dim=1).float().mean(),
+        ]
+    ).tolist()
+    return {"step": number, "loss": values[0], "nmse": values[1], "l0": values[2], "lr": rate}
+
+
+def _check_finite(record: dict[str, Any], lr: float) -> None:
+    if not math.isfinite(record["loss"]):
+        raise NonFiniteLossError(
+            f"the loss is {record['loss']} at step {record['step']}. Try a lower learning rate than {lr:.3g} or "
+            "a longer warm-up, and check that the rows are finite and scaled (a norm around 1). The last "
+            "checkpoint, if any, is from before this step and intact"
+        )
+
+
+def _write_log(path: Path, log: TrainingLog) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in log))
+
+
+def _read_log(path: Path, last_step: int) -> TrainingLog:
+    """The records up to the checkpoint; what was logged after it will be logged again."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return TrainingLog(r for r in map(json.loads, lines) if r["step"] <= last_step)
+
+
+def _bar(progress: bool | None, steps: int, first: int, name: str) -> tqdm[Any]:
+    shown = sys.stderr.isatty() if progress is None else progress
+    return tqdm(total=steps, initial=first, desc=name, unit="step", disable=not shown, leave=False)
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that a step is never cut in half."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
