@@ -34,7 +34,7 @@ def test_agrees_with_float64_on_every_family(family, site, monkeypatch):
     mean = acts[:, skip:].double().mean(dim=(0, 1)).float()
 
     def reference(new):
-        """Cross-entropy and divergence from clean logits, with the positions after ``skip`` set to ``new``."""
+        """Cross-entropy and divergence with the positions from ``skip`` on set to ``new``."""
         changed = torch.cat([acts[:, :skip], new.expand_as(acts)[:, skip:]], dim=1)
         with lm.replaced(site, lambda _: changed):
             logits = lm.logits(blocks)[:, skip:-1].reshape(-1, VOCABULARY).double()
