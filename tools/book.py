@@ -103,31 +103,30 @@ def _seconds_last_time(book: Book, source: Path) -> float:
 def _run_and_report(jobs: list[parallel.Job], cores: int, verb: str) -> None:
     """Run the jobs with a line of progress each, then show what failed; exit 1 if anything did."""
     parallel.warm_up()
-    # tqdm draws one bar a chapter on a terminal; elsewhere each chapter prints a line when it ends
-    hidden = not sys.stderr.isatty()
-    bars = {
-        job.name: tqdm(desc=job.name, total=0, unit="cell", position=place, disable=hidden)
-        for place, job in enumerate(jobs)
-    }
+    bars: dict[str, tqdm] = {}  # one for each running chapter, drawn on terminals only
 
-    def on_line(job: parallel.Job, line: str) -> None:
-        if line.startswith('{"done"'):
-            progress = json.loads(line)
-            bars[job.name].total = progress["cells"]
-            bars[job.name].update()
+    def on_line(job: parallel.Job, line: str) -> bool:
+        if not line.startswith('{"done"'):
+            return False
+        progress = json.loads(line)
+        if job.name not in bars:
+            bars[job.name] = tqdm(
+                desc=job.name, total=progress["cells"], unit="cell", leave=False, disable=None
+            )
+        bars[job.name].update()
+        return True
 
     def on_end(job: parallel.Job, outcome: parallel.Outcome) -> None:
-        if hidden:
-            ending = verb if outcome.status == 0 else "FAILED"
-            print(f"{job.name}: {ending} in {outcome.seconds:.0f} s", flush=True)
+        if job.name in bars:
+            bars[job.name].close()
+        ending = "FAILED" if outcome.status else verb
+        tqdm.write(f"{job.name}: {ending} in {outcome.seconds:.0f} s")
+        sys.stdout.flush()
 
     ended = parallel.run(jobs, cores, on_line, on_end)
-    for bar in bars.values():
-        bar.close()
     failed = {name: outcome for name, outcome in ended.items() if outcome.status}
     for name, outcome in failed.items():
-        lines = [line for line in outcome.lines if not line.startswith('{"done"')]
-        print(f"\n{'─' * 20} {name} {'─' * 20}", *lines, sep="\n")
+        print(f"\n{'─' * 20} {name} {'─' * 20}", *outcome.lines, sep="\n")
     print(f"chapters: {len(ended) - len(failed)} passed, {len(failed)} failed")
     if failed:
         raise typer.Exit(1)

@@ -50,7 +50,9 @@ def closure(wanted: list[Requirement]) -> dict[str, str]:
         try:
             installed = distribution(requirement.name)
         except PackageNotFoundError as error:
-            raise SystemExit(f"{requirement} is needed but not installed: install it, then lock again") from error
+            raise SystemExit(
+                f"{requirement} is needed but not installed: install it, then lock again"
+            ) from error
         # a local part such as +cpu names a build, which the machine that installs chooses
         versions[name] = installed.version.partition("+")[0]
         for inner in {"", *requirement.extras}:

@@ -30,6 +30,8 @@ def clean(notebook: NotebookNode) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):
             # the notebook runs with it; on the page it would only repeat the cell above
             cell.metadata["tags"].append("remove-cell")
+        if cell.metadata.get("tags") == []:
+            del cell.metadata["tags"]
 
 
 def write(notebook: NotebookNode, path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -34,7 +35,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: everything it printed, and how long it took."""
+    """How a job ended: what it printed (what it wrote to stderr if it died without a word), its time."""
 
     status: int
     lines: list[str]
@@ -44,10 +45,13 @@ class Outcome:
 def run(
     jobs: Sequence[Job],
     cores: int,
-    on_line: Callable[[Job, str], None],
+    on_line: Callable[[Job, str], bool],
     on_end: Callable[[Job, Outcome], None],
 ) -> dict[str, Outcome]:
-    """Run all jobs, in order as far as free cores allow; failures stop nothing."""
+    """Run all jobs, in order as far as free cores allow; failures stop nothing.
+
+    `on_line` sees each line as it comes, and returns whether it was only about progress.
+    """
     waiting, running, ended = list(jobs), dict[Future[Outcome], Job](), dict[str, Outcome]()
     with ThreadPoolExecutor(max_workers=cores) as pool:
         while waiting or running:
@@ -76,20 +80,27 @@ def environment(job: Job) -> dict[str, str]:
     return {**inherited, **KERNEL_ENVIRONMENT, **limits, **hidden}
 
 
-def _run(job: Job, on_line: Callable[[Job, str], None]) -> Outcome:
+def _run(job: Job, on_line: Callable[[Job, str], bool]) -> Outcome:
     start = time.perf_counter()
     lines = []
-    with subprocess.Popen(
-        job.command,
-        cwd=REPOSITORY,  # where the package `tools` is found
-        env=environment(job),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            job.command,
+            cwd=REPOSITORY,  # where the package `tools` is found
+            env=environment(job),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        ) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
-            lines.append(line.rstrip("\n"))
-            on_line(job, lines[-1])
+            if not on_line(job, line):
+                lines.append(line.rstrip("\n"))
+        process.wait()
+        if process.returncode and not lines:
+            errors.seek(0)
+            lines = errors.read().splitlines()
     return Outcome(process.returncode, lines, time.perf_counter() - start)

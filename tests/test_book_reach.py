@@ -1,0 +1,68 @@
+"""Static analysis of what a chapter reaches: just the modules behind the names it uses."""
+
+from pathlib import Path
+
+import pytest
+
+from tools.reach import Package
+
+LAZY_INIT = """
+__version__ = "1"
+_EXPORTS: dict[str, str] = {"train": "training", "Gba": "methods.gba", "Top": ".methods.top"}
+def __getattr__(name): ...
+"""
+FILES = {
+    "__init__.py": LAZY_INIT,
+    "training.py": "from lib.sae import Sae\nimport torch\n",
+    "sae.py": "",
+    "plotting.py": "import lib.style as style\n",
+    "style.py": "",
+    "lazy.py": "def f():\n    from . import plotting\n",
+    "methods/__init__.py": "from lib.methods.gba import Gba as Gba\nfrom .top import Top\ndef make(): ...\n",
+    "methods/gba.py": "from ..sae import Sae\n",
+    "methods/top.py": "from . import gba\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Package:
+    for name, text in FILES.items():
+        path = tmp_path / "lib" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Package(tmp_path / "lib")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import lib", ""),
+        ("import numpy as np\nnp.lib.x", ""),
+        ("import lib\nlib.train(1).save()", "sae training"),
+        ("import lib as l\nl.plotting.line", "plotting style"),
+        ("from lib import plotting", "plotting style"),
+        ("from lib import train", "sae training"),
+        ("from lib import lazy", "lazy plotting style"),
+        ("import lib.sae", "sae"),
+        ("import lib\nlib.Gba(3)", "methods.gba sae"),
+        ("import lib\nlib.Top()", "methods.gba methods.top sae"),
+        ("from lib import methods", ""),
+        ("from lib import methods\nmethods.Gba", "methods.gba sae"),
+        ("import lib.methods as m\nm.top.Top", "methods.gba methods.top sae"),
+        ("from lib.methods import Top", "methods.gba methods.top sae"),
+        # defined in the __init__.py itself: that file and all it imports
+        ("import lib\nlib.methods.make()", "methods methods.gba methods.top sae"),
+    ],
+)
+def test_reaches_only_the_modules_behind_the_names(package: Package, code: str, expected: str) -> None:
+    assert set(package.reached_by(code)) == {f"lib.{name}" for name in expected.split()}
+
+
+@pytest.mark.parametrize("code", ["import lib\nhelp(lib)", "from lib import *"])
+def test_unclear_use_reaches_everything(package: Package, code: str) -> None:
+    assert set(package.reached_by(code)) == set(package.files)
+
+
+def test_folder_without_init_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no __init__\.py"):
+        Package(tmp_path / "lib").reached_by("import lib")

@@ -1,0 +1,148 @@
+"""Chapters become notebooks: execution, provenance, staleness, failures, comparison by nbval."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from book_tree import SAMPLE, call, small_book
+from nbformat import NotebookNode
+
+from tools import provenance
+from tools.layout import Book
+from tools.notebook import problems
+
+SOURCE = SAMPLE.name
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Book:
+    """The small book after one run; tests copy it before they change it."""
+    book = small_book(tmp_path_factory.mktemp("book") / "")
+    result = call("run", "--root", str(book.root))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "chapters: 1 passed, 0 failed" in result.stdout
+    return book
+
+
+@pytest.fixture
+def book(executed: Book, tmp_path: Path) -> Book:
+    shutil.copytree(executed.root, tmp_path / "copy")
+    return Book(tmp_path / "copy")
+
+
+def read(book: Book) -> NotebookNode:
+    return nbformat.read(book.pages / "90_sample.ipynb", as_version=4)
+
+
+def test_notebook_carries_outputs_and_provenance(executed: Book) -> None:
+    notebook = read(executed)
+    record = notebook.metadata.provenance
+    assert record.profile == "quick"
+    assert record.parameters == {"profile": "quick", "seed": 0}
+    assert set(record.library_modules) == {"sae_lib.one"}
+    assert set(record.versions) == {"python", "torch", "numpy", "transformers", "sae_lib"}
+    assert set(record.hardware) == {"cpu", "cores", "gpu", "ram_gib"}
+    assert record.seconds > 0
+    assert record.peak_memory_mib > 20
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", record.date)
+    assert problems(notebook) == []
+    assert any(
+        "image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())
+    )
+
+
+def test_nothing_but_provenance_changes_from_run_to_run(executed: Book) -> None:
+    text = json.dumps(read(executed))
+    assert "papermill.record" in text  # glued values stay
+    for noise in ('"papermill":', "start_time", "iopub", "input_path"):
+        assert noise not in text
+
+
+def test_stale_names_what_changed(book: Book) -> None:
+    source = book.root / "chapters" / SOURCE
+    assert provenance.stale(book, source) == []
+
+    (book.library / "two.py").write_text("# a module the chapter does not reach\n")
+    assert provenance.stale(book, source) == []
+
+    (book.library / "one.py").write_text("def alpha(): return 1\n")
+    source.write_text(source.read_text("utf8") + "\nMore.\n", "utf8")
+    assert provenance.stale(book, source) == ["90_sample.md has changed", "sae_lib.one has changed"]
+    assert "sae_lib.one has changed" in call("check", "--root", str(book.root)).stdout
+
+    (book.pages / "90_sample.ipynb").unlink()
+    assert provenance.stale(book, source) == ["90_sample.ipynb is missing"]
+
+
+def test_failed_chapter_is_reported_and_keeps_its_old_notebook(book: Book) -> None:
+    source = book.root / "chapters" / SOURCE
+    before = (book.pages / "90_sample.ipynb").read_bytes()
+    good = source.with_name("91_good.md")
+    shutil.copy(source, good)
+    source.write_text(
+        source.read_text("utf8").replace('print("features", 128', "print(1 / seed, 128"), "utf8"
+    )
+    result = call("run", "--root", str(book.root))
+    assert result.returncode == 1
+    assert "code cell 4 of 8" in result.stdout
+    assert 'print(1 / seed, 128, "rate", 0.25)' in result.stdout
+    assert "ZeroDivisionError: division by zero" in result.stdout
+    assert "chapters: 1 passed, 1 failed" in result.stdout
+    assert (book.pages / "90_sample.ipynb").read_bytes() == before
+    assert book.notebook(good).is_file()
+
+
+def test_only_stale_and_only_existing_chapters(book: Book) -> None:
+    assert "chapters: 0 passed" in call("run", "--stale", "--root", str(book.root)).stdout
+    result = call("run", "--root", str(book.root), "07")
+    assert result.returncode == 2
+    assert "no chapter '07'" in re.sub(r"\s*│\s*", " ", result.stderr)
+
+
+def test_rules_for_notebooks_name_the_cell() -> None:
+    cell = nbformat.v4.new_code_cell("x", execution_count=1)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("text"), cell])
+    cell.outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text="UserWarning: odd"),
+        nbformat.v4.new_output("stream", name="stdout", text="saved in /home/somebody/data.pt"),
+        nbformat.v4.new_output("display_data", {"image/png": "A" * 600_000}),
+    ]
+    weight, warning, path = problems(notebook)
+    assert "cell 1, image/png with 600 KB" in weight
+    assert "cell 1 wrote to stderr: 'UserWarning: odd'" in warning
+    assert "/home/somebody/data.pt" in path
+
+
+def edit_output(notebook: NotebookNode, cell_text: str, old: str, new: str) -> None:
+    """Replace text in the stored outputs of the one cell whose source contains `cell_text`."""
+    (cell,) = [c for c in notebook.cells if c.cell_type == "code" and cell_text in c.source]
+    outputs = json.dumps(cell.outputs)
+    assert old in outputs
+    cell.outputs = [nbformat.from_dict(output) for output in json.loads(outputs.replace(old, new))]
+
+
+def broken_cells(book: Book, notebook: NotebookNode) -> set[str]:
+    """The code cells that nbval finds different, numbered from 0."""
+    nbformat.write(notebook, book.pages / "90_sample.ipynb")
+    result = call("verify", "--root", str(book.root))
+    found = set(re.findall(r"^FAILED .*::Cell (\d+)", result.stdout, re.MULTILINE))
+    assert result.returncode == (1 if found else 0), result.stdout
+    return found
+
+
+def test_nbval_accepts_equal_outputs_and_changes_within_tolerance(book: Book) -> None:
+    notebook = read(book)
+    edit_output(notebook, "glue(", "rate  0.91", "rate  0.925")
+    assert broken_cells(book, notebook) == set()
+
+
+def test_nbval_finds_each_kind_of_difference(book: Book) -> None:
+    notebook = read(book)
+    edit_output(notebook, "features", "0.25", "0.26")  # cell 3 is exact
+    edit_output(notebook, "glue(", '/text/plain": "0.91"', '/text/plain": "0.95"')  # cell 4 allows 0.02
+    (figure,) = [c for c in notebook.cells if c.source.startswith("plt.plot")]
+    figure.outputs = []  # cell 6
+    assert broken_cells(book, notebook) == {"3", "4", "6"}

@@ -1,0 +1,125 @@
+"""The built site: works without a network, every asset is there, every figure has words."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from book_tree import SAMPLE, call
+from bs4 import BeautifulSoup, Tag
+
+from tools import site
+from tools.layout import REPOSITORY, Book
+
+# links that a browser loads by itself, unlike rel="next" or rel="search"
+LOADED_LINKS = {"stylesheet", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "icon"}
+CSS_ASSET = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed book with a sample chapter added, built with every warning an error."""
+    root = tmp_path_factory.mktemp("site")
+    for name in ("_config.yml", "references.bib"):
+        shutil.copy(REPOSITORY / name, root)
+    shutil.copytree(REPOSITORY / "_static", root / "_static")
+    shutil.copytree(REPOSITORY / "book", root / "book")
+    contents = yaml.safe_load((REPOSITORY / "_toc.yml").read_text("utf8"))
+    contents["parts"].append({"caption": "Sample", "chapters": [{"file": f"book/{SAMPLE.stem}"}]})
+    (root / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False), "utf8")
+
+    for folder in ("chapters", "sae_lib"):
+        (root / folder).mkdir()
+    (root / "sae_lib" / "__init__.py").touch()
+    shutil.copy(SAMPLE, root / "chapters")
+    executed = call("run", "--root", str(root))
+    assert executed.returncode == 0, executed.stdout
+    return site.build(Book(root))
+
+
+@pytest.fixture(scope="module")
+def pages(built: Path) -> dict[Path, BeautifulSoup]:
+    return {path: BeautifulSoup(path.read_text("utf8"), "html.parser") for path in built.rglob("*.html")}
+
+
+@pytest.fixture(scope="module")
+def sample(pages: dict[Path, BeautifulSoup]) -> BeautifulSoup:
+    return next(page for path, page in pages.items() if path.stem == SAMPLE.stem)
+
+
+def addresses(page: BeautifulSoup) -> Iterator[str]:
+    """Everything that a browser loads to show a page."""
+    for tag in page.find_all(True):
+        assert isinstance(tag, Tag)
+        if tag.name != "link" and tag.get("src"):
+            yield str(tag["src"])
+        if tag.get("srcset"):
+            yield from (part.split()[0] for part in str(tag["srcset"]).split(","))
+        if tag.name == "link" and LOADED_LINKS & set(tag.get("rel") or ()):
+            yield str(tag["href"])
+        if tag.name == "style" or tag.get("style"):
+            yield from CSS_ASSET.findall(tag.get_text() if tag.name == "style" else str(tag["style"]))
+
+
+def assets(built: Path, pages: dict[Path, BeautifulSoup]) -> Iterator[tuple[Path, str]]:
+    """(the file that asks, the address it asks for) over all pages and style sheets."""
+    for path, page in pages.items():
+        yield from ((path, address) for address in addresses(page))
+    for path in built.rglob("*.css"):
+        yield from ((path, address) for address in CSS_ASSET.findall(path.read_text("utf8")))
+
+
+def test_every_asset_is_local_and_present(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
+    wrong = set()
+    for path, address in assets(built, pages):
+        parts = urlsplit(address)
+        if parts.scheme == "data" or address.startswith("#"):
+            continue
+        external = parts.scheme or parts.netloc or address.startswith("/")
+        if external or not (path.parent / unquote(parts.path)).is_file():
+            wrong.add(f"{path.relative_to(built)}: {address}")
+    assert not wrong, "assets that are not in the site:\n" + "\n".join(sorted(wrong))
+
+
+def test_no_script_in_a_page_names_another_host(pages: dict[Path, BeautifulSoup]) -> None:
+    for path, page in pages.items():
+        for script in page.find_all("script"):
+            assert not re.search(r"https?://", script.get_text()), f"{path.name}: {script}"
+
+
+def test_search_is_complete(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
+    assert (built / "searchindex.js").stat().st_size > 1000
+    scripts = {Path(urlsplit(address).path).name for address in addresses(pages[built / "search.html"])}
+    assert {"searchindex.js", "searchtools.js", "language_data.js"} <= scripts
+
+
+def test_mathjax_comes_with_its_fonts(built: Path, sample: BeautifulSoup) -> None:
+    (script,) = [str(tag["src"]) for tag in sample.find_all("script", src=re.compile("mathjax"))]
+    folder = (built / "book" / urlsplit(script).path).resolve().parent
+    assert len(list((folder / "output/chtml/fonts/woff-v2").glob("*.woff"))) > 20
+
+
+def test_every_image_has_words(pages: dict[Path, BeautifulSoup]) -> None:
+    for path, page in pages.items():
+        for image in page.find_all("img"):
+            words = str(image.get("alt") or "")
+            # without metadata, the path of the image file stands in for the words
+            assert words.strip() and "_images/" not in words, (
+                f"{path.name}: an image without alt text: {image}"
+            )
+
+
+def test_sample_shows_what_chapters_rely_on(built: Path, sample: BeautifulSoup) -> None:
+    text = " ".join(sample.get_text().split())
+    assert "The rate is 0.91, see" in text  # a glued number, formatted in the prose
+    assert "Definition 1" in text or re.search(r"Definition \d+", text)
+    assert sample.find(class_="exercise")
+    assert sample.find("details", class_="hide")  # the cell tagged hide-input
+    assert "injected" not in text
+    assert len(re.findall(r'profile = "quick"', text)) == 1  # papermill's own cell does not show
+    assert sample.find("img", alt="Line: a straight line from 0 to 1.")
+    download = built / "_sources" / "book" / f"{SAMPLE.stem}.ipynb"
+    assert "image/png" in download.read_text("utf8")

@@ -1,0 +1,67 @@
+"""The comparison behind nbval: text exact, numbers within a tolerance where a cell asks for it."""
+
+import pytest
+from nbformat.v4 import new_output
+
+from tools.nbval_tolerance import Tolerance, differences
+
+EXACT = Tolerance()
+TWO_HUNDREDTHS = Tolerance(abs=0.02)
+
+
+def text(content: str) -> list:
+    return [new_output("stream", name="stdout", text=content)]
+
+
+def agree(stored: str, new: str, tolerance: Tolerance) -> bool:
+    return not list(differences(text(stored), text(new), tolerance))
+
+
+@pytest.mark.parametrize(
+    ("stored", "new", "tolerance", "expected"),
+    [
+        ("rate 0.910", "rate 0.910", EXACT, True),
+        ("rate 0.910", "rate 0.911", EXACT, False),
+        ("rate 0.910", "rate  0.910", EXACT, False),
+        ("rate 0.91", "rate 0.93", TWO_HUNDREDTHS, True),
+        ("rate 0.91", "rate 0.94", TWO_HUNDREDTHS, False),
+        ("rate 0.91", "loss 0.91", TWO_HUNDREDTHS, False),
+        ("rate 0.91", "rate 0.91 0.91", TWO_HUNDREDTHS, False),
+        ("rate 0.91", "rate nan", TWO_HUNDREDTHS, False),
+        ("rate -0.01", "rate 0.01", TWO_HUNDREDTHS, True),
+        ("rate −0.5", "rate 0.5", TWO_HUNDREDTHS, False),
+        ("<td>0.5</td><td>7</td>", "<td>0.51</td><td>7</td>", TWO_HUNDREDTHS, True),
+        ("1,000 rows", "1,090 rows", Tolerance(rel=0.1), True),
+        ("1,000 rows", "1,200 rows", Tolerance(rel=0.1), False),
+        ("loss 1e-4", "loss 1.05e-4", Tolerance(rel=0.1), True),
+        ("loss 0.0", "loss 0.1", Tolerance(rel=0.1), False),
+        ("  9.9", " 10.1", Tolerance(rel=0.1), True),  # one space fewer before the wider number
+        ("layer2 3", "layer3 3", Tolerance(abs=5), False),
+    ],
+)
+def test_text(stored: str, new: str, tolerance: Tolerance, expected: bool) -> None:
+    assert agree(stored, new, tolerance) is expected
+
+
+def test_message_names_the_numbers() -> None:
+    (reason,) = differences(text("rate 0.91"), text("rate 0.99"), TWO_HUNDREDTHS)
+    assert reason == "output 1, stdout: 0.91 became 0.99, which is outside abs 0.02, rel 0"
+
+
+def test_images_are_not_compared_but_must_be_there() -> None:
+    image, other = (new_output("display_data", {"image/png": pixels}) for pixels in ("aa", "bb"))
+    assert not list(differences([image], [other], EXACT))
+    assert list(differences([image], [], EXACT))
+    assert list(differences([], [image], EXACT))
+
+
+def test_new_warning_is_a_difference() -> None:
+    warning = new_output("stream", name="stderr", text="UserWarning: odd")
+    found = list(differences(text("1"), [*text("1"), warning], EXACT))
+    assert any("UserWarning: odd" in line for line in found)
+
+
+@pytest.mark.parametrize("marks", [{"absolute": 1}, {"abs": "0.1"}, {"abs": -1}, 0.02])
+def test_wrong_marks_are_refused(marks: object) -> None:
+    with pytest.raises(ValueError, match=r"expected positive abs and/or rel"):
+        Tolerance.of({"nbval": marks})
