@@ -105,17 +105,15 @@ def test_mathjax_comes_with_its_fonts(built: Path, sample: BeautifulSoup) -> Non
 def test_every_image_has_words(pages: dict[Path, BeautifulSoup]) -> None:
     for path, page in pages.items():
         for image in page.find_all("img"):
-            words = str(image.get("alt") or "")
             # without metadata, the path of the image file stands in for the words
-            assert words.strip() and "_images/" not in words, (
-                f"{path.name}: an image without alt text: {image}"
-            )
+            words = re.sub(r"\S*_images/\S*", "", str(image.get("alt") or ""))
+            assert words.strip(), f"{path.name}: an image without alt text: {image}"
 
 
 def test_sample_shows_what_chapters_rely_on(built: Path, sample: BeautifulSoup) -> None:
     text = " ".join(sample.get_text().split())
     assert "The rate is 0.91, see" in text  # a glued number, formatted in the prose
-    assert "Definition 1" in text or re.search(r"Definition \d+", text)
+    assert re.search(r"Definition \d+", text)
     assert sample.find(class_="exercise")
     assert sample.find("details", class_="hide")  # the cell tagged hide-input
     assert "injected" not in text
