@@ -38,7 +38,7 @@ _MODULES = (
     "training",
 )
 
-__all__ = sorted([*_EXPORTS, *_MODULES])  # noqa: PLE0605
+__all__ = sorted([*_EXPORTS, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:

@@ -185,7 +185,9 @@ def _read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
             raise StorageError(f"{path}: {name} holds NaN or infinity")
     norms = tensors["W_dec"].norm(dim=1)
     if (norms - 1).abs().max() > 1e-3:
-        raise StorageError(f"{path}: rows of W_dec have norms {norms.min():.3g} … {norms.max():.3g}, expected 1")
+        raise StorageError(
+            f"{path}: rows of W_dec have norms {norms.min():.3g} … {norms.max():.3g}, expected 1"
+        )
     if config["architecture"] == "jumprelu" and tensors["b_enc"].any():
         raise StorageError(f"{path}: a jumprelu autoencoder with b_enc ≠ 0 cannot be represented")
     return tensors

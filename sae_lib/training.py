@@ -223,9 +223,9 @@ def _record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
 def _check_finite(record: dict[str, Any], lr: float) -> None:
     if not math.isfinite(record["loss"]):
         raise NonFiniteLossError(
-            f"the loss is {record['loss']} at step {record['step']}. Try a lower learning rate than {lr:.3g} or "
-            "a longer warm-up, and check that the rows are finite and scaled (a norm around 1). The last "
-            "checkpoint, if any, is from before this step and intact"
+            f"the loss is {record['loss']} at step {record['step']}. Try a lower learning rate than "
+            f"{lr:.3g} or a longer warm-up, and check that the rows are finite and scaled (a norm around 1). "
+            "The last checkpoint, if any, is from before this step and intact"
         )
 
 

@@ -21,7 +21,9 @@ def cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
     """
     rows = _directions(latents).to(dictionary)
     if rows.shape[1] != dictionary.shape[1]:
-        raise ValueError(f"latents have dimension {rows.shape[1]}, features {dictionary.shape[1]}; need equal")
+        raise ValueError(
+            f"latents have dimension {rows.shape[1]}, features {dictionary.shape[1]}; need equal"
+        )
     return normalize(dictionary, dim=1) @ normalize(rows, dim=1).T
 
 
