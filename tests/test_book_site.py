@@ -42,7 +42,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(built: Path) -> dict[Path, BeautifulSoup]:
-    return {path: BeautifulSoup(path.read_text("utf8"), "html.parser") for path in built.rglob("*.html")}
+    found = [path for path in built.rglob("*.html") if "_static" not in path.parts]  # templates of the theme
+    return {path: BeautifulSoup(path.read_text("utf8"), "html.parser") for path in found}
 
 
 @pytest.fixture(scope="module")
