@@ -1,6 +1,7 @@
 """Chapters become notebooks: execution, provenance, staleness, failures, comparison by nbval."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from nbformat import NotebookNode
 from tools import provenance
 from tools.layout import Book
 from tools.notebook import problems
+from tools.parallel import Job, environment
 
 SOURCE = SAMPLE.name
 
@@ -146,3 +148,15 @@ def test_nbval_finds_each_kind_of_difference(book: Book) -> None:
     (figure,) = [c for c in notebook.cells if c.source.startswith("plt.plot")]
     figure.outputs = []  # cell 6
     assert broken_cells(book, notebook) == {"3", "4", "6"}
+
+
+def test_quick_runs_see_neither_gpu_nor_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "Agg")  # would keep figures out of the notebook
+    quick = environment(Job("01", [], threads=2))
+    assert (quick["CUDA_VISIBLE_DEVICES"], quick["HF_HUB_OFFLINE"], quick["OMP_NUM_THREADS"]) == (
+        "",
+        "1",
+        "2",
+    )
+    assert "MPLBACKEND" not in quick
+    assert "HF_HUB_OFFLINE" not in environment(Job("01", [], profile="full")).keys() - os.environ.keys()

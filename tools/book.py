@@ -43,7 +43,7 @@ def run_chapters(
         sources = [source for source in sources if provenance.stale(book, source)]
     command = (sys.executable, "-m", "tools.execute", str(book.root))
     jobs = [
-        parallel.Job(source.stem, [*command, str(source), profile], threads(source), gpu=profile == "full")
+        parallel.Job(source.stem, [*command, str(source), profile], threads(source, profile), profile)
         for source in sorted(sources, key=lambda source: -_seconds_last_time(book, source))
     ]
     _run_and_report(jobs, cores, "executed")

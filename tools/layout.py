@@ -1,5 +1,6 @@
 """Where the book's files lie, relative to its root folder."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,10 +51,12 @@ def read_source(source: Path) -> NotebookNode:
     return jupytext.read(source, fmt={"extension": ".md", "format_name": "myst"})
 
 
-def threads(source: Path) -> int:
+def threads(source: Path, profile: str = "quick") -> int:
     """Threads for a chapter's kernel: `book: {threads: 2}` in its front matter, else 1.
 
     The number is the chapter's and not the machine's, because it changes the order of floating-point
-    sums and so the numbers that are compared later.
+    sums and so the numbers that are compared later. A full run is not compared: it takes all cores.
     """
+    if profile == "full":
+        return os.cpu_count() or 1
     return int(read_source(source).metadata.get("book", {}).get("threads", 1))

@@ -15,11 +15,12 @@ from tools.layout import REPOSITORY
 KERNEL_ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # a progress bar would end up in the page
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",  # chapters need no network
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
+# quick runs are the same everywhere: no network, no GPU
+QUICK_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -30,7 +31,7 @@ class Job:
     name: str
     command: Sequence[str]
     threads: int = 1
-    gpu: bool = False
+    profile: str = "quick"
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def environment(job: Job) -> dict[str, str]:
     """The environment of a job's process and of the kernel that it starts."""
     inherited = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
     limits = dict.fromkeys(THREAD_VARIABLES, str(job.threads))
-    hidden = {} if job.gpu else {"CUDA_VISIBLE_DEVICES": ""}
-    return {**inherited, **KERNEL_ENVIRONMENT, **limits, **hidden}
+    quick = QUICK_ENVIRONMENT if job.profile == "quick" else {}
+    return {**inherited, **KERNEL_ENVIRONMENT, **limits, **quick}
 
 
 def _run(job: Job, on_line: Callable[[Job, str], bool]) -> Outcome:

@@ -42,7 +42,7 @@ def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
         "profile": profile,
         "parameters": values,
         "parameters_sha256": _hash_of(values),
-        "threads": threads(source),
+        "threads": threads(source, profile),
     }
 
 
