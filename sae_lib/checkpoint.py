@@ -42,7 +42,8 @@ def write(
     tensors |= {f"run.{k}": v for k, v in run.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-    header = {"format": FORMAT, "step": str(step), "settings": json.dumps(settings, sort_keys=True)}
+    # one key: safetensors writes several in no fixed order, and equal states should be equal files
+    header = {FORMAT: json.dumps({"step": step, "settings": settings}, sort_keys=True)}
     with replacing(folder / NAME) as path:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=header)
 
@@ -59,9 +60,10 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            if FORMAT not in header:
                 raise CheckpointError(f"{path} is not a {FORMAT} file; start without resume in a new folder")
-            step, saved = int(header["step"]), json.loads(header["settings"])
+            content = json.loads(header[FORMAT])
+            step, saved = int(content["step"]), content["settings"]
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); start without resume in a new folder") from error
