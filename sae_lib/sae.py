@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sae_lib.normalisation import Normalisation
+from sae_lib.randomness import generator
 
 ACTIVATIONS = ("jumprelu", "relu", "topk")
 
@@ -62,8 +63,7 @@ class SparseAutoencoder(nn.Module):
         self.free_encoder = free_encoder
         self.normalisation = normalisation or Normalisation()
         self.metadata: dict[str, Any] = {}
-        generator = torch.Generator().manual_seed(seed)
-        rows = normalize(torch.randn(width, d_in, generator=generator), dim=1)
+        rows = normalize(torch.randn(width, d_in, generator=generator(seed, "weights")), dim=1)
         self.weight = nn.Parameter(rows)
         self.decoder = None if tied else nn.Parameter(rows.clone())
         self.scale = nn.Parameter(torch.ones(width), requires_grad=not free_encoder)

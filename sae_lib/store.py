@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_lib.batches import epoch_generator
 from sae_lib.manifest import RESUME, Manifest, check_shard
 from sae_lib.normalisation import Normalisation
+from sae_lib.randomness import generator
 
 
 class ActivationStore:
@@ -28,8 +28,9 @@ class ActivationStore:
         self.d_in = manifest.d_in
         self.n_rows = sum(shard.rows for shard in manifest.shards)
         self.normalisation = Normalisation(**(manifest.normalisation or {}))
-        self._rows_per_shard = manifest.blocks_per_shard * manifest.rows_per_block
-        self._open: dict[int, tuple[Tensor, Tensor]] = {}
+        # the number after each shard's last row
+        self._ends = torch.tensor([shard.rows for shard in manifest.shards], dtype=torch.long).cumsum(0)
+        self._open: dict[int, dict[str, Tensor]] = {}
 
     @classmethod
     def open(cls, folder: str | Path, verify: bool = True) -> ActivationStore:
@@ -51,57 +52,63 @@ class ActivationStore:
             check_shard(folder, shard, hashes=verify)
         return cls(folder, manifest)
 
-    def _shard(self, index: int) -> tuple[Tensor, Tensor]:
-        """The mapped ``acts`` and ``blocks`` of a shard."""
+    def _shard(self, index: int) -> dict[str, Tensor]:
+        """The mapped tensors of a shard."""
         if index not in self._open:
             shard = self.manifest.shards[index]
             path = self.folder / shard.file
-            expected = (
-                ("acts", self.manifest.dtype, (shard.rows, self.d_in)),
-                ("blocks", torch.int32, (shard.blocks, self.manifest.block_size)),
-            )
+            expected = {
+                "acts": (self.manifest.dtype, (shard.rows, self.d_in)),
+                "blocks": (torch.int32, (shard.blocks, self.manifest.block_size)),
+                "places": (torch.int32, (shard.rows,)),
+            }
             try:
                 with safe_open(path, framework="pt") as file:
-                    found = tuple(file.get_tensor(name) for name, _, _ in expected)
+                    found = {name: file.get_tensor(name) for name in expected}
             except SafetensorError as error:
                 raise ValueError(f"{path} is not a shard ({error}); {RESUME} to write it anew") from None
-            for tensor, (name, dtype, shape) in zip(found, expected, strict=True):
-                if (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
+            for name, (dtype, shape) in expected.items():
+                if (found[name].dtype, tuple(found[name].shape)) != (dtype, shape):
                     raise ValueError(
-                        f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, "
+                        f"{path}: {name} is {found[name].dtype} {tuple(found[name].shape)}, "
                         f"the manifest says {dtype} {shape}"
                     )
-            self._open[index] = (found[0], found[1])
+            self._open[index] = found
         return self._open[index]
+
+    def _locate(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The shard of each row number, and the row's number within it."""
+        if index.numel() and (index.min() < 0 or index.max() >= self.n_rows):
+            raise IndexError(
+                f"rows {int(index.min())}..{int(index.max())} asked for; the store holds 0..{self.n_rows - 1}"
+            )
+        shard = torch.searchsorted(self._ends, index, right=True)
+        begins = torch.cat([self._ends.new_zeros(1), self._ends])
+        return shard, index - begins[shard]
 
     def rows(self, indices: Tensor | Sequence[int]) -> Tensor:
         """Rows by number, in raw units: float32 (n, d_in). Raises IndexError for a number out of range."""
         index = torch.as_tensor(indices, dtype=torch.long)
-        if index.numel() and not (index.min() >= 0 and index.max() < self.n_rows):
-            raise IndexError(
-                f"rows {int(index.min())}..{int(index.max())} asked for; the store holds 0..{self.n_rows - 1}"
-            )
+        of_shard, within = self._locate(index)
         out = torch.empty(len(index), self.d_in)
-        of_shard = index // self._rows_per_shard
         # shard by shard: each map is then read in one gather
         for shard in of_shard.unique().tolist():
             here = of_shard == shard
-            out[here] = self._shard(shard)[0][index[here] - shard * self._rows_per_shard].float()
+            out[here] = self._shard(shard)["acts"][within[here]].float()
         return out
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """``n`` different rows drawn at random, in raw units: float32 (n, d_in)."""
         if not 1 <= n <= self.n_rows:
             raise ValueError(f"{n} rows asked for; the store can give 1..{self.n_rows}")
-        return self.rows(torch.randperm(self.n_rows, generator=epoch_generator(seed, 0))[:n])
+        return self.rows(torch.randperm(self.n_rows, generator=generator(seed, "sample"))[:n])
 
     def context(self, row: int) -> Tensor:
         """The tokens of a row's block up to and including the row's own: int64 (length,)."""
-        if not 0 <= row < self.n_rows:
-            raise IndexError(f"row {row} asked for; the store holds 0..{self.n_rows - 1}")
-        shard, within = divmod(row, self._rows_per_shard)
-        block, position = divmod(within, self.manifest.rows_per_block)
-        return self._shard(shard)[1][block, : self.manifest.skip_first + position + 1].long()
+        shard, within = (int(number) for number in self._locate(torch.tensor(row)))
+        tensors = self._shard(shard)
+        block, position = divmod(int(tensors["places"][within]), self.manifest.block_size)
+        return tensors["blocks"][block, : position + 1].long()
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
         """Yield normalised float32 batches (batch_size, d_in) without end, from number ``start`` on.
@@ -116,7 +123,7 @@ class ActivationStore:
         epoch, position = divmod(start, per_epoch)
         while True:
             # int32 halves the one thing held in memory for every row
-            order = torch.randperm(self.n_rows, generator=epoch_generator(seed, epoch), dtype=torch.int32)
+            order = torch.randperm(self.n_rows, generator=generator(seed, "order", epoch), dtype=torch.int32)
             for i in range(position, per_epoch):
                 yield self.normalisation.apply(self.rows(order[i * batch_size : (i + 1) * batch_size]))
             epoch, position = epoch + 1, 0

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib.batches import epoch_generator
 from sae_lib.corpora import Corpus, opening_ids, separator_id, token_blocks
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.normalisation import Normalisation
+from sae_lib.randomness import generator
+
+# rows that suffice to fit a scale
+_FIT_ROWS = 2_048
 
 
 def _vocabulary_sha256(tokenizer: Any) -> str:
@@ -44,9 +47,30 @@ def origin(
     }
 
 
+def kept(model: LanguageModel, blocks: Tensor, skip_first: int) -> Tensor:
+    """Which positions of blocks (…, T) give a row: bool (…, T).
+
+    Left out are the first positions and the separators between documents. Models park attention on both:
+    in their middle layers such rows can be a hundred times as long as the others, and a handful would rule
+    an autoencoder's loss.
+    """
+    keep = blocks != separator_id(model.tokenizer)
+    keep[..., :skip_first] = False
+    return keep
+
+
 def forward(model: LanguageModel, site: Site, blocks: Tensor, skip_first: int) -> Tensor:
-    """Rows (B · (T − skip_first), d) of one batch of blocks (B, T)."""
-    return model.activations(blocks, site)[:, skip_first:].reshape(-1, model.d_model)
+    """The rows (n, d) that one batch of blocks (B, T) gives."""
+    # counted on the CPU: a mask on the device would make the CPU wait for it
+    places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1)
+    return model.activations(blocks, site).flatten(0, 1)[places.to(model.device)]
+
+
+def enough(model: LanguageModel, blocks: Iterator[Tensor], skip_first: int, n_rows: int) -> Iterator[Tensor]:
+    """Take as many blocks as give at least ``n_rows`` rows, or all there are."""
+    while n_rows > 0 and (block := next(blocks, None)) is not None:
+        n_rows -= int(kept(model, block, skip_first).sum())
+        yield block
 
 
 class ActivationStream:
@@ -79,7 +103,7 @@ class ActivationStream:
         self.d_in = model.d_model
         self._origin = origin(model, corpus, self.site, block_size, batch_blocks, skip_first)
         if isinstance(normalisation, str):
-            first = list(itertools.islice(self._blocks(seed=0), batch_blocks))
+            first = list(enough(model, self._blocks(seed=0), skip_first, min(buffer_rows, _FIT_ROWS)))
             normalisation = Normalisation.fit(normalisation, self._rows(first).cpu())
         self.normalisation = normalisation
 
@@ -118,15 +142,17 @@ class ActivationStream:
         if batch_size < 1:
             raise ValueError(f"batch size is {batch_size}; expected at least 1")
         per_buffer = max(1, round(self.buffer_rows / batch_size))
-        n_blocks = -(-per_buffer * batch_size // (self.block_size - self.skip_first))
-        buffer, position = divmod(start, per_buffer)
-        blocks = itertools.islice(self._blocks(seed), buffer * n_blocks, None)
-        while True:
-            rows = self.normalisation.apply(self._rows(list(itertools.islice(blocks, n_blocks))))
-            order = torch.randperm(len(rows), generator=epoch_generator(seed, buffer)).to(rows.device)
-            for i in range(position, per_buffer):
+        blocks = self._blocks(seed)
+        for buffer in itertools.count():
+            mine = list(enough(self.model, blocks, self.skip_first, per_buffer * batch_size))
+            # buffers before the first batch asked for are only counted off
+            first = max(0, start - buffer * per_buffer)
+            if first >= per_buffer:
+                continue
+            rows = self.normalisation.apply(self._rows(mine))
+            order = torch.randperm(len(rows), generator=generator(seed, "order", buffer)).to(rows.device)
+            for i in range(first, per_buffer):
                 yield rows[order[i * batch_size : (i + 1) * batch_size]]
-            buffer, position = buffer + 1, 0
 
     def describe(self) -> dict[str, Any]:
         """Where the rows come from."""

@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from sae_lib.batches import Rows
 from sae_lib.normalisation import Normalisation
+from sae_lib.randomness import generator
 
 COEFFICIENTS = ("constant", "lognormal", "half-normal")
 
@@ -62,11 +63,6 @@ class SyntheticData:
         return {"source": self.name, "n_rows": n_rows, "n_features": n_features, "d_in": self.d_in}
 
 
-def _generator(seed: int, part: int) -> torch.Generator:
-    """One independent stream for each part of a data set (dictionary, support, coefficients, …)."""
-    return torch.Generator().manual_seed(seed * 16 + part)
-
-
 def _at_least_one(**sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
@@ -79,7 +75,7 @@ def _at_least_one(**sizes: int) -> None:
 def gaussian_dictionary(n_features: int, d_in: int, *, seed: int = 0) -> Tensor:
     """Independent uniformly random directions (n, d): Gaussian rows scaled to unit norm."""
     _at_least_one(n_features=n_features, d_in=d_in)
-    return normalize(torch.randn(n_features, d_in, generator=_generator(seed, 0)), dim=1)
+    return normalize(torch.randn(n_features, d_in, generator=generator(seed, "dictionary")), dim=1)
 
 
 def orthogonal_dictionary(n_features: int, d_in: int, *, seed: int = 0) -> Tensor:
@@ -90,7 +86,7 @@ def orthogonal_dictionary(n_features: int, d_in: int, *, seed: int = 0) -> Tenso
             f"{n_features} orthogonal features do not fit in {d_in} dimensions; "
             f"take n_features ≤ {d_in} or another dictionary"
         )
-    gaussian = torch.randn(d_in, n_features, generator=_generator(seed, 0), dtype=torch.float64)
+    gaussian = torch.randn(d_in, n_features, generator=generator(seed, "dictionary"), dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
     return (q * r.diagonal().sign()).T.float().contiguous()
 
@@ -104,9 +100,9 @@ def coherent_dictionary(n_features: int, d_in: int, *, coherence: float, seed: i
     _at_least_one(n_features=n_features, d_in=d_in)
     if not 0 <= coherence < 1:
         raise ValueError(f"coherence is {coherence}; expected 0 ≤ coherence < 1")
-    generator = _generator(seed, 0)
-    common = normalize(torch.randn(d_in, generator=generator), dim=0)
-    own = torch.randn(n_features, d_in, generator=generator)
+    stream = generator(seed, "dictionary")
+    common = normalize(torch.randn(d_in, generator=stream), dim=0)
+    own = torch.randn(n_features, d_in, generator=stream)
     own = normalize(own - (own @ common)[:, None] * common, dim=1)
     return math.sqrt(coherence) * common + math.sqrt(1 - coherence) * own
 
@@ -119,7 +115,7 @@ def uniform_support(n_rows: int, n_features: int, *, sparsity: int, seed: int = 
     _at_least_one(n_rows=n_rows, n_features=n_features)
     if not 0 <= sparsity <= n_features:
         raise ValueError(f"sparsity is {sparsity}; expected 0 … {n_features} (the number of features)")
-    scores = torch.rand(n_rows, n_features, generator=_generator(seed, 1))
+    scores = torch.rand(n_rows, n_features, generator=generator(seed, "support"))
     chosen = scores.topk(sparsity, dim=1).indices
     return torch.zeros(n_rows, n_features, dtype=torch.bool).scatter_(1, chosen, True)
 
@@ -130,7 +126,7 @@ def bernoulli_support(n_rows: int, frequencies: Tensor | Sequence[float], *, see
     if f.ndim != 1 or len(f) == 0 or not ((f >= 0) & (f <= 1)).all():
         raise ValueError("frequencies must be a non-empty list of probabilities between 0 and 1")
     _at_least_one(n_rows=n_rows)
-    return torch.rand(n_rows, len(f), generator=_generator(seed, 1)) < f
+    return torch.rand(n_rows, len(f), generator=generator(seed, "support")) < f
 
 
 def zipf_frequencies(n_features: int, *, mean_active: float, exponent: float = 1.0) -> Tensor:
@@ -178,7 +174,7 @@ def compose(
         )
     h = support.float()
     if coefficients != "constant":
-        normal = torch.randn(h.shape, generator=_generator(seed, 2))
+        normal = torch.randn(h.shape, generator=generator(seed, "coefficients"))
         h = h * ((sigma * normal).exp() if coefficients == "lognormal" else normal.abs())
     if unit_norm:
         h = h / (h @ dictionary).norm(dim=1, keepdim=True).clamp(min=torch.finfo(h.dtype).tiny)
@@ -240,7 +236,7 @@ def imbalanced(
     )
     return compose(
         gaussian_dictionary(n_features, d_in, seed=seed),
-        support[torch.randperm(n_rows, generator=_generator(seed, 3))],
+        support[torch.randperm(n_rows, generator=generator(seed, "row order"))],
         coefficients=coefficients,
         unit_norm=unit_norm,
         seed=seed,

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lib import BiasAdaptation, GroupBiasAdaptation, L1, Normalisation, SparseAutoencoder, TopK
+from sae_lib import L1, BiasAdaptation, GroupBiasAdaptation, Normalisation, SparseAutoencoder, TopK, synthetic
 from sae_lib.methods import METHODS
 from sae_lib.methods.base import Run, Step
 from sae_lib.methods.bias_adaptation import adapt_bias, group_index, group_targets, quantile_bias
+from sae_lib.metrics import best_cosines
 
 NONE = Normalisation()
 
@@ -313,3 +314,15 @@ def test_reconstruct_works_in_raw_units():
     sae = SparseAutoencoder(6, 12, normalisation=Normalisation.fit("scale", rows))
     scale = sae.normalisation.scale
     torch.testing.assert_close(sae.reconstruct(rows.view(4, 5, 6)).view(20, 6), sae(rows * scale) / scale)
+
+
+# --- no leak of the answer --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_untrained_autoencoder_knows_nothing_of_the_dictionary(seed):
+    """Data and weights drawn from one seed must not share a stream."""
+    data = synthetic.preset("imbalanced", n_rows=100, seed=seed)
+    sae = GroupBiasAdaptation().build(data.d_in, 512, normalisation=NONE, seed=seed)
+    independent = torch.nn.functional.normalize(torch.randn(512, data.d_in), dim=1)
+    assert best_cosines(sae, data.dictionary).max() < best_cosines(independent, data.dictionary).max() + 0.15

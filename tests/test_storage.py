@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sae_lib
-from sae_lib import BiasAdaptation, GroupBiasAdaptation, L1, Normalisation, SparseAutoencoder, TopK
+from sae_lib import L1, BiasAdaptation, GroupBiasAdaptation, Normalisation, SparseAutoencoder, TopK
 from sae_lib.storage import StorageError
 
 METHODS = [
@@ -101,7 +101,11 @@ def test_a_jumprelu_gate_survives_exactly(tmp_path):
         sae.bias.copy_(torch.tensor([-0.5, -0.25]))
     sae.save(tmp_path)
     at_threshold = torch.tensor([[0.5]])
-    assert sae_lib.load(tmp_path).encode(at_threshold).tolist() == sae.encode(at_threshold).tolist() == [[0, 0.5]]
+    assert (
+        sae_lib.load(tmp_path).encode(at_threshold).tolist()
+        == sae.encode(at_threshold).tolist()
+        == [[0, 0.5]]
+    )
 
 
 @pytest.fixture

@@ -31,9 +31,7 @@ def test_imbalanced_preset_is_a_sparse_mixture_of_unit_features():
 
 
 def test_preset_takes_overrides_by_keyword():
-    data = synthetic.preset(
-        "imbalanced", n_features=160, d_in=48, sparsities=(4, 24), n_rows=1000, seed=11
-    )
+    data = synthetic.preset("imbalanced", n_features=160, d_in=48, sparsities=(4, 24), n_rows=1000, seed=11)
     assert data.rows.shape == (1000, 48)
     assert set((data.coefficients > 0).sum(dim=1).tolist()) == {4, 24}
 

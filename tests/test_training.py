@@ -10,7 +10,7 @@ import textwrap
 import pytest
 import torch
 
-from sae_lib import GroupBiasAdaptation, L1, Rows, TopK, metrics, synthetic, train
+from sae_lib import L1, GroupBiasAdaptation, Rows, TopK, metrics, synthetic, train
 from sae_lib.checkpoint import CheckpointError
 from sae_lib.training import NonFiniteLossError, learning_rate
 
@@ -65,9 +65,7 @@ def test_resume_continues_bit_for_bit(data, method, broken_at, tmp_path):
     resumed, resumed_log = train(data, method, folder=tmp_path / "broken", resume=True, **settings)
     assert same_bits(state(whole), state(resumed))
     assert resumed_log == log
-    written = [
-        (tmp_path / f / "metrics.jsonl").read_text().splitlines() for f in ("whole", "broken")
-    ]
+    written = [(tmp_path / f / "metrics.jsonl").read_text().splitlines() for f in ("whole", "broken")]
     assert written[0] == written[1]
     assert [json.loads(line)["step"] for line in written[0]] == log.column("step")
     final = [(tmp_path / f / "sae_weights.safetensors").read_bytes() for f in ("whole", "broken")]
@@ -140,7 +138,9 @@ def test_a_damaged_checkpoint_is_refused(data, tmp_path, damage):
     path = tmp_path / "checkpoint.safetensors"
     raw = path.read_bytes()
     path.write_bytes(
-        {"truncate": raw[: len(raw) // 2], "garbage": b"\x80\x04K\x01.", "header": b"\xff" * 8 + raw[8:]}[damage]
+        {"truncate": raw[: len(raw) // 2], "garbage": b"\x80\x04K\x01.", "header": b"\xff" * 8 + raw[8:]}[
+            damage
+        ]
     )
     with pytest.raises(CheckpointError, match="damaged"):
         train(data, METHODS[0], resume=True, **settings)
