@@ -19,7 +19,7 @@ from sae_lib.language_models import LanguageModel, Site
 from sae_lib.manifest import DTYPES, MANIFEST, Manifest, check_shard, shard_name, write_shard
 from sae_lib.normalisation import KINDS, Normalisation
 from sae_lib.store import ActivationStore
-from sae_lib.stream import ActivationStream, forward, origin
+from sae_lib.stream import ActivationStream, enough, forward, kept, origin
 
 __all__ = ["ActivationStore", "ActivationStream", "harvest"]
 
@@ -94,21 +94,22 @@ def _storable(rows: Tensor, dtype: torch.dtype, model: LanguageModel, site: Site
 def _fill_shard(
     model: LanguageModel,
     site: Site,
-    blocks: list[Tensor],
+    blocks: Tensor,
     dtype: torch.dtype,
     batch_blocks: int,
-    skip: int,
+    skip_first: int,
     bar: tqdm,
 ) -> tuple[Tensor, Tensor]:
-    """Rows and tokens of one shard."""
-    tokens = torch.stack(blocks)
-    per_block = tokens.shape[1] - skip
-    acts = torch.empty(len(tokens) * per_block, model.d_model, dtype=dtype)
-    for i in range(0, len(tokens), batch_blocks):
-        rows = forward(model, site, tokens[i : i + batch_blocks], skip)
-        acts[i * per_block : i * per_block + len(rows)] = _storable(rows, dtype, model, site)
+    """Rows (n, d) of a shard's blocks (B, T), and their places (n,) in the flattened blocks."""
+    places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1)
+    acts = torch.empty(len(places), model.d_model, dtype=dtype)
+    filled = 0
+    for batch in blocks.split(batch_blocks):
+        rows = forward(model, site, batch, skip_first)
+        acts[filled : filled + len(rows)] = _storable(rows, dtype, model, site)
+        filled += len(rows)
         bar.update(len(rows))
-    return acts, tokens
+    return acts, places
 
 
 def harvest(
@@ -130,7 +131,7 @@ def harvest(
     """Write the activations of at least ``n_tokens`` tokens to a store, or go on with one begun earlier.
 
     site: see :class:`sae_lib.language_models.Site`.
-    n_tokens: rows to write, rounded up to whole blocks; one pass over the corpus at most, with a warning
+    n_tokens: rows to write, rounded up to a whole block; one pass over the corpus at most, with a warning
         if it holds less.
     normalisation: ``"scale"``, ``"unit"`` or ``"none"``. Rows are stored raw; the constant is fitted on the
         first shard and applied on reading.
@@ -138,9 +139,9 @@ def harvest(
     dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``, for the files.
     shard_rows: rows of a file, about; also what an interruption can cost.
     seed: order of the documents.
-    skip_first: positions of every block left out. The first position attends only to itself, and models use
-        it as a resting place for attention: its norm is tens of times that of the others, and one such row
-        in 256 would rule the autoencoder's loss.
+    skip_first: positions left out of every block, beside the separators between documents: models park
+        attention on both, with rows up to a hundred times as long as the others
+        (:func:`sae_lib.stream.kept`).
     progress: show a bar; None shows it on a terminal.
 
     May be killed at any moment: the same call goes on after the last whole shard, and ends with the same
@@ -164,7 +165,6 @@ def harvest(
     per_shard = max(1, round(shard_rows / batch_rows)) * batch_blocks
     settings["blocks_per_shard"] = per_shard
     fresh = Manifest(settings, model.d_model)
-    wanted = -(-n_tokens // fresh.rows_per_block)
 
     folder.mkdir(parents=True, exist_ok=True)
     with _only_writer(folder):
@@ -172,22 +172,24 @@ def harvest(
         if manifest.finished:
             return ActivationStore(folder, manifest)
         done = len(manifest.shards) * per_shard
-        blocks = itertools.islice(token_blocks(corpus, model.tokenizer, block_size, seed=seed), done, wanted)
+        everything = token_blocks(corpus, model.tokenizer, block_size, seed=seed)
+        blocks = itertools.islice(enough(model, everything, skip_first, n_tokens), done, None)
         with tqdm(
-            total=wanted * fresh.rows_per_block, initial=done * fresh.rows_per_block, unit=" tokens",
+            total=n_tokens, initial=sum(shard.rows for shard in manifest.shards), unit=" tokens",
             desc=f"{site} of {model.name}", disable=None if progress is None else not progress,
         ) as bar:  # fmt: skip
             try:
                 while batch := list(itertools.islice(blocks, per_shard)):
-                    acts, tokens = _fill_shard(
-                        model, site, batch, DTYPES[dtype], batch_blocks, skip_first, bar
+                    tokens = torch.stack(batch)
+                    acts, places = _fill_shard(
+                        model, site, tokens, DTYPES[dtype], batch_blocks, skip_first, bar
                     )
                     if manifest.normalisation is None:
                         every = max(1, len(acts) // _FIT_ROWS)
                         manifest.normalisation = Normalisation.fit(
                             normalisation, acts[::every].float()
                         ).to_dict()
-                    manifest.shards.append(write_shard(folder, len(manifest.shards), acts, tokens))
+                    manifest.shards.append(write_shard(folder, len(manifest.shards), acts, tokens, places))
                     manifest.write(folder)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(

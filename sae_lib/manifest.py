@@ -33,7 +33,9 @@ RESUME = "call harvest again with the same arguments"
 
 @dataclass(frozen=True)
 class Shard:
-    """One file: ``acts (rows, d_in)`` and ``blocks (n_blocks, block_size)``, the tokens they come from."""
+    """One file: ``acts (rows, d_in)``, the ``blocks (n_blocks, block_size)`` of tokens they come from, and
+    ``places (rows,)``, where in the flattened blocks each row was.
+    """
 
     file: str
     rows: int
@@ -62,16 +64,6 @@ class Manifest:
     def block_size(self) -> int:
         """Tokens in a block."""
         return int(self.settings["block_size"])
-
-    @property
-    def skip_first(self) -> int:
-        """Positions of every block that give no row."""
-        return int(self.settings["skip_first"])
-
-    @property
-    def rows_per_block(self) -> int:
-        """Rows that one block gives."""
-        return self.block_size - self.skip_first
 
     @property
     def blocks_per_shard(self) -> int:
@@ -125,12 +117,10 @@ class Manifest:
     def _check(self) -> None:
         if self.d_in < 1:
             raise ValueError(f"d_in is {self.d_in}, expected at least 1")
-        for name, least in (("block_size", 1), ("skip_first", 0), ("blocks_per_shard", 1)):
+        for name, least in (("block_size", 1), ("blocks_per_shard", 1)):
             value = self.settings.get(name)
             if type(value) is not int or value < least:
                 raise ValueError(f"settings.{name} is {value!r}, expected a whole number from {least} on")
-        if self.rows_per_block < 1:
-            raise ValueError(f"settings.skip_first is {self.skip_first}, expected 0..{self.block_size - 1}")
         if self.settings.get("dtype") not in DTYPES:
             raise ValueError(
                 f"settings.dtype is {self.settings.get('dtype')!r}, expected {', '.join(DTYPES)}"
@@ -143,11 +133,13 @@ class Manifest:
             if shard.file != shard_name(i):
                 raise ValueError(f"shards[{i}].file is {shard.file!r}, expected {shard_name(i)!r}")
             least = self.blocks_per_shard if i < len(self.shards) - 1 else 1
-            right = least <= shard.blocks <= self.blocks_per_shard
-            if not right or shard.rows != shard.blocks * self.rows_per_block:
+            if not least <= shard.blocks <= self.blocks_per_shard:
                 raise ValueError(
-                    f"shards[{i}] has {shard.blocks} blocks and {shard.rows} rows, expected "
-                    f"{self.blocks_per_shard} blocks of {self.rows_per_block} rows (fewer blocks in the last)"
+                    f"shards[{i}].blocks is {shard.blocks}, expected {least}..{self.blocks_per_shard}"
+                )
+            if not 0 <= shard.rows <= shard.blocks * self.block_size:
+                raise ValueError(
+                    f"shards[{i}].rows is {shard.rows}, expected 0..{shard.blocks * self.block_size}"
                 )
 
 
@@ -186,11 +178,11 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
-def write_shard(folder: Path, index: int, acts: Tensor, blocks: Tensor) -> Shard:
-    """Write acts (rows, d_in) and blocks (n_blocks, block_size) as a shard, whole or not at all."""
+def write_shard(folder: Path, index: int, acts: Tensor, blocks: Tensor, places: Tensor) -> Shard:
+    """Write acts (rows, d_in), blocks (n_blocks, block_size) and places (rows,), whole or not at all."""
     target = folder / shard_name(index)
     temporary = folder / f".{target.name}.tmp"
-    save_file({"acts": acts.contiguous(), "blocks": blocks.int().contiguous()}, temporary)
+    save_file({"acts": acts.contiguous(), "blocks": blocks.int(), "places": places.int()}, temporary)
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     digest, size = _sha256(temporary), temporary.stat().st_size

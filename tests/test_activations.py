@@ -27,6 +27,7 @@ from sae_lib.normalisation import Normalisation
 
 torch.set_num_threads(1)
 SITE = "resid_post.1"
+SEPARATOR = 256
 SMALL = {"n_tokens": 1000, "block_size": 16, "batch_blocks": 3, "shard_rows": 200}
 
 
@@ -42,7 +43,7 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def whole(lm, corpus, tmp_path_factory):
-    """An unbroken store of 67 blocks of 15 rows, in shards of 12 blocks."""
+    """An unbroken store of 1,000 rows or a few more, in shards of 12 blocks of 16 tokens."""
     return harvest(lm, corpus, SITE, tmp_path_factory.mktemp("whole"), **SMALL)
 
 
@@ -66,22 +67,31 @@ def edit(folder: Path, change) -> None:
 # ---- what a store holds
 
 
+def reference(lm, corpus, n_blocks, site=SITE, skip_first=1, seed=0):
+    """Blocks (n, 16), where their rows are, and the rows, batch by batch as in harvesting."""
+    blocks = torch.stack(list(itertools.islice(token_blocks(corpus, lm.tokenizer, 16, seed=seed), n_blocks)))
+    places = [(b, t) for b in range(n_blocks) for t in range(skip_first, 16) if blocks[b, t] != SEPARATOR]
+    acts = torch.cat([lm.activations(batch, site) for batch in blocks.split(3)])
+    return blocks, places, torch.stack([acts[place] for place in places])
+
+
 def test_rows_are_the_models_activations_in_order(lm, corpus, whole):
-    blocks = torch.stack(list(itertools.islice(token_blocks(corpus, lm.tokenizer, 16), 67)))
-    expected = lm.activations(blocks, SITE)[:, 1:].flatten(0, 1)
-    assert whole.n_rows == len(expected) == 67 * 15
-    assert [shard.rows for shard in whole.manifest.shards] == [180, 180, 180, 180, 180, 105]
-    # eps of float16 relative, and batches of other sizes round differently
-    torch.testing.assert_close(whole.rows(range(whole.n_rows)), expected, rtol=1e-3, atol=1e-4)
+    n_blocks = sum(shard.blocks for shard in whole.manifest.shards)
+    blocks, places, expected = reference(lm, corpus, n_blocks)
+    assert (blocks == SEPARATOR).any()
+    assert whole.n_rows == len(expected)
+    # enough rows, and no block that was not needed
+    assert sum(place[0] < n_blocks - 1 for place in places) < 1000 <= len(places)
+    assert [shard.blocks for shard in whole.manifest.shards[:-1]] == [12] * 5
+    assert torch.equal(whole.rows(range(whole.n_rows)), expected.half().float())
     assert whole.d_in == D_MODEL
     assert isinstance(whole, BatchSource)
-    for row in (0, 14, 15, 179, 180, 1004):
-        block, position = divmod(row, 15)
-        assert torch.equal(whole.context(row), blocks[block, : position + 2])
+    for row, (block, position) in enumerate(places):
+        assert torch.equal(whole.context(row), blocks[block, : position + 1])
 
 
 def test_scale_is_fitted_on_the_first_shard(whole):
-    assert whole.normalisation == Normalisation.fit("scale", whole.rows(range(180)))
+    assert whole.normalisation == Normalisation.fit("scale", whole.rows(range(whole.manifest.shards[0].rows)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -89,9 +99,9 @@ def test_scale_is_fitted_on_the_first_shard(whole):
 def test_types_and_kinds(lm, corpus, tmp_path, dtype, kind):
     options = {**SMALL, "n_tokens": 90, "skip_first": 0, "seed": 3}
     store = harvest(lm, corpus, "mlp_out.2", tmp_path, dtype=dtype, normalisation=kind, **options)
-    blocks = torch.stack(list(itertools.islice(token_blocks(corpus, lm.tokenizer, 16, seed=3), 6)))
-    expected = torch.cat([lm.activations(part, "mlp_out.2") for part in blocks.split(3)]).flatten(0, 1)
-    assert torch.equal(store.rows(range(96)), expected.to(getattr(torch, dtype)).float())
+    (shard,) = store.manifest.shards
+    _, _, expected = reference(lm, corpus, shard.blocks, "mlp_out.2", skip_first=0, seed=3)
+    assert torch.equal(store.rows(range(store.n_rows)), expected.to(getattr(torch, dtype)).float())
     assert store.normalisation == Normalisation(kind)
     batch = next(store.batches(32, seed=0))
     assert batch.dtype == torch.float32
@@ -101,7 +111,7 @@ def test_types_and_kinds(lm, corpus, tmp_path, dtype, kind):
 
 def test_rows_and_samples(whole):
     everything = whole.rows(range(whole.n_rows))
-    index = torch.tensor([700, 3, 3, 1004, 180])
+    index = torch.tensor([700, 3, 3, 1001, 180])
     assert torch.equal(whole.rows(index), everything[index])
     sample = whole.sample(50, seed=1)
     assert torch.equal(sample, whole.sample(50, seed=1))
@@ -109,27 +119,27 @@ def test_rows_and_samples(whole):
     matches = (sample[:, None] == everything).all(dim=2)
     assert (matches.sum(dim=1) >= 1).all()
     assert matches.any(dim=0).sum() >= 50
-    for bad in ([-1], [1005]):
-        with pytest.raises(IndexError, match=r"the store holds 0\.\.1004"):
+    for bad in ([-1], [whole.n_rows]):
+        with pytest.raises(IndexError, match=rf"the store holds 0\.\.{whole.n_rows - 1}"):
             whole.rows(bad)
-        with pytest.raises(IndexError, match=r"the store holds 0\.\.1004"):
+        with pytest.raises(IndexError, match=rf"the store holds 0\.\.{whole.n_rows - 1}"):
             whole.context(bad[0])
-    with pytest.raises(ValueError, match=r"can give 1\.\.1005"):
-        whole.sample(1006)
+    with pytest.raises(ValueError, match=rf"can give 1\.\.{whole.n_rows}"):
+        whole.sample(whole.n_rows + 1)
 
 
 def test_description_is_json_and_names_the_origin(whole, lm, corpus):
     values = json.loads(json.dumps(whole.describe()))
     assert values["model"]["fingerprint"] == lm.fingerprint
     assert values["corpus"] == corpus.describe()
-    assert (values["site"], values["n_rows"]) == (SITE, 1005)
+    assert (values["site"], values["n_rows"]) == (SITE, whole.n_rows)
 
 
 @settings(deadline=None, max_examples=25)
 @given(batch_size=st.integers(1, 300), seed=st.integers(0, 2**31), start=st.integers(0, 40))
 def test_batches_are_permutations_addressed_by_number(whole, batch_size, seed, start):
-    numbered = [tuple(row) for row in whole.normalisation.apply(whole.rows(range(1005))).tolist()]
-    per_epoch = 1005 // batch_size
+    numbered = [tuple(row) for row in whole.normalisation.apply(whole.rows(range(whole.n_rows))).tolist()]
+    per_epoch = whole.n_rows // batch_size
     one_pass = torch.cat(list(itertools.islice(whole.batches(batch_size, seed=seed), per_epoch)))
     seen = [tuple(row) for row in one_pass.tolist()]
     assert len(seen) == per_epoch * batch_size
@@ -145,16 +155,17 @@ def test_batches_are_permutations_addressed_by_number(whole, batch_size, seed, s
 
 def test_passes_and_seeds_shuffle_differently_and_across_shards(whole):
     def first_pass(seed, epoch=0):
-        return torch.cat(list(itertools.islice(whole.batches(201, seed=seed, start=5 * epoch), 5)))
+        return torch.cat(list(itertools.islice(whole.batches(200, seed=seed, start=5 * epoch), 5)))
 
     assert not torch.equal(first_pass(0), first_pass(1))
     assert not torch.equal(first_pass(0), first_pass(0, epoch=1))
-    rows = whole.normalisation.apply(whole.rows(range(1005)))
-    batch = next(whole.batches(201, seed=0))
-    of_shard = [int((rows == row).all(dim=1).nonzero()[0]) // 180 for row in batch]
-    assert all(20 <= of_shard.count(shard) <= 55 for shard in range(5))
-    with pytest.raises(ValueError, match="batch size 1006 exceeds the 1005 rows"):
-        next(whole.batches(1006, seed=0))
+    rows = whole.normalisation.apply(whole.rows(range(whole.n_rows)))
+    batch = next(whole.batches(200, seed=0))
+    number = torch.tensor([int((rows == row).all(dim=1).nonzero()[0]) for row in batch])
+    # a fifth of the rows, from every part of the store: 40 in a fifth, five standard deviations either way
+    assert all(10 <= n <= 70 for n in number.float().histc(5, 0, len(rows)))
+    with pytest.raises(ValueError, match=f"batch size 2000 exceeds the {whole.n_rows} rows"):
+        next(whole.batches(2000, seed=0))
 
 
 def test_reading_maps_the_files_instead_of_loading_them(tmp_path):
@@ -162,11 +173,11 @@ def test_reading_maps_the_files_instead_of_loading_them(tmp_path):
         status = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
 
-    sizes = {"block_size": 1025, "skip_first": 1, "blocks_per_shard": 64, "dtype": "float16", "n_tokens": 1}
+    sizes = {"block_size": 1024, "blocks_per_shard": 64, "dtype": "float16", "n_tokens": 1}
     stored = Manifest(sizes, 256, finished=True, normalisation=Normalisation().to_dict())
     for i in range(4):
-        acts, tokens = torch.full((65_536, 256), float(i), dtype=torch.float16), torch.zeros(64, 1025)
-        stored.shards.append(write_shard(tmp_path, i, acts, tokens))
+        acts, tokens = torch.full((65_536, 256), float(i), dtype=torch.float16), torch.zeros(64, 1024)
+        stored.shards.append(write_shard(tmp_path, i, acts, tokens, torch.arange(65_536)))
     stored.write(tmp_path)
     del acts
     before = private_bytes()
@@ -207,11 +218,11 @@ def test_a_damaged_shard_is_found_by_name_and_written_anew(kind, copy, whole, lm
 def test_without_verifying_a_shard_of_the_wrong_shape_is_still_found(copy):
     path = copy / "shard-00000.safetensors"
     tensors = load_file(path)
-    save_file({"acts": tensors["acts"].T.contiguous(), "blocks": tensors["blocks"]}, path)
+    save_file({**tensors, "acts": tensors["acts"].T.contiguous()}, path)
     edit(copy, lambda m: m["shards"][0].update(bytes=path.stat().st_size))
     store = ActivationStore.open(copy, verify=False)
     with pytest.raises(
-        ValueError, match=r"acts is torch\.float16 \(32, 180\), the manifest says .*\(180, 32\)"
+        ValueError, match=r"acts is torch\.float16 \(32, \d+\), the manifest says .*\(\d+, 32\)"
     ):
         store.rows([0])
     path.write_bytes(b"x" * path.stat().st_size)
@@ -234,8 +245,9 @@ def test_without_verifying_a_shard_of_the_wrong_shape_is_still_found(copy):
         (lambda m: m["normalisation"].update(scale=-1), "scale is -1"),
         (lambda m: m["settings"].update(dtype="int8"), "settings.dtype is 'int8'"),
         (lambda m: m["settings"].update(block_size=None), "settings.block_size is None"),
-        (lambda m: m["settings"].update(skip_first=16), r"settings.skip_first is 16, expected 0\.\.15"),
-        (lambda m: m["shards"][1].update(rows=179), r"shards\[1\] has 12 blocks and 179 rows"),
+        (lambda m: m["shards"][1].update(rows=193), r"shards\[1\]\.rows is 193, expected 0\.\.192"),
+        (lambda m: m["shards"][1].update(blocks=11), r"shards\[1\]\.blocks is 11, expected 12\.\.12"),
+        (lambda m: m["shards"][5].update(blocks=13), r"shards\[5\]\.blocks is 13, expected 1\.\.12"),
         (lambda m: m["shards"][1].update(sha256=5), r"shards\[1\]\.sha256 is 5, expected str"),
         (lambda m: m["shards"][1].update(file="../x"), r"shards\[1\]\.file is '\.\./x'"),
         (lambda m: m["shards"].pop(1), r"shards\[1\]\.file"),
@@ -259,17 +271,17 @@ def test_no_store_and_an_unfinished_store_are_refused(copy, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no activation store .* harvest one first"):
         ActivationStore.open(tmp_path / "none")
     edit(copy, lambda m: m.update(finished=False))
-    with pytest.raises(ValueError, match="unfinished: 1005 of about 1000 rows; call harvest again"):
+    with pytest.raises(ValueError, match=r"unfinished: \d+ of about 1000 rows; call harvest again"):
         ActivationStore.open(copy)
 
 
 # ---- interruptions
 
 
-def test_a_finished_store_is_not_harvested_again(copy, corpus):
+def test_a_finished_store_is_not_harvested_again(copy, corpus, whole):
     broken = language_model()
     broken.model.forward = None
-    assert harvest(broken, corpus, SITE, copy, **SMALL).n_rows == 1005
+    assert harvest(broken, corpus, SITE, copy, **SMALL).n_rows == whole.n_rows
 
 
 def test_a_crash_around_any_renaming_costs_only_time(lm, corpus, whole, tmp_path, monkeypatch):
@@ -315,14 +327,14 @@ from sae_lib.activations import harvest
 torch.set_num_threads(1)
 model, corpus = language_model(), text_corpus(60)
 print("ready", flush=True)
-harvest(model, corpus, "resid_post.1", sys.argv[1], n_tokens=12_000, block_size=16,
+harvest(model, corpus, "resid_post.1", sys.argv[1], n_tokens=6_000, block_size=16,
         batch_blocks=3, shard_rows=90)
 """
 
 
 def test_kill_at_a_random_moment_then_resume_gives_the_same_bytes(lm, tmp_path):
     def run(folder):
-        options = {**SMALL, "n_tokens": 12_000, "shard_rows": 90}
+        options = {**SMALL, "n_tokens": 6_000, "shard_rows": 90}
         return harvest(lm, text_corpus(60), SITE, folder, **options)
 
     began = time.perf_counter()
@@ -417,7 +429,8 @@ def test_a_short_corpus_warns_and_an_empty_one_is_refused(lm, tmp_path):
     short = text_corpus(2)
     with pytest.warns(UserWarning, match="gave .* rows of the 1000 asked for"):
         store = harvest(lm, short, SITE, tmp_path / "short", **SMALL)
-    assert store.n_rows == len(list(token_blocks(short, lm.tokenizer, 16))) * 15
+    n_blocks = len(list(token_blocks(short, lm.tokenizer, 16)))
+    assert store.n_rows == len(reference(lm, short, n_blocks)[1])
     assert ActivationStore.open(tmp_path / "short").n_rows == store.n_rows
     for make in (
         lambda: harvest(lm, text_corpus(1), SITE, tmp_path / "none", **{**SMALL, "block_size": 64 * 16}),
@@ -480,14 +493,17 @@ def test_a_stream_serves_the_models_rows_buffer_by_buffer(lm, corpus):
     source = stream(lm, corpus)
     assert isinstance(source, BatchSource)
     json.dumps(source.describe())
-    # 128 rows are 4 batches of 32, made from 9 blocks of 15 rows; more buffers than one pass holds
+    # 128 rows are 4 batches of 32, made from the fewest blocks that hold them; more than one pass
     passes = (token_blocks(corpus, lm.tokenizer, 16, seed=5, epoch=epoch) for epoch in itertools.count())
     blocks = itertools.chain.from_iterable(passes)
     n_buffers = len(list(token_blocks(corpus, lm.tokenizer, 16))) // 9 + 3
     batches = source.batches(32, seed=5)
     for _ in range(n_buffers):
-        tokens = torch.stack(list(itertools.islice(blocks, 9)))
-        rows = lm.activations(tokens, SITE)[:, 1:].flatten(0, 1) * source.normalisation.scale
+        rows = torch.empty(0, D_MODEL)
+        while len(rows) < 128:
+            block = next(blocks)
+            acts = lm.activations(block[None], SITE)[0, 1:] * source.normalisation.scale
+            rows = torch.cat([rows, acts[block[1:] != SEPARATOR]])
         served = torch.cat(list(itertools.islice(batches, 4)))
         assert served.dtype == torch.float32
         nearest = torch.cdist(served, rows)
