@@ -125,7 +125,7 @@ def harvest(
     dtype: str = "float16",
     shard_rows: int = 65_536,
     seed: int = 0,
-    skip_first: int = 1,
+    skip_first: int = 2,
     progress: bool | None = None,
 ) -> ActivationStore:
     """Write the activations of at least ``n_tokens`` tokens to a store, or go on with one begun earlier.
@@ -141,7 +141,7 @@ def harvest(
     seed: order of the documents.
     skip_first: positions left out of every block, beside the separators between documents: models park
         attention on both, with rows up to a hundred times as long as the others
-        (:func:`sae_lib.stream.kept`).
+        (:func:`sae_lib.stream.kept`). Now and then the second position is such a place, hence 2.
     progress: show a bar; None shows it on a terminal.
 
     May be killed at any moment: the same call goes on after the last whole shard, and ends with the same

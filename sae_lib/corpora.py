@@ -247,7 +247,7 @@ def token_blocks(
     fresh = block_size - len(opening)
     if fresh < 1:
         raise ValueError(f"block_size is {block_size}; expected at least {len(opening) + 1}")
-    order = torch.randperm(len(corpus.documents), generator=generator(seed, "order", epoch)).tolist()
+    order = torch.randperm(len(corpus.documents), generator=generator(seed, "documents", epoch)).tolist()
     pending: list[int] = []
     for texts in _chunks(corpus.documents, order):
         # verbose=False: documents are meant to be longer than the model's context

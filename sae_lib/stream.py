@@ -95,7 +95,7 @@ class ActivationStream:
         block_size: int = 256,
         batch_blocks: int = 8,
         buffer_rows: int = 16_384,
-        skip_first: int = 1,
+        skip_first: int = 2,
     ) -> None:
         self.model, self.corpus, self.site = model, corpus, model.site(site)
         self.block_size, self.batch_blocks, self.skip_first = block_size, batch_blocks, skip_first

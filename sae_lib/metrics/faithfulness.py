@@ -85,7 +85,7 @@ def faithfulness(
     blocks: Tensor,
     *,
     mean: Tensor | None = None,
-    skip_first: int = 1,
+    skip_first: int = 2,
     batch_blocks: int = 4,
 ) -> Faithfulness:
     """Cross-entropy and divergence with the site's activations reconstructed, and ablated for comparison.
