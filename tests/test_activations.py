@@ -492,6 +492,11 @@ def stream(lm, corpus, **options):
     )
 
 
+def distances(a, b):
+    # the default expands the square, which costs three digits
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def test_a_stream_serves_the_models_rows_buffer_by_buffer(lm, corpus):
     source = stream(lm, corpus)
     assert isinstance(source, BatchSource)
@@ -509,11 +514,11 @@ def test_a_stream_serves_the_models_rows_buffer_by_buffer(lm, corpus):
             rows = torch.cat([rows, acts[block[1:] != SEPARATOR]])
         served = torch.cat(list(itertools.islice(batches, 4)))
         assert served.dtype == torch.float32
-        nearest = torch.cdist(served, rows)
-        assert nearest.min(dim=1).values.max() < 1e-3
+        nearest = distances(served, rows)
+        assert nearest.min(dim=1).values.max() < 1e-4
         # every row at most once, and in another order
         order = nearest.argmin(dim=1)
-        copies = (torch.cdist(rows, rows) < 1e-3).sum(dim=1)
+        copies = (distances(rows, rows) < 1e-4).sum(dim=1)
         assert (order.bincount(minlength=len(rows)) <= copies).all()
         assert (order.diff() < 0).any()
 
