@@ -385,3 +385,14 @@ def test_finding_the_default_model_does_not_import_its_package():
     if "not installed" in done.stderr:
         pytest.skip(done.stderr)
     assert done.stdout == "False\n"
+
+
+def test_attention_runs_without_a_mask():
+    lm = language_model("llama")
+    seen = []
+    lm.model.model.layers[0].self_attn.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    lm.activations(random_blocks(), "resid_post.0")
+    assert lm.model.config._attn_implementation == "sdpa"
+    assert seen == [None]
