@@ -20,8 +20,15 @@ class BatchSource(Protocol):
     one integer, which is what lets training resume bit for bit.
     """
 
-    d_in: int
-    normalisation: Normalisation
+    @property
+    def d_in(self) -> int:
+        """Dimension d of a row."""
+        ...
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The scaling that served rows have had."""
+        ...
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
         """Yield normalised float32 batches (batch_size, d_in) without end, from number ``start`` on."""

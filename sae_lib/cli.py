@@ -1,0 +1,295 @@
+"""The command line: ``sae harvest``, ``sae train``, ``sae evaluate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+
+from sae_lib import metrics, storage, synthetic
+from sae_lib.batches import BatchSource
+from sae_lib.methods import METHODS, Method
+from sae_lib.training import NonFiniteLossError, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Sparse autoencoders by bias adaptation: harvest activations, train, evaluate.",
+)
+
+MethodName = Literal["ba", "gba", "l1", "topk"]
+Kind = Literal["none", "scale", "unit"]
+Split = Literal["train", "held-out", "all"]
+HELD_OUT = 0.1
+
+Model = Annotated[str, typer.Option(help="smollm2-135m, a hub id, a folder or a .gguf file.")]
+CorpusName = Annotated[str, typer.Option(help="standard-library, wikipedia, or a folder of .txt files.")]
+SiteName = Annotated[str, typer.Option(help="Where to read, such as resid_post.10, mlp_out.3, attn_out.0.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice of this command.")]
+DataSeed = Annotated[int, typer.Option(help="Seed of a synthetic preset.")]
+ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print the settings as JSON and stop.")]
+
+
+def _corpus_part(name: str, split: Split) -> Any:
+    from sae_lib import corpora
+
+    whole = corpora.corpus(name)
+    if split == "all":
+        return whole
+    kept, held_out = whole.split(HELD_OUT)
+    return kept if split == "train" else held_out
+
+
+def _print(values: dict[str, Any]) -> None:
+    typer.echo(json.dumps(values, indent=2))
+
+
+@app.command()
+def harvest(
+    out: Annotated[Path, typer.Argument(help="Folder of the store; an unfinished one is continued.")],
+    model: Model = "smollm2-135m",
+    corpus: CorpusName = "standard-library",
+    site: SiteName = "resid_post.10",
+    tokens: Annotated[int, typer.Option(min=1, help="Rows to store, one a token.")] = 150_000,
+    split: Annotated[Split, typer.Option(help="Documents to read; evaluate uses held-out.")] = "train",
+    normalisation: Annotated[Kind, typer.Option(help="Scaling of rows.")] = "scale",
+    block_size: Annotated[int, typer.Option(min=2, help="Tokens a block.")] = 256,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32, on disk.")] = "float16",
+    device: Device = "cpu",
+    seed: Seed = 0,
+    show_config: ShowConfig = False,
+) -> None:
+    """Run a language model over a corpus and store its activations.
+
+    Example:  sae harvest runs/code --site resid_post.10 --tokens 150000
+
+    Stop it at any time; the same command goes on where it was.
+    """
+    settings: dict[str, Any] = {
+        "n_tokens": tokens, "normalisation": normalisation, "block_size": block_size,
+        "dtype": dtype, "seed": seed,
+    }  # fmt: skip
+    if show_config:
+        _print(
+            {
+                "out": str(out),
+                "model": model,
+                "corpus": corpus,
+                "split": split,
+                "site": site,
+                **settings,
+            }
+        )
+        return
+    from sae_lib import activations, language_models
+
+    documents = _corpus_part(corpus, split)
+    with _stopping_cleanly():
+        store = activations.harvest(
+            language_models.load(model, device=device), documents, site, out, **settings
+        )
+    typer.echo(f"{store.n_rows:,} rows of dimension {store.d_in} in {out}")
+
+
+def _source(data: str, data_seed: int, *, model: str, corpus: str, site: str, device: str) -> BatchSource:
+    if data in synthetic.PRESETS:
+        return synthetic.preset(data, seed=data_seed)
+    from sae_lib import activations
+
+    if data == "stream":
+        from sae_lib import language_models
+
+        return activations.ActivationStream(
+            language_models.load(model, device=device), _corpus_part(corpus, "train"), site
+        )
+    if not Path(data).is_dir():
+        presets = ", ".join(sorted(synthetic.PRESETS))
+        raise ValueError(f"no data {data!r}; expected a preset ({presets}), 'stream', or a store's folder")
+    return activations.ActivationStore.open(data)
+
+
+def _method(name: MethodName, options: dict[str, Any]) -> Method:
+    """The method with the options that were given; the others keep the method's defaults."""
+    cls = METHODS[name]
+    fields = [f.name for f in dataclasses.fields(cls)]
+    given = {key: value for key, value in options.items() if value is not None}
+    if foreign := [key for key in given if key not in fields]:
+        flags = ", ".join(f"--{f.replace('_', '-')}" for f in fields)
+        raise ValueError(f"--{foreign[0].replace('_', '-')} does not apply to method {name}; it has {flags}")
+    return cls(**given)
+
+
+@app.command("train")
+def train_command(
+    out: Annotated[Path, typer.Argument(help="Folder for the autoencoder, its log and checkpoints.")],
+    data: Annotated[
+        str, typer.Option(help="A preset (imbalanced, uniform, zipf), a store's folder, or stream.")
+    ],
+    method: Annotated[MethodName, typer.Option(help="How sparsity is enforced.")] = "gba",
+    width: Annotated[int, typer.Option(min=1, help="Latents.")] = 512,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.  [default: 4000]")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows to train on, instead of --steps.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 512,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: by method]")] = None,
+    schedule: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
+    warmup: Annotated[int, typer.Option(min=0, help="Steps.")] = 0,
+    groups: Annotated[int | None, typer.Option(help="gba: number of groups K.")] = None,
+    htf: Annotated[float | None, typer.Option(help="gba: highest target frequency.")] = None,
+    ltf: Annotated[float | None, typer.Option(help="gba: lowest target frequency.")] = None,
+    target_frequency: Annotated[float | None, typer.Option(help="ba: the target.")] = None,
+    every: Annotated[int | None, typer.Option(help="ba, gba: steps between bias updates.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="ba, gba: size of a bias update.")] = None,
+    start_bias: Annotated[str | None, typer.Option(help="ba, gba: quantile or zero.")] = None,
+    tied: Annotated[bool | None, typer.Option(help="ba, gba: share encoder and decoder rows.")] = None,
+    coefficient: Annotated[float | None, typer.Option(help="l1: weight of the penalty.")] = None,
+    k: Annotated[int | None, typer.Option(help="topk: latents a row.")] = None,
+    centre: Annotated[bool | None, typer.Option(help="Start and train b_pre at the data's mean.")] = None,
+    model: Model = "smollm2-135m",
+    corpus: CorpusName = "standard-library",
+    site: SiteName = "resid_post.10",
+    device: Device = "cpu",
+    seed: Seed = 0,
+    data_seed: DataSeed = 0,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 1000,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, bit for bit.")] = False,
+    show_config: ShowConfig = False,
+) -> None:
+    """Train an autoencoder. --model, --corpus and --site matter for --data stream alone.
+
+    Examples:
+
+      sae train runs/toy --data imbalanced --width 512
+
+      sae train runs/code-gba --data runs/code --width 2048 --htf 0.1 --ltf 0.001 --centre
+
+      sae train runs/code-top32 --data runs/code --width 2048 --method topk --k 32
+    """
+    chosen = _method(method, {
+        "groups": groups, "htf": htf, "ltf": ltf, "target_frequency": target_frequency, "every": every,
+        "gamma": gamma, "start_bias": start_bias, "tied": tied, "coefficient": coefficient, "k": k,
+        "centre": centre,
+    })  # fmt: skip
+    settings: dict[str, Any] = {
+        "width": width, "steps": steps, "rows": rows, "batch_size": batch_size, "lr": lr,
+        "schedule": schedule, "warmup": warmup, "seed": seed, "checkpoint_every": checkpoint_every,
+    }  # fmt: skip
+    if show_config:
+        _print({"out": str(out), "data": data, "method": chosen.describe(), **settings})
+        return
+    source = _source(data, data_seed, model=model, corpus=corpus, site=site, device=device)
+    with _stopping_cleanly():
+        _, log = train(source, chosen, device=device, folder=out, resume=resume, **settings)
+    last = log[-1]
+    typer.echo(f"step {last['step']}: nmse {last['nmse']:.4f}, l0 {last['l0']:.1f}; saved in {out}")
+
+
+@app.command()
+def evaluate(
+    autoencoder: Annotated[Path, typer.Argument(help="Folder with cfg.json and sae_weights.safetensors.")],
+    data: Annotated[str | None, typer.Option(help="A preset or a store's folder.")] = None,
+    n_rows: Annotated[int, typer.Option(min=1, help="Rows of the data to measure on.")] = 20_000,
+    faithfulness_tokens: Annotated[
+        int, typer.Option(min=0, help="Held-out tokens on which to splice it into the model; 0 for none.")
+    ] = 0,
+    model: Model = "smollm2-135m",
+    corpus: CorpusName = "standard-library",
+    block_size: Annotated[int, typer.Option(min=2, help="Tokens a block.")] = 256,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    data_seed: DataSeed = 0,
+    show_config: ShowConfig = False,
+) -> None:
+    """Measure an autoencoder; prints JSON.
+
+    On any data: nmse, explained variance, l0, dead share. On a preset also recovery of the true features.
+    With --faithfulness-tokens: cross-entropy and divergence recovered on held-out documents.
+
+    Examples:
+
+      sae evaluate runs/toy --data imbalanced
+
+      sae evaluate runs/code-gba --data runs/code --faithfulness-tokens 8000
+    """
+    if show_config:
+        _print({
+            "autoencoder": str(autoencoder), "data": data, "n_rows": n_rows, "model": model, "corpus": corpus,
+            "faithfulness_tokens": faithfulness_tokens, "block_size": block_size, "seed": seed,
+        })  # fmt: skip
+        return
+    if data is None and not faithfulness_tokens:
+        raise ValueError("nothing to measure; give --data, --faithfulness-tokens or both")
+    sae = storage.load(autoencoder, device=device)
+    result: dict[str, Any] = {}
+    if data is not None:
+        result |= _on_data(sae, data, data_seed, n_rows, seed)
+    if faithfulness_tokens:
+        result |= _on_model(sae, model, corpus, faithfulness_tokens, block_size, device, seed)
+    _print(result)
+
+
+def _on_data(sae: Any, data: str, data_seed: int, n_rows: int, seed: int) -> dict[str, Any]:
+    if data == "stream":
+        raise ValueError("evaluate takes a preset or a store; use --faithfulness-tokens for the model itself")
+    source = _source(data, data_seed, model="", corpus="", site="", device="cpu")
+    if source.d_in != sae.d_in:
+        raise ValueError(f"the autoencoder has d_in {sae.d_in}, the data {source.d_in}; they must be equal")
+    batch = min(n_rows, 4096)
+    rows = torch.cat(list(itertools.islice(source.batches(batch, seed=seed), -(-n_rows // batch))))[:n_rows]
+    found = metrics.reconstruction(sae, rows)
+    result: dict[str, Any] = {
+        "nmse": found.nmse, "explained_variance": found.explained_variance, "l0": found.l0,
+        "dead_share": found.dead_share, "n_rows": found.n_rows,
+    }  # fmt: skip
+    if isinstance(source, synthetic.SyntheticData):
+        result |= {
+            f"frr_{tau}": metrics.feature_recovery_rate(sae, source.dictionary, tau) for tau in (0.8, 0.9)
+        }
+        result["mcc"] = metrics.mean_correlation_coefficient(sae, source.dictionary)
+    return result
+
+
+def _on_model(
+    sae: Any, model: str, corpus: str, tokens: int, block_size: int, device: str, seed: int
+) -> dict[str, Any]:
+    from sae_lib import corpora, language_models
+    from sae_lib.metrics.faithfulness import faithfulness
+
+    site = sae.metadata.get("training", {}).get("data", {}).get("site")
+    if site is None:
+        raise ValueError("this autoencoder does not say which site of a model it was trained on")
+    lm = language_models.load(model, device=device)
+    blocks = corpora.token_blocks(_corpus_part(corpus, "held-out"), lm.tokenizer, block_size, seed=seed)
+    found = faithfulness(lm, sae, site, torch.stack(list(itertools.islice(blocks, -(-tokens // block_size)))))
+    return {
+        **dataclasses.asdict(found), "ce_recovered": found.ce_recovered, "kl_recovered": found.kl_recovered
+    }  # fmt: skip
+
+
+@contextmanager
+def _stopping_cleanly() -> Iterator[None]:
+    """Say how to go on after Ctrl-C (the library has saved by then), instead of click's bare "Aborted!"."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        typer.echo(f"sae: {interrupt}", err=True)
+        raise typer.Exit(130) from interrupt
+
+
+def main() -> None:
+    """Entry point of ``sae``: errors a user can mend are one line on standard error, exit status 2."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
+        typer.echo(f"sae: error: {error}", err=True)
+        sys.exit(2)

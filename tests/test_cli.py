@@ -1,0 +1,124 @@
+"""The command line as a user meets it: a process, its exit status and what it prints."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+import sae_lib
+from sae_lib import cli
+from sae_lib.methods import METHODS
+from sae_lib.normalisation import KINDS
+
+SAE = shutil.which("sae", path=str(Path(sys.executable).parent))
+
+
+def sae(*arguments, code=0):
+    done = subprocess.run(
+        [SAE, *map(str, arguments)], capture_output=True, text=True, timeout=300, env={"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def in_process(monkeypatch, capsys, *arguments):
+    """The same entry point without the seconds a new process takes; returns exit status and stderr."""
+    monkeypatch.setattr(sys, "argv", ["sae", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code, capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "toy"
+    done = sae("train", folder, "--data", "imbalanced", "--width", 64, "--steps", 60, "--htf", 0.2)
+    assert "step 60: nmse" in done.stdout
+    return folder
+
+
+def test_train_writes_an_autoencoder_log_and_checkpoint(trained):
+    assert {p.name for p in trained.iterdir()} == {
+        "cfg.json", "sae_weights.safetensors", "checkpoint.safetensors", "metrics.jsonl",
+    }  # fmt: skip
+    loaded = sae_lib.load(trained)
+    assert (loaded.d_in, loaded.width, loaded.activation) == (42, 64, "jumprelu")
+    assert loaded.metadata["training"]["method"]["htf"] == 0.2
+
+
+def test_evaluate_agrees_with_the_library(trained):
+    printed = json.loads(sae("evaluate", trained, "--data", "imbalanced", "--n-rows", 5000).stdout)
+    data = sae_lib.synthetic.preset("imbalanced")
+    loaded = sae_lib.load(trained)
+    assert printed["frr_0.8"] == sae_lib.metrics.feature_recovery_rate(loaded, data.dictionary, 0.8)
+    rows = torch.cat([b for b, _ in zip(data.batches(4096, seed=0), range(2), strict=False)])[:5000]
+    assert printed["nmse"] == pytest.approx(sae_lib.metrics.reconstruction(loaded, rows).nmse, rel=1e-5)
+    assert printed["n_rows"] == 5000
+
+
+def test_resume_continues_a_longer_wait(trained):
+    done = sae(
+        "train", trained, "--data", "imbalanced", "--width", 64, "--steps", 60, "--htf", 0.2, "--resume"
+    )
+    assert "step 60" in done.stdout
+
+
+def test_show_config_prints_and_does_nothing(tmp_path):
+    shown = json.loads(
+        sae(
+            "train", tmp_path / "x", "--data", "imbalanced", "--method", "topk", "--k", 5, "--show-config"
+        ).stdout
+    )
+    assert shown["method"] == METHODS["topk"](k=5).describe()
+    assert shown["batch_size"] == 512
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("command", ["harvest", "train", "evaluate"])
+def test_help_shows_an_example(command):
+    assert f"sae {command} runs/" in sae(command, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "x", "--data", "imbalanced", "--widht", "3"], "No such option: --widht"),
+        (["train", "x", "--data", "imbalanced", "--width", "0"], "greater than or equal to 1"),
+        (["train", "x", "--data", "imbalanced", "--htf", "1.5"], "0 < ltf ≤ htf ≤ 1"),
+        (["train", "x", "--data", "imbalanced", "--method", "lasso"], "'ba', 'gba', 'l1', 'topk'"),
+        (["train", "x", "--data", "imbalanced", "--k", "5"], "--k does not apply to method gba"),
+        (["train", "x", "--data", "nowhere"], "imbalanced, uniform, zipf"),
+        (["train", "x", "--data", "imbalanced", "--resume"], "no checkpoint to resume from"),
+        (["train", "x"], "--data"),
+        (["evaluate", "nowhere", "--data", "imbalanced"], "nowhere/cfg.json does not exist"),
+        (["evaluate", "nowhere"], "nothing to measure"),
+        (["harvest", "x", "--site", "resid_post.40"], "allowed 0..29"),
+        (["harvest", "x", "--site", "residual.1"], "resid_post"),
+        (["harvest", "x", "--corpus", "the-web"], "standard-library"),
+        (["harvest", "x", "--tokens", "-1"], "greater than or equal to 1"),
+        (["harvest", "x", "--model", "/nowhere/model.gguf"], "/nowhere/model.gguf"),
+    ],
+)
+def test_mistakes_fail_at_once_with_what_is_allowed(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, errors = in_process(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not any(tmp_path.iterdir())
+
+
+def test_data_of_another_dimension_is_refused(trained, monkeypatch, capsys):
+    code, errors = in_process(monkeypatch, capsys, "evaluate", trained, "--data", "uniform")
+    assert code == 2
+    assert "d_in 42, the data 128" in errors
+
+
+def test_choices_offered_are_the_ones_that_exist():
+    assert set(get_args(cli.MethodName)) == set(METHODS)
+    assert set(get_args(cli.Kind)) == set(KINDS)
