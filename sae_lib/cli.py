@@ -270,7 +270,8 @@ def _on_model(
         raise ValueError("this autoencoder does not say which site of a model it was trained on")
     lm = language_models.load(model, device=device)
     blocks = corpora.token_blocks(_corpus_part(corpus, "held-out"), lm.tokenizer, block_size, seed=seed)
-    found = faithfulness(lm, sae, site, torch.stack(list(itertools.islice(blocks, -(-tokens // block_size)))))
+    taken = torch.stack(list(itertools.islice(blocks, -(-tokens // block_size))))
+    found = faithfulness(lm, {"sae": sae}, site, taken)["sae"]
     return {
         **dataclasses.asdict(found), "ce_recovered": found.ce_recovered, "kl_recovered": found.kl_recovered
     }  # fmt: skip

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.language_models import LanguageModel, Site
+from sae_lib.stream import forward, kept
 
 # rows of logits turned to float32 log-probabilities at a time: 256 × 49,152 numbers are 50 MB
 _CHUNK_ROWS = 256
@@ -60,7 +60,7 @@ def _mean_activation(model: LanguageModel, site: Site, batches: list[Tensor], sk
     total = torch.zeros(model.d_model, dtype=torch.float64)
     n = 0
     for blocks in batches:
-        rows = model.activations(blocks, site)[:, skip_first:].flatten(0, 1)
+        rows = forward(model, site, blocks, skip_first)
         total += rows.float().sum(dim=0).cpu()
         n += len(rows)
     return (total / n).float()
@@ -80,21 +80,22 @@ def _losses(clean: Tensor, changed: Tensor, targets: Tensor) -> tuple[float, flo
 @torch.no_grad()
 def faithfulness(
     model: LanguageModel,
-    sae: Reconstructor,
+    saes: Mapping[str, Reconstructor],
     site: str | Site,
     blocks: Tensor,
     *,
     mean: Tensor | None = None,
     skip_first: int = 2,
     batch_blocks: int = 4,
-) -> Faithfulness:
+) -> dict[str, Faithfulness]:
     """Cross-entropy and divergence with the site's activations reconstructed, and ablated for comparison.
 
-    sae: anything with ``reconstruct(rows (N, d)) -> (N, d)``; rows are float32 in the model's own units.
+    saes: by name, anything with ``reconstruct(rows (N, d)) -> (N, d)``; rows are float32 in the model's own
+        units. Several together share the clean and the ablated runs.
     blocks: held-out tokens (B, T).
     mean: (d,), what mean ablation puts in; by default the mean over these blocks.
-    skip_first: positions of every block left as they are in all runs, as in harvesting. Their predictions
-        cannot change, so they are not counted either.
+    skip_first: positions of every block left as they are in all runs, as are separators: the rows that are
+        not harvested either (:func:`sae_lib.stream.kept`). Their predictions are not counted.
     batch_blocks: blocks in one forward pass; memory grows with batch_blocks · T · vocabulary.
     """
     site = model.site(site)
@@ -110,36 +111,44 @@ def faithfulness(
         raise ValueError(f"mean has shape {tuple(mean.shape)}; expected ({model.d_model},)")
     mean = mean.to(model.device)
 
-    def with_rows(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def at(places: Tensor, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def replace(acts: Tensor) -> Tensor:
-            rows = acts[:, skip_first:].reshape(-1, acts.shape[-1])
-            new = acts.clone()
-            new[:, skip_first:] = change(rows.float()).to(acts.dtype).view_as(new[:, skip_first:])
-            return new
+            flat = acts.flatten(0, 1).clone()
+            flat[places] = change(flat[places].float()).to(acts.dtype)
+            return flat.view_as(acts)
 
         return replace
 
-    changes = {
-        "spliced": with_rows(sae.reconstruct),
-        "mean": with_rows(lambda rows: mean.expand_as(rows)),
-        "zero": with_rows(torch.zeros_like),
-    }
-    ce = dict.fromkeys(("clean", *changes), 0.0)
-    kl = dict.fromkeys(("clean", *changes), 0.0)
+    # one run a row of this table; keys of autoencoders carry a prefix, so that no name can clash
+    changes: dict[str, Callable[[Tensor], Tensor]]
+    changes = {f"sae {name}": sae.reconstruct for name, sae in saes.items()}
+    changes |= {"mean": lambda rows: mean.expand_as(rows), "zero": torch.zeros_like}
+    ce, kl = dict.fromkeys(("clean", *changes), 0.0), dict.fromkeys(changes, 0.0)
     n_tokens = 0
     for batch in batches:
-        targets = batch[:, skip_first + 1 :].flatten().to(model.device).long()
+        keep = kept(model, batch, skip_first)
+        places = keep.flatten().nonzero().squeeze(1).to(model.device)
+        counted = keep[:, :-1].to(model.device)
+        targets = batch[:, 1:].to(model.device)[counted].long()
         n_tokens += len(targets)
-        clean = None
-        for run in ce:
-            with model.replaced(site, changes[run]) if run in changes else nullcontext():
-                logits = model.logits(batch)[:, skip_first:-1].flatten(0, 1)
-            clean = logits if clean is None else clean
-            cross_entropy, divergence = _losses(clean, logits, targets)
+        clean = model.logits(batch)[:, :-1][counted]
+        ce["clean"] += _losses(clean, clean, targets)[0]
+        for run, change in changes.items():
+            with model.replaced(site, at(places, change)):
+                changed = model.logits(batch)[:, :-1][counted]
+            cross_entropy, divergence = _losses(clean, changed, targets)
             ce[run] += cross_entropy
             kl[run] += divergence
-    return Faithfulness(
-        **{f"ce_{run}": total / n_tokens for run, total in ce.items()},
-        **{f"kl_{run}": total / n_tokens for run, total in kl.items() if run != "clean"},
-        n_tokens=n_tokens,
-    )
+    return {
+        name: Faithfulness(
+            ce_clean=ce["clean"] / n_tokens,
+            ce_spliced=ce[f"sae {name}"] / n_tokens,
+            ce_mean=ce["mean"] / n_tokens,
+            ce_zero=ce["zero"] / n_tokens,
+            kl_spliced=kl[f"sae {name}"] / n_tokens,
+            kl_mean=kl["mean"] / n_tokens,
+            kl_zero=kl["zero"] / n_tokens,
+            n_tokens=n_tokens,
+        )
+        for name in saes
+    }
