@@ -151,7 +151,7 @@ def train_command(
     every: Annotated[int | None, typer.Option(help="ba, gba: steps between bias updates.")] = None,
     gamma: Annotated[float | None, typer.Option(help="ba, gba: size of a bias update.")] = None,
     start_bias: Annotated[str | None, typer.Option(help="ba, gba: quantile or zero.")] = None,
-    tied: Annotated[bool | None, typer.Option(help="ba, gba: share encoder and decoder rows.")] = None,
+    tied: Annotated[bool | None, typer.Option(help="Share encoder and decoder rows; not l1.")] = None,
     coefficient: Annotated[float | None, typer.Option(help="l1: weight of the penalty.")] = None,
     k: Annotated[int | None, typer.Option(help="topk: latents a row.")] = None,
     centre: Annotated[bool | None, typer.Option(help="Start and train b_pre at the data's mean.")] = None,

@@ -88,7 +88,7 @@ class SparseAutoencoder(nn.Module):
         """Codes z (B, M) from the projection u (B, M)."""
         if self.activation == "jumprelu":
             # u > −b rather than u + b > 0: the same set of floats, without a temporary
-            return projection * (projection > -self.bias)
+            return torch.where(projection > -self.bias, projection, 0.0)
         y = torch.relu(projection + self.bias)
         if self.k is None:
             return y

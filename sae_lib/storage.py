@@ -4,9 +4,10 @@ In the files, codes are in units of the raw activations and decoder rows have un
 x_n = s·x, output scale a and pre-bias b_pre that means (formats: SAELens ≥ 6)::
 
     W_enc = |a| w        W_dec = sign(a) v        b_dec = b_pre / s
-    jumprelu: threshold = −|a| b / s, b_enc = 0   standard, topk: b_enc = |a| b / s
+    jumprelu: threshold = −|a| b / s, b_enc = 0   standard: b_enc = |a| b / s
 
-so a code in the file is |a| z / s. A GBA autoencoder is a ``jumprelu`` one, exactly.
+so a code in the file is |a| z / s. A GBA autoencoder is a ``jumprelu`` one, exactly. In a ``topk`` one the
+size of a code decides which fire, so |a| goes into W_dec instead.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 ARCHITECTURES = {"jumprelu": "jumprelu", "relu": "standard", "topk": "topk"}
 # the oldest version whose loader applies no legacy conversion
 SAE_LENS_VERSION = "6.0.0"
+# keeps 0/0 out of rows of zero norm
+TINY = 1e-30
 
 
 class StorageError(ValueError):
@@ -46,13 +49,11 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
     """Write an autoencoder to ``folder`` (created if need be); each file is replaced in one step."""
     folder = Path(folder)
     s = _input_scale(sae.normalisation, sae.d_in)
-    magnitude, sign = sae.scale.abs(), torch.where(sae.scale < 0, -1.0, 1.0)
-    if sae.activation == "topk" and not torch.equal(magnitude, torch.ones_like(magnitude)):
-        raise StorageError("a TopK autoencoder with an output scale other than 1 has no form in this format")
+    magnitude = torch.ones_like(sae.scale) if sae.activation == "topk" else sae.scale.abs()
     gate = magnitude * sae.bias / s
     tensors = {
         "W_enc": (magnitude[:, None] * sae.weight).T,
-        "W_dec": sign[:, None] * sae.decoder_rows,
+        "W_dec": (sae.scale / magnitude.clamp(min=TINY))[:, None] * sae.decoder_rows,
         "b_enc": torch.zeros_like(gate) if sae.activation == "jumprelu" else gate,
         "b_dec": sae.pre_bias / s,
     }
@@ -115,17 +116,18 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
         k=config.get("k"), normalisation=normalisation,
     )  # fmt: skip
     s = _input_scale(normalisation, d_in)
-    magnitude = torch.ones(width) if free else tensors["W_enc"].norm(dim=0).clamp(min=1e-30)
+    magnitude = torch.ones(width) if free else tensors["W_enc"].norm(dim=0).clamp(min=TINY)
+    length = tensors["W_dec"].norm(dim=1)
+    directions = tensors["W_dec"] / length.clamp(min=TINY)[:, None]
     gate = -tensors["threshold"] if activation == "jumprelu" else tensors["b_enc"]
     sae.weight.copy_((tensors["W_enc"] / magnitude).T)
     sae.bias.copy_(gate * s / magnitude)
     sae.pre_bias.copy_(tensors["b_dec"] * s)
     if sae.decoder is None:
-        sign = (sae.weight * tensors["W_dec"]).sum(dim=1).sign()
-        sae.scale.copy_(magnitude * sign)
+        sae.scale.copy_(magnitude * length * (sae.weight * directions).sum(dim=1).sign())
     else:
-        sae.decoder.copy_(tensors["W_dec"])
-        sae.scale.copy_(magnitude)
+        sae.decoder.copy_(directions)
+        sae.scale.copy_(magnitude * length)
     sae.metadata = metadata
     return sae.eval().requires_grad_(False).to(device)
 
@@ -183,11 +185,6 @@ def _read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise StorageError(f"{path}: {name} holds NaN or infinity")
-    norms = tensors["W_dec"].norm(dim=1)
-    if (norms - 1).abs().max() > 1e-3:
-        raise StorageError(
-            f"{path}: rows of W_dec have norms {norms.min():.3g} … {norms.max():.3g}, expected 1"
-        )
     if config["architecture"] == "jumprelu" and tensors["b_enc"].any():
         raise StorageError(f"{path}: a jumprelu autoencoder with b_enc ≠ 0 cannot be represented")
     return tensors

@@ -89,8 +89,7 @@ def train(
     width: latents M.
     steps, rows: length of the run, in optimiser steps or in rows seen (for a language model: tokens); at
         most one of them. Default 4,000 steps.
-    lr: peak learning rate. Default 0.13/√d: an Adam step turns a unit row by about lr·√d, so this keeps the
-        angle the same in every dimension (0.02 at d = 42).
+    lr: peak learning rate; default ``method.learning_rate(d)``.
     schedule: ``"linear"`` or ``"cosine"`` decay to 0, or ``"constant"``, after ``warmup`` steps.
     weight_decay: of AdamW; 0 is Adam.
     seed: of the initial weights and the order of the data.
@@ -112,7 +111,7 @@ def train(
             "or a stream"
         )
     steps = _number_of_steps(steps, rows, batch_size)
-    lr = 0.13 / math.sqrt(source.d_in) if lr is None else lr
+    lr = method.learning_rate(source.d_in) if lr is None else lr
     _check(
         steps=steps, batch_size=batch_size, lr=lr, schedule=schedule, warmup=warmup, log_every=log_every,
         weight_decay=weight_decay, checkpoint_every=checkpoint_every, resume=resume, folder=folder,

@@ -63,6 +63,10 @@ class Method(ABC):
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
         """Prepare ``sae`` for training on data like the normalised rows ``sample`` (N, d)."""
 
+    def learning_rate(self, d_in: int) -> float:
+        """Peak learning rate used where none is given."""
+        return 3e-3
+
     def describe(self) -> dict[str, Any]:
         """Name and settings as plain values."""
         return {"name": self.name, **asdict(self)}

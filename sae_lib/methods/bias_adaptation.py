@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -107,6 +108,10 @@ class GroupBiasAdaptation(Method):
             raise ValueError(f"{self.groups} groups do not fit in width {width}; take groups ≤ width")
         return SparseAutoencoder(d_in, width, tied=self.tied, normalisation=normalisation, seed=seed)
 
+    def learning_rate(self, d_in: int) -> float:
+        """See :func:`unit_row_rate`."""
+        return unit_row_rate(d_in)
+
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> BiasAdapter:
         """Centre, set the starting bias from the sample, and attach fresh counters."""
         if self.centre:
@@ -118,12 +123,25 @@ class GroupBiasAdaptation(Method):
         return adapter
 
 
+def unit_row_rate(d_in: int) -> float:
+    """0.13/√d: an Adam step turns a unit row by about lr·√d, so the angle is the same in every dimension.
+
+    The constant did best on the imbalanced toy (d = 42, 0.02) and was not tuned again elsewhere.
+    """
+    return 0.13 / math.sqrt(d_in)
+
+
 @torch.no_grad()
 def quantile_bias(sae: SparseAutoencoder, sample: Tensor, target: Tensor) -> Tensor:
     """Bias (M,) in [−1, 0] at which latent m fires on a share ``target[m]`` of the sample (N, d)."""
-    descending = sae.project(sample).sort(dim=0, descending=True).values
     rank = (target * len(sample)).long().clamp(max=len(sample) - 1)
-    return -descending.gather(0, rank[None])[0].clamp(0.0, 1.0)
+    centred = sample - sae.pre_bias
+    thresholds = []
+    # a few latents at a time: N × M numbers would not fit for a wide autoencoder
+    for rows, ranks in zip(sae.weight.split(512), rank.split(512), strict=True):
+        descending = (rows @ centred.T).sort(dim=1, descending=True).values
+        thresholds.append(descending.gather(1, ranks[:, None])[:, 0])
+    return -torch.cat(thresholds).clamp(0.0, 1.0)
 
 
 class BiasAdapter(Run):
@@ -217,6 +235,10 @@ class BiasAdaptation(Method):
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
         """As for :class:`GroupBiasAdaptation`."""
         return self._as_group().build(d_in, width, normalisation=normalisation, seed=seed)
+
+    def learning_rate(self, d_in: int) -> float:
+        """As for :class:`GroupBiasAdaptation`."""
+        return unit_row_rate(d_in)
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> BiasAdapter:
         """As for :class:`GroupBiasAdaptation`."""

@@ -22,6 +22,7 @@ class TopK(Method):
     aux_coefficient: weight of the auxiliary loss, in which dead latents model the remaining error
         (α = 1/32 in the source); 0 turns it off.
     centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
+    tied: share encoder and decoder rows, as in the paper's autoencoder; the source of TopK does not.
 
     The auxiliary loss uses the min(d/2, number of dead) strongest dead latents of each row, and their
     loss is divided by the size of the error, as in the source.
@@ -31,6 +32,7 @@ class TopK(Method):
     dead_after: int = 200
     aux_coefficient: float = 1 / 32
     centre: bool = False
+    tied: bool = False
     name: ClassVar[str] = "topk"
 
     def __post_init__(self) -> None:
@@ -42,12 +44,12 @@ class TopK(Method):
             raise ValueError(f"aux_coefficient is {self.aux_coefficient}; expected at least 0")
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """An untied TopK autoencoder with free encoder rows, encoder and decoder equal at the start."""
+        """A TopK autoencoder; untied, its encoder rows are free and start equal to the decoder's."""
         return SparseAutoencoder(
             d_in,
             width,
-            tied=False,
-            free_encoder=True,
+            tied=self.tied,
+            free_encoder=not self.tied,
             activation="topk",
             k=self.k,
             normalisation=normalisation,
