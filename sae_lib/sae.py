@@ -82,7 +82,8 @@ class SparseAutoencoder(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """u = W (x − b_pre), (B, M): the pre-activations without the bias."""
-        return (x - self.pre_bias) @ self.weight.T
+        # as a bias of the product: the gradient of b_pre then costs a vector, not a third product
+        return torch.nn.functional.linear(x, self.weight, -(self.weight @ self.pre_bias))
 
     def gate(self, projection: Tensor) -> Tensor:
         """Codes z (B, M) from the projection u (B, M)."""

@@ -17,6 +17,8 @@ KERNEL_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONHASHSEED": "0",
+    # a thread that waits by spinning takes the core another chapter needs
+    "OMP_WAIT_POLICY": "PASSIVE",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
 # quick runs are the same everywhere: no network, no GPU
