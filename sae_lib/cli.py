@@ -17,6 +17,8 @@ import typer
 from sae_lib import metrics, storage, synthetic
 from sae_lib.batches import BatchSource
 from sae_lib.methods import METHODS, Method
+from sae_lib.sae import SparseAutoencoder
+from sae_lib.store import ActivationStore
 from sae_lib.training import NonFiniteLossError, train
 
 app = typer.Typer(
@@ -35,7 +37,7 @@ HELD_OUT = 0.1
 Model = Annotated[str, typer.Option(help="smollm2-135m, a hub id, a folder or a .gguf file.")]
 CorpusName = Annotated[str, typer.Option(help="standard-library, wikipedia, or a folder of .txt files.")]
 SiteName = Annotated[str, typer.Option(help="Where to read, such as resid_post.10, mlp_out.3, attn_out.0.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice of this command.")]
 DataSeed = Annotated[int, typer.Option(help="Seed of a synthetic preset.")]
 ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print the settings as JSON and stop.")]
@@ -238,14 +240,17 @@ def evaluate(
     _print(result)
 
 
-def _on_data(sae: Any, data: str, data_seed: int, n_rows: int, seed: int) -> dict[str, Any]:
+def _on_data(sae: SparseAutoencoder, data: str, data_seed: int, n_rows: int, seed: int) -> dict[str, Any]:
     if data == "stream":
         raise ValueError("evaluate takes a preset or a store; use --faithfulness-tokens for the model itself")
     source = _source(data, data_seed, model="", corpus="", site="", device="cpu")
     if source.d_in != sae.d_in:
         raise ValueError(f"the autoencoder has d_in {sae.d_in}, the data {source.d_in}; they must be equal")
-    batch = min(n_rows, 4096)
-    rows = torch.cat(list(itertools.islice(source.batches(batch, seed=seed), -(-n_rows // batch))))[:n_rows]
+    if isinstance(source, synthetic.SyntheticData):
+        rows = source.rows[:n_rows]
+    else:
+        assert isinstance(source, ActivationStore)
+        rows = sae.normalisation.apply(source.sample(min(n_rows, source.n_rows), seed=seed))
     found = metrics.reconstruction(sae, rows)
     result: dict[str, Any] = {
         "nmse": found.nmse, "explained_variance": found.explained_variance, "l0": found.l0,
@@ -260,18 +265,18 @@ def _on_data(sae: Any, data: str, data_seed: int, n_rows: int, seed: int) -> dic
 
 
 def _on_model(
-    sae: Any, model: str, corpus: str, tokens: int, block_size: int, device: str, seed: int
+    sae: SparseAutoencoder, model: str, corpus: str, tokens: int, block_size: int, device: str, seed: int
 ) -> dict[str, Any]:
     from sae_lib import corpora, language_models
     from sae_lib.metrics.faithfulness import faithfulness
 
-    site = sae.metadata.get("training", {}).get("data", {}).get("site")
-    if site is None:
+    origin = sae.metadata.get("training", {}).get("data", {})
+    if "site" not in origin:
         raise ValueError("this autoencoder does not say which site of a model it was trained on")
     lm = language_models.load(model, device=device)
     blocks = corpora.token_blocks(_corpus_part(corpus, "held-out"), lm.tokenizer, block_size, seed=seed)
     taken = torch.stack(list(itertools.islice(blocks, -(-tokens // block_size))))
-    found = faithfulness(lm, {"sae": sae}, site, taken)["sae"]
+    found = faithfulness(lm, {"sae": sae}, origin["site"], taken, skip_first=origin["skip_first"])["sae"]
     return {
         **dataclasses.asdict(found), "ce_recovered": found.ce_recovered, "kl_recovered": found.kl_recovered
     }  # fmt: skip

@@ -90,8 +90,13 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
 def _model_keys(metadata: dict[str, Any]) -> dict[str, Any]:
     """Where the activations came from, under the names SAELens uses."""
     data = metadata.get("training", {}).get("data", {})
-    names = {"model_name": "model", "hook_name": "site", "context_size": "block_size"}
-    return {theirs: data[ours] for theirs, ours in names.items() if ours in data}
+    if "model" not in data:
+        return {}
+    return {
+        "model_name": data["model"]["name"],
+        "hook_name": data["site"],
+        "context_size": data["block_size"],
+    }
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 import yaml
 
-from tools import provenance
+from tools import cover, provenance
 from tools.layout import REPOSITORY, Book
 from tools.notebook import problems
 
@@ -44,3 +44,8 @@ def test_every_figure_has_words(name: str) -> None:
         if any("image/png" in output.get("data", {}) for output in cell.get("outputs", ())):
             words = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
             assert words.strip(), f"{name}: this cell draws a figure without alt text:\n{cell.source}"
+
+
+def test_readme_shows_the_figure_of_the_notebook() -> None:
+    assert (REPOSITORY / cover.PICTURE).read_bytes() == cover.figure(BOOK)
+    assert f"({cover.PICTURE})" in (REPOSITORY / "README.md").read_text("utf8")

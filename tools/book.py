@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from tools import parallel, provenance, site
+from tools import cover, parallel, provenance, site
 from tools.layout import REPOSITORY, Book, threads
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -47,6 +47,7 @@ def run_chapters(
         for source in sorted(sources, key=lambda source: -_seconds_last_time(book, source))
     ]
     _run_and_report(jobs, cores, "executed")
+    cover.write(book)
 
 
 @app.command()
