@@ -68,12 +68,16 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); start without resume in a new folder") from error
     settings = json.loads(json.dumps(settings))
-    for key in sorted(settings.keys() | saved.keys()):
-        if settings.get(key) != saved.get(key):
-            raise CheckpointError(
-                f"{path} was written with {key}={saved.get(key)!r}, this run has {settings.get(key)!r}; "
-                "resume with the same settings or choose another folder"
-            )
+    different = [
+        f"{key}={saved.get(key)!r}, this run has {settings.get(key)!r}"
+        for key in sorted(settings.keys() | saved.keys())
+        if settings.get(key) != saved.get(key)
+    ]
+    if different:
+        raise CheckpointError(
+            f"{path} was written with {'; with '.join(different)}. "
+            "Resume with the same settings or choose another folder"
+        )
     return step, tensors
 
 

@@ -362,9 +362,12 @@ def test_kill_at_a_random_moment_then_resume_gives_the_same_bytes(lm, tmp_path):
     assert interrupted
 
 
-def test_ctrl_c_says_how_to_go_on(corpus, whole, tmp_path):
+def test_ctrl_c_says_how_to_go_on(corpus, whole, tmp_path, request):
     lm = language_model()
     calls = itertools.count(1)
+    # a process started in the background of a shell ignores the signal
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
 
     def interrupt(*_):
         if next(calls) == 10:
