@@ -141,7 +141,7 @@ def train_command(
     method: Annotated[MethodName, typer.Option(help="How sparsity is enforced.")] = "gba",
     width: Annotated[int, typer.Option(min=1, help="Latents.")] = 512,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.  [default: 4000]")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Rows to train on, instead of --steps.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Rows to train on, instead of --steps.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 512,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: by method]")] = None,
     schedule: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
@@ -183,7 +183,7 @@ def train_command(
         "centre": centre,
     })  # fmt: skip
     settings: dict[str, Any] = {
-        "width": width, "steps": steps, "rows": rows, "batch_size": batch_size, "lr": lr,
+        "width": width, "steps": steps, "tokens": tokens, "batch_size": batch_size, "lr": lr,
         "schedule": schedule, "warmup": warmup, "seed": seed, "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     if show_config:

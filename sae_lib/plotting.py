@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import sys
+
 import matplotlib as mpl
 from cycler import cycler
+from matplotlib.figure import Figure
+from PIL import Image
 
 # Okabe and Ito (2008), "Color Universal Design"; the yellow is left out, too faint on white
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK = (
@@ -41,3 +47,23 @@ def use_style() -> None:
             "image.cmap": SEQUENTIAL,
         }
     )
+    if "ipykernel" in sys.modules:
+        _show_small_figures()
+
+
+def _small_png(figure: Figure) -> str:
+    """A figure as a base64 PNG of at most 128 colours: a third of the bytes, and looks the same."""
+    full, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png")
+    Image.open(full).convert("RGB").quantize(128).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
+
+
+def _show_small_figures() -> None:
+    """Let notebooks keep figures as :func:`_small_png`, so that ten of them weigh little."""
+    import matplotlib.pyplot as plt
+    from IPython import get_ipython
+
+    # the backend registers its own format when it loads, so it has to be loaded first
+    plt.switch_backend(plt.get_backend())
+    get_ipython().display_formatter.formatters["image/png"].for_type(Figure, _small_png)

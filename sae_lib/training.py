@@ -64,7 +64,7 @@ def train(
     *,
     width: int,
     steps: int | None = None,
-    rows: int | None = None,
+    tokens: int | None = None,
     batch_size: int = 512,
     lr: float | None = None,
     schedule: str = "linear",
@@ -87,8 +87,8 @@ def train(
     data: a :class:`BatchSource` (synthetic data, activation store or stream) or a tensor of rows (N, d).
     method: how sparsity is enforced, with its settings.
     width: latents M.
-    steps, rows: length of the run, in optimiser steps or in rows seen (for a language model: tokens); at
-        most one of them. Default 4,000 steps.
+    steps, tokens: length of the run, in optimiser steps or in rows seen (one a token, for a language
+        model); at most one of them. Default 4,000 steps.
     lr: peak learning rate; default ``method.learning_rate(d)``.
     schedule: ``"linear"`` or ``"cosine"`` decay to 0, or ``"constant"``, after ``warmup`` steps.
     weight_decay: of AdamW; 0 is Adam.
@@ -110,7 +110,7 @@ def train(
             f"data is a {type(data).__name__}; expected a tensor (N, d), synthetic data, an activation store "
             "or a stream"
         )
-    steps = _number_of_steps(steps, rows, batch_size)
+    steps = _number_of_steps(steps, tokens, batch_size)
     lr = method.learning_rate(source.d_in) if lr is None else lr
     _check(
         steps=steps, batch_size=batch_size, lr=lr, schedule=schedule, warmup=warmup, log_every=log_every,
@@ -177,20 +177,22 @@ def train(
     return sae, log
 
 
-def _number_of_steps(steps: int | None, rows: int | None, batch_size: int) -> int:
-    if steps is not None and rows is not None:
-        raise ValueError(f"steps={steps} and rows={rows} both set the length of the run; give one of them")
+def _number_of_steps(steps: int | None, tokens: int | None, batch_size: int) -> int:
+    if steps is not None and tokens is not None:
+        raise ValueError(
+            f"steps={steps} and tokens={tokens} both set the length of the run; give one of them"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1")
-    if rows is not None:
-        return rows // batch_size
+    if tokens is not None:
+        return tokens // batch_size
     return 4000 if steps is None else steps
 
 
 def _check(**s: Any) -> None:
     for name in ("steps", "log_every", "checkpoint_every"):
         if s[name] < 1:
-            raise ValueError(f"{name} is {s[name]}; expected at least 1 (rows: at least one batch)")
+            raise ValueError(f"{name} is {s[name]}; expected at least 1 (tokens: at least one batch)")
     if not (math.isfinite(s["lr"]) and s["lr"] > 0):
         raise ValueError(f"lr is {s['lr']}; expected a finite number above 0")
     if s["schedule"] not in SCHEDULES:

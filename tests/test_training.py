@@ -168,9 +168,9 @@ def test_rows_with_nan_are_refused(data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 10, "rows": 10}, "give one of them"),
+        ({"steps": 10, "tokens": 10}, "give one of them"),
         ({"steps": 0}, "steps is 0"),
-        ({"rows": 10, "batch_size": 64}, "at least one batch"),
+        ({"tokens": 10, "batch_size": 64}, "at least one batch"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 5000}, "exceeds the 2000 rows"),
         ({"lr": 0.0}, "lr is 0.0"),
@@ -193,8 +193,8 @@ def test_data_of_the_wrong_kind_is_refused():
         train(torch.ones(3), METHODS[0], width=4)
 
 
-def test_rows_argument_counts_rows(data):
-    _, log = train(data, METHODS[0], width=16, rows=1000, batch_size=100, log_every=1)
+def test_tokens_count_rows(data):
+    _, log = train(data, METHODS[0], width=16, tokens=1000, batch_size=100, log_every=1)
     assert log[-1]["step"] == 10
 
 
