@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import io
 import os
 import shutil
 import tempfile
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
 from sae_lib.packaged import packaged_file
 
@@ -29,11 +30,13 @@ def _quiet() -> Iterator[None]:
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # the GGUF reader's bar heeds neither setting, and in a notebook it is a widget
+    reader_bar = gguf_reader.tqdm
+    gguf_reader.tqdm = functools.partial(reader_bar, disable=True)
     try:
-        # the GGUF reader's progress bar heeds neither setting
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
+        yield
     finally:
+        gguf_reader.tqdm = reader_bar
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
