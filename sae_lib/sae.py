@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
 
-ACTIVATIONS = ("jumprelu", "relu", "topk")
+ACTIVATIONS = ("jumprelu", "relu", "threshold", "topk")
 
 
 class SparseAutoencoder(nn.Module):
@@ -22,6 +22,8 @@ class SparseAutoencoder(nn.Module):
 
     * ``"jumprelu"``: z = u · 1(u + b > 0). The bias decides *whether* a latent fires, never how strongly.
     * ``"relu"``: z = max(0, u + b).
+    * ``"threshold"``: z = y · 1(y > θ) with y = u + b. Bias and threshold are separate: what JumpReLU, gated
+      and BatchTopK autoencoders are after training.
     * ``"topk"``: z = max(0, u + b) for the k largest entries of a row, 0 elsewhere.
 
     Rows of the decoder always have unit norm. A tied autoencoder decodes with its encoder rows (v = w),
@@ -31,6 +33,7 @@ class SparseAutoencoder(nn.Module):
     decoder: (M, d) decoder rows v_m; None when tied.
     scale: (M,) output scale a_m.
     bias: (M,) gate bias b_m; gets no gradient unless a method turns it on.
+    threshold: (M,) θ_m ≥ 0 of the ``"threshold"`` gate, without gradient; None for the others.
     pre_bias: (d,) input centre b_pre; gets no gradient unless a method turns it on.
     """
 
@@ -68,6 +71,9 @@ class SparseAutoencoder(nn.Module):
         self.decoder = None if tied else nn.Parameter(rows.clone())
         self.scale = nn.Parameter(torch.ones(width), requires_grad=not free_encoder)
         self.bias = nn.Parameter(torch.zeros(width), requires_grad=False)
+        self.threshold = (
+            nn.Parameter(torch.zeros(width), requires_grad=False) if activation == "threshold" else None
+        )
         self.pre_bias = nn.Parameter(torch.zeros(d_in), requires_grad=False)
 
     @property
@@ -90,6 +96,9 @@ class SparseAutoencoder(nn.Module):
         if self.activation == "jumprelu":
             # u > −b rather than u + b > 0: the same set of floats, without a temporary
             return torch.where(projection > -self.bias, projection, 0.0)
+        if self.threshold is not None:
+            y = projection + self.bias
+            return torch.where(y > self.threshold, y, 0.0)
         y = torch.relu(projection + self.bias)
         if self.k is None:
             return y

@@ -5,6 +5,7 @@ x_n = s·x, output scale a and pre-bias b_pre that means (formats: SAELens ≥ 6
 
     W_enc = |a| w        W_dec = sign(a) v        b_dec = b_pre / s
     jumprelu: threshold = −|a| b / s, b_enc = 0   standard: b_enc = |a| b / s
+    our "threshold" gate is also a jumprelu: threshold = |a| θ / s, b_enc = |a| b / s
 
 so a code in the file is |a| z / s. A GBA autoencoder is a ``jumprelu`` one, exactly. In a ``topk`` one the
 size of a code decides which fire, so |a| goes into W_dec instead.
@@ -28,7 +29,8 @@ from sae_lib.sae import SparseAutoencoder
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 # our activation → SAELens's architecture
-ARCHITECTURES = {"jumprelu": "jumprelu", "relu": "standard", "topk": "topk"}
+ARCHITECTURES = {"jumprelu": "jumprelu", "relu": "standard", "threshold": "jumprelu", "topk": "topk"}
+ACTIVATIONS = {"jumprelu": "jumprelu", "standard": "relu", "topk": "topk"}
 # the oldest version whose loader applies no legacy conversion
 SAE_LENS_VERSION = "6.0.0"
 # keeps 0/0 out of rows of zero norm
@@ -59,6 +61,8 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
     }
     if sae.activation == "jumprelu":
         tensors["threshold"] = -gate
+    elif sae.threshold is not None:
+        tensors["threshold"] = magnitude * sae.threshold / s
     config: dict[str, Any] = {
         "architecture": ARCHITECTURES[sae.activation],
         "d_in": sae.d_in,
@@ -72,6 +76,7 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
             "sae_lens_version": SAE_LENS_VERSION,
             **_model_keys(sae.metadata),
             "sae_lib": {
+                "activation": sae.activation,
                 "tied": sae.tied,
                 "free_encoder": sae.free_encoder,
                 "normalisation": sae.normalisation.to_dict(),
@@ -111,8 +116,10 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
     config = _read_config(folder)
     tensors = _read_tensors(folder, config)
     d_in, width = config["d_in"], config["d_sae"]
-    activation = {theirs: ours for ours, theirs in ARCHITECTURES.items()}[config["architecture"]]
     metadata = dict(config.get("metadata", {}).get("sae_lib", {}))
+    activation, saved = ACTIVATIONS[config["architecture"]], metadata.pop("activation", None)
+    if activation == "jumprelu" and (saved == "threshold" or tensors["b_enc"].any()):
+        activation = "threshold"
     tied, free = metadata.pop("tied", False), metadata.pop("free_encoder", activation != "jumprelu")
     kind = "unit" if config["normalize_activations"] == "constant_norm_rescale" else "none"
     normalisation = Normalisation(**metadata.pop("normalisation", {"kind": kind}))
@@ -124,7 +131,12 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
     magnitude = torch.ones(width) if free else tensors["W_enc"].norm(dim=0).clamp(min=TINY)
     length = tensors["W_dec"].norm(dim=1)
     directions = tensors["W_dec"] / length.clamp(min=TINY)[:, None]
+    if "threshold" in tensors:
+        # SAELens applies a ReLU as well, so a threshold below 0 is one of 0
+        tensors["threshold"].clamp_(min=0.0)
     gate = -tensors["threshold"] if activation == "jumprelu" else tensors["b_enc"]
+    if sae.threshold is not None:
+        sae.threshold.copy_(tensors["threshold"] * s / magnitude)
     sae.weight.copy_((tensors["W_enc"] / magnitude).T)
     sae.bias.copy_(gate * s / magnitude)
     sae.pre_bias.copy_(tensors["b_dec"] * s)
@@ -147,10 +159,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise StorageError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise StorageError(f"{path} holds a {type(config).__name__}; expected an object")
-    if config.get("architecture") not in ARCHITECTURES.values():
+    if config.get("architecture") not in ACTIVATIONS:
         raise StorageError(
             f"{path}: architecture is {config.get('architecture')!r}; "
-            f"expected one of {', '.join(ARCHITECTURES.values())}"
+            f"expected one of {', '.join(ACTIVATIONS)}"
         )
     for key in ("d_in", "d_sae", *(["k"] if config["architecture"] == "topk" else [])):
         if not isinstance(config.get(key), int) or config[key] < 1:
@@ -190,6 +202,4 @@ def _read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise StorageError(f"{path}: {name} holds NaN or infinity")
-    if config["architecture"] == "jumprelu" and tensors["b_enc"].any():
-        raise StorageError(f"{path}: a jumprelu autoencoder with b_enc ≠ 0 cannot be represented")
     return tensors

@@ -128,9 +128,8 @@ def train(
     sae = method.build(source.d_in, width, normalisation=source.normalisation, seed=seed).to(device)
     sae.metadata = {"training": settings}
     run = method.start(sae, _sample(source, batch_size, seed).to(device))
-    parameters = [p for p in sae.parameters() if p.requires_grad]
-    # fused: one pass over the weights instead of five
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    parameters = [p for p in (*sae.parameters(), *run.parameters()) if p.requires_grad]
+    optimiser = method.optimiser(parameters, lr, weight_decay)
     log, first = TrainingLog(), 0
     if resume and folder:
         first, tensors = checkpoint.read(folder, settings)

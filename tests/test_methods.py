@@ -280,7 +280,7 @@ def test_unit_rows_after_projection():
         (lambda: TopK(k=0), "k is 0"),
         (lambda: TopK(k=20).build(4, 10, normalisation=NONE, seed=0), "1 … 10"),
         (lambda: SparseAutoencoder(4, 0), "width is 0"),
-        (lambda: SparseAutoencoder(4, 8, activation="gelu"), "jumprelu, relu, topk"),
+        (lambda: SparseAutoencoder(4, 8, activation="gelu"), "jumprelu, relu, threshold, topk"),
         (lambda: SparseAutoencoder(4, 8, k=3), "k=3"),
         (lambda: Normalisation("zscore"), "none, scale, unit"),
     ],

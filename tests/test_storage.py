@@ -1,6 +1,7 @@
 """Saved autoencoders: round trip, SAELens, damaged files."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,7 +11,26 @@ import sae_lib
 from sae_lib import L1, BiasAdaptation, GroupBiasAdaptation, Normalisation, SparseAutoencoder, TopK
 from sae_lib.storage import StorageError
 
+
+@dataclass(frozen=True)
+class Thresholded(L1):
+    """Builds the gate that JumpReLU, gated and BatchTopK autoencoders end with."""
+
+    free: bool = True
+    name = "threshold"
+
+    def build(self, d_in, width, *, normalisation, seed):
+        sae = SparseAutoencoder(
+            d_in, width, tied=not self.free, free_encoder=self.free, activation="threshold",
+            normalisation=normalisation, seed=seed,
+        )  # fmt: skip
+        sae.threshold.data = 0.3 * torch.rand(width, generator=torch.Generator().manual_seed(seed))
+        return sae
+
+
 METHODS = [
+    Thresholded(),
+    Thresholded(free=False, centre=True),
     GroupBiasAdaptation(groups=3),
     GroupBiasAdaptation(groups=3, tied=False, centre=True),
     BiasAdaptation(0.1),
@@ -109,6 +129,23 @@ def test_a_jumprelu_gate_survives_exactly(tmp_path):
         == sae.encode(at_threshold).tolist()
         == [[0, 0.5]]
     )
+
+
+def test_a_jumprelu_of_another_program_with_bias_and_negative_thresholds(tmp_path):
+    """Its formula, relu(pre) · 1[pre > θ], written out; a θ below 0 must not let negative codes through."""
+    stream = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (6, 9), "W_dec": (9, 6), "b_enc": (9,), "b_dec": (6,), "threshold": (9,)}
+    tensors = {name: torch.randn(shape, generator=stream) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "sae_weights.safetensors")
+    config = {"architecture": "jumprelu", "d_in": 6, "d_sae": 9, "metadata": {"sae_lens_version": "6.9.0"}}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    rows = torch.randn(50, 6, generator=stream)
+    pre = (rows - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
+    codes = torch.relu(pre) * (pre > tensors["threshold"])
+    sae = sae_lib.load(tmp_path)
+    assert sae.activation == "threshold"
+    torch.testing.assert_close(sae.encode(rows), codes)
+    torch.testing.assert_close(sae.reconstruct(rows), codes @ tensors["W_dec"] + tensors["b_dec"])
 
 
 @pytest.fixture

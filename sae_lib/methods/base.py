@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sae_lib.normalisation import Normalisation
@@ -28,7 +29,11 @@ class Step(NamedTuple):
 
 
 class Run(nn.Module):
-    """A method at work on one autoencoder. Its buffers are its counters; checkpoints hold them."""
+    """A method at work on one autoencoder.
+
+    Its buffers are its counters, its parameters are trained with those of the autoencoder; checkpoints hold
+    both.
+    """
 
     def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """½‖f(x) − x‖², averaged over the batch x (B, d): the loss of the paper."""
@@ -66,6 +71,13 @@ class Method(ABC):
     def learning_rate(self, d_in: int) -> float:
         """Peak learning rate used where none is given."""
         return 3e-3
+
+    def optimiser(
+        self, parameters: list[nn.Parameter], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """What moves ``parameters``; the training loop sets ``lr`` anew before every step."""
+        # fused: one pass over the weights instead of five
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
     def describe(self) -> dict[str, Any]:
         """Name and settings as plain values."""
