@@ -1,18 +1,44 @@
-"""How good an autoencoder is: recovery of known features, reconstruction, faithfulness to a model."""
+"""How good an autoencoder is: recovery of known features, consistency across seeds, reconstruction."""
 
+from sae_lib.metrics.consistency import (
+    RULES,
+    LatentStatistics,
+    latent_statistics,
+    max_cosine_similarity,
+    pair_correlations,
+    pairwise_mcc,
+    random_dictionaries,
+    share_consistent,
+)
 from sae_lib.metrics.reconstruction import Reconstruction, reconstruction
 from sae_lib.metrics.recovery import (
+    Classification,
     best_cosines,
+    best_features,
+    classification,
     cosines,
     feature_recovery_rate,
+    feature_uniqueness,
     mean_correlation_coefficient,
 )
 
 __all__ = [
+    "RULES",
+    "Classification",
+    "LatentStatistics",
     "Reconstruction",
     "best_cosines",
+    "best_features",
+    "classification",
     "cosines",
     "feature_recovery_rate",
+    "feature_uniqueness",
+    "latent_statistics",
+    "max_cosine_similarity",
     "mean_correlation_coefficient",
+    "pair_correlations",
+    "pairwise_mcc",
+    "random_dictionaries",
     "reconstruction",
+    "share_consistent",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -10,7 +12,8 @@ from torch.nn.functional import normalize
 from sae_lib.sae import SparseAutoencoder
 
 
-def _directions(latents: SparseAutoencoder | Tensor) -> Tensor:
+def directions(latents: SparseAutoencoder | Tensor) -> Tensor:
+    """Decoder rows (M, d) of an autoencoder; a tensor is taken as it is."""
     return latents.decoder_rows.detach() if isinstance(latents, SparseAutoencoder) else latents
 
 
@@ -19,7 +22,7 @@ def cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
 
     latents: an autoencoder (its decoder rows count) or directions (M, d). A zero row has cosine 0.
     """
-    rows = _directions(latents).to(dictionary)
+    rows = directions(latents).to(dictionary)
     if rows.shape[1] != dictionary.shape[1]:
         raise ValueError(
             f"latents have dimension {rows.shape[1]}, features {dictionary.shape[1]}; need equal"
@@ -44,12 +47,96 @@ def feature_recovery_rate(
     return (best_cosines(latents, dictionary) > threshold).double().mean().item()
 
 
-def mean_correlation_coefficient(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> float:
+def mean_correlation_coefficient(
+    latents: SparseAutoencoder | Tensor, dictionary: Tensor, *, signed: bool = True
+) -> float:
     """MCC: mean cosine over the best one-to-one matching of features and latents (Hungarian algorithm).
 
-    The mean is over the min(n, M) pairs matched; signs count, because codes are non-negative. Unlike FRR
-    no latent can stand for two features.
+    The mean is over the min(n, M) pairs matched. Unlike FRR no latent can stand for two features.
+    signed: signs count, because codes are non-negative; otherwise absolute cosines are matched, as in
+        SynthSAEBench (arXiv 2602.14687).
     """
-    matrix = cosines(latents, dictionary).double().cpu().numpy()
-    rows, columns = linear_sum_assignment(matrix, maximize=True)
-    return float(torch.from_numpy(matrix[rows, columns]).mean())
+    return float(_matched(cosines(latents, dictionary), signed).mean())
+
+
+def _matched(matrix: Tensor, signed: bool) -> Tensor:
+    """The entries, float64, that the assignment of largest sum picks from a matrix of cosines (n, M)."""
+    if min(matrix.shape) == 0:
+        raise ValueError(f"{matrix.shape[0]} features and {matrix.shape[1]} latents; expected one of each")
+    table = (matrix if signed else matrix.abs()).double().cpu().numpy()
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return torch.from_numpy(table[rows, columns])
+
+
+def best_features(latents: SparseAutoencoder | Tensor, dictionary: Tensor, *, signed: bool = True) -> Tensor:
+    """For each latent the index of the feature it is closest to, (M,); ``signed`` as for the MCC."""
+    matrix = cosines(latents, dictionary)
+    return (matrix if signed else matrix.abs()).argmax(dim=0)
+
+
+def feature_uniqueness(
+    latents: SparseAutoencoder | Tensor, dictionary: Tensor, *, signed: bool = True
+) -> float:
+    """Distinct best features / M: 1 where no two latents are closest to the same feature.
+
+    As in SynthSAEBench (arXiv 2602.14687), which takes absolute cosines, ``signed=False``. It is at most
+    n / M, and says nothing about how close the latents are.
+    """
+    best = best_features(latents, dictionary, signed=signed)
+    if len(best) == 0:
+        raise ValueError("0 latents; expected at least one")
+    return len(best.unique()) / len(best)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Each latent as a detector of the feature it is closest to: fires ⇔ the feature is in the row.
+
+    feature: (M,) index of that feature.
+    precision, recall, f1: (M,) float64, 0 where undefined, so that a dead latent counts as 0. Their means
+        are SynthSAEBench's scores (for ``signed=False``).
+    n_rows: rows measured.
+    """
+
+    feature: Tensor
+    precision: Tensor
+    recall: Tensor
+    f1: Tensor
+    n_rows: int
+
+
+@torch.no_grad()
+def classification(
+    sae: SparseAutoencoder,
+    rows: Tensor,
+    coefficients: Tensor,
+    dictionary: Tensor,
+    *,
+    signed: bool = True,
+    batch_size: int = 4096,
+) -> Classification:
+    """Compare the firings of ``sae`` on normalised rows (N, d) with the features that made the rows.
+
+    coefficients: (N, n), nonzero where a feature occurs. dictionary: (n, d). ``signed`` as for the MCC.
+    """
+    if len(rows) == 0 or coefficients.shape != (len(rows), len(dictionary)):
+        raise ValueError(
+            f"coefficients have shape {tuple(coefficients.shape)}; expected ({len(rows)}, "
+            f"{len(dictionary)}), rows by features, with at least one row"
+        )
+    feature = best_features(sae, dictionary, signed=signed).cpu()
+    hits, fired, present = torch.zeros(3, sae.width, dtype=torch.int64)
+    for x, h in zip(rows.split(batch_size), coefficients.split(batch_size), strict=True):
+        fires = (sae.encode(x.to(sae.weight.device)) != 0).cpu()
+        there = (h != 0).cpu()[:, feature]
+        hits += (fires & there).sum(dim=0)
+        fired += fires.sum(dim=0)
+        present += there.sum(dim=0)
+    return Classification(
+        feature=feature,
+        precision=hits.double() / fired.clamp(min=1),
+        recall=hits.double() / present.clamp(min=1),
+        # 2PR / (P + R) in one division
+        f1=2 * hits.double() / (fired + present).clamp(min=1),
+        n_rows=len(rows),
+    )
