@@ -16,6 +16,7 @@ _EXPORTS: dict[str, str] = {
     "BiasAdaptation": "methods.bias_adaptation",
     "GroupBiasAdaptation": "methods.bias_adaptation",
     "L1": "methods.l1",
+    "ModifiedBiasAdaptation": "methods.modified_bias_adaptation",
     "Normalisation": "normalisation",
     "Rows": "batches",
     "SparseAutoencoder": "sae",
@@ -32,9 +33,12 @@ _MODULES = (
     "metrics",
     "normalisation",
     "plotting",
+    "records",
     "sae",
     "storage",
+    "sweeps",
     "synthetic",
+    "theory",
     "training",
 )
 

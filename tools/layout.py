@@ -45,6 +45,10 @@ class Book:
         folder = self.pages if profile == "quick" else self.root / "runs" / profile
         return folder / f"{source.stem}.ipynb"
 
+    def records(self, source: Path) -> list[Path]:
+        """The records of long runs that a chapter shows: those with its number."""
+        return sorted((self.pages / "results").glob(f"{source.name[:2]}_*.json"))
+
 
 def read_source(source: Path) -> NotebookNode:
     """A chapter's source as a notebook without outputs."""

@@ -2,23 +2,16 @@
 
 import hashlib
 import json
-import os
-import platform
-import shutil
-import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
+from sae_lib import machine
 from tools.layout import Book, read_source, threads
 from tools.reach import Package
-
-PACKAGES = ("torch", "numpy", "transformers", "sae_lib")
 
 
 def sha256(content: bytes) -> str:
@@ -32,13 +25,14 @@ def parameters(profile: str) -> dict[str, Any]:
 
 
 def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
-    """Hashes of everything a chapter's outputs depend on: source, library modules, parameters."""
+    """Hashes of everything a chapter's outputs depend on: source, library, records, parameters."""
     modules = {name: sha256(path.read_bytes()) for name, path in _library_modules(book, source).items()}
     values = parameters(profile)
     return {
         "source_sha256": sha256(source.read_bytes()),
         "library_sha256": _hash_of(modules),
         "library_modules": modules,
+        "records": {path.name: sha256(path.read_bytes()) for path in book.records(source)},
         "profile": profile,
         "parameters": values,
         "parameters_sha256": _hash_of(values),
@@ -59,6 +53,8 @@ def stale(book: Book, source: Path) -> list[str]:
     if recorded["source_sha256"] != current["source_sha256"]:
         reasons.append(f"{source.name} has changed")
     reasons += _changed_modules(recorded["library_modules"], current["library_modules"])
+    if recorded.get("records", {}) != current["records"]:
+        reasons.append("a record of it in book/results has changed")
     for key in ("profile", "parameters", "threads"):
         if recorded[key] != current[key]:
             reasons.append(f"{key}: it ran with {recorded[key]}, expected {current[key]}")
@@ -68,14 +64,9 @@ def stale(book: Book, source: Path) -> list[str]:
 def surroundings(profile: str) -> dict[str, Any]:
     """Where and with what a run happens: versions, hardware, day. No host name, no paths."""
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "hardware": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            # quick runs are kept off the GPU, so that every machine shows the same numbers
-            "gpu": "not used" if profile == "quick" else _gpu(),
-            "ram_gib": round(psutil.virtual_memory().total / 2**30),
-        },
+        "versions": machine.versions(),
+        # quick runs are kept off the GPU, so that every machine shows the same numbers
+        "hardware": machine.hardware() | ({"gpu": "not used"} if profile == "quick" else {}),
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -99,21 +90,3 @@ def _changed_modules(recorded: dict[str, str], current: dict[str, str]) -> list[
     reasons += [f"{name} is newly used" for name in current.keys() - recorded.keys()]
     both = recorded.keys() & current.keys()
     return sorted(reasons + [f"{name} has changed" for name in both if recorded[name] != current[name]])
-
-
-def _cpu() -> str:
-    """The processor's model name, as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _gpu() -> str:
-    """The first GPU's name; asked from the driver's tool, because importing torch takes seconds."""
-    tool = shutil.which("nvidia-smi")
-    if not tool:
-        return "none"
-    query = [tool, "--query-gpu=name", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout else "none"

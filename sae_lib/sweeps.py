@@ -1,0 +1,276 @@
+"""Many runs over seeds, methods and settings: in parallel, cached on disk, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from sae_lib.files import replacing
+from sae_lib.machine import library_sha256, versions
+from sae_lib.methods.base import Method
+
+Row = dict[str, Any]
+
+
+class SweepError(RuntimeError):
+    """A run that failed, with its settings; what had finished before stays in the folder."""
+
+
+def sweep(
+    run: Callable[..., Mapping[str, Any]],
+    cells: Iterable[Mapping[str, Any]],
+    *,
+    folder: str | PathLike[str] | None = None,
+    workers: int | None = None,
+    progress: bool | None = None,
+) -> list[Row]:
+    """Call ``run(**cell)`` for every cell; returns ``{**cell, **result}`` in the order of the cells.
+
+    >>> rows = sweep(run, [{"k": k, "seed": s} for k in (5, 10) for s in range(3)], folder="runs/topk")
+
+    run: returns plain JSON values by name. It has to make everything random from what the cell says. It may
+        be defined in a notebook.
+    cells: arguments, each a plain JSON value or a :class:`Method`, which a row shows as its description.
+    folder: where finished runs are kept, one small file each. A later call finds those that have the same
+        function, arguments, library and versions, and computes only the others. None keeps nothing.
+    workers: processes, each with one thread, so that results do not depend on their number; by default as
+        many as PyTorch has threads here.
+    progress: show a bar; default only where standard error is a terminal.
+
+    Raises SweepError, naming the cell, if a run fails or returns what JSON cannot hold.
+    """
+    arguments = [dict(cell) for cell in cells]
+    plain = [_plain(cell) for cell in arguments]
+    workers = torch.get_num_threads() if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; expected at least 1")
+    store = _Store(Path(folder), run) if folder is not None else None
+    results = [store.get(cell) if store else None for cell in plain]
+    todo = [i for i, result in enumerate(results) if result is None]
+    shown = sys.stderr.isatty() if progress is None else progress
+    with tqdm(total=len(plain), initial=len(plain) - len(todo), unit="run", disable=not shown) as bar:
+        for i, result in _calls(run, [(i, arguments[i]) for i in todo], workers):
+            if clash := sorted(result.keys() & plain[i].keys()):
+                raise SweepError(
+                    f"the run returns {clash[0]!r}, which is also an argument; rename one of them"
+                )
+            results[i] = result
+            if store:
+                store.put(plain[i], result)
+            bar.update()
+    return [{**cell, **(result or {})} for cell, result in zip(plain, results, strict=True)]
+
+
+def _calls(
+    run: Callable[..., Mapping[str, Any]], jobs: list[tuple[int, Row]], workers: int
+) -> Iterator[tuple[int, Row]]:
+    if workers == 1 or len(jobs) < 2:
+        yield from (_call(run, i, cell) for i, cell in jobs)
+        return
+    # one run a task: a run takes seconds, and what has finished should be on disk
+    pool = Parallel(n_jobs=min(workers, len(jobs)), batch_size=1, return_as="generator_unordered")
+    yield from pool(delayed(_call)(run, i, cell) for i, cell in jobs)
+
+
+def _call(run: Callable[..., Mapping[str, Any]], index: int, cell: Row) -> tuple[int, Row]:
+    with _one_thread():
+        try:
+            # through JSON, so that a fresh result and a cached one are the same
+            return index, json.loads(json.dumps(dict(run(**cell))))
+        except Exception as error:
+            settings = ", ".join(f"{k}={v}" for k, v in _plain(cell).items())
+            raise SweepError(f"the run with {settings} failed: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _plain(cell: Row) -> Row:
+    """The cell as JSON values; methods become their descriptions."""
+    values = {k: v.describe() if isinstance(v, Method) else v for k, v in cell.items()}
+    for name, value in values.items():
+        try:
+            values[name] = json.loads(json.dumps(value))
+        except TypeError as error:
+            raise ValueError(
+                f"cell argument {name} is a {type(value).__name__}; expected a plain JSON value or a method"
+            ) from error
+    return values
+
+
+class _Store:
+    """Finished runs of one function, a JSON file each, named by a hash of all that the result depends on."""
+
+    def __init__(self, folder: Path, run: Callable[..., Any]) -> None:
+        self.folder = folder
+        self.made_with = {
+            "function": fingerprint(run), "library": library_sha256(), "versions": versions()
+        }  # fmt: skip
+
+    def _path(self, cell: Row) -> Path:
+        content = json.dumps({"cell": cell, **self.made_with}, sort_keys=True)
+        return self.folder / f"{hashlib.sha256(content.encode()).hexdigest()[:24]}.json"
+
+    def get(self, cell: Row) -> Row | None:
+        try:
+            content = json.loads(self._path(cell).read_text("utf8"))
+            return dict(content["result"]) if content["cell"] == cell else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # missing or damaged: computed again
+
+    def put(self, cell: Row, result: Row) -> None:
+        with replacing(self._path(cell)) as path:
+            path.write_text(json.dumps({"cell": cell, "result": result}), "utf8")
+
+
+def fingerprint(function: Callable[..., Any]) -> dict[str, Any]:
+    """Source of a function and of what it uses from its own module, as JSON values.
+
+    Modules, and functions and classes of other modules, count by name. Raises ValueError for a variable
+    that is neither code nor a plain value: the function should get it through its arguments.
+    """
+    found: dict[str, Any] = {}
+    _trace(function, found)
+    return found
+
+
+def _trace(function: Callable[..., Any], found: dict[str, Any]) -> None:
+    if not isinstance(function, FunctionType):
+        raise ValueError(f"{function!r} is not a plain function; define it with def")
+    found[function.__qualname__] = inspect.getsource(function)
+    variables = inspect.getclosurevars(function)
+    used = {**variables.nonlocals, **variables.globals}
+    for name, value in used.items():
+        module = getattr(value, "__module__", None)
+        if isinstance(value, ModuleType):
+            found[name] = value.__name__
+        elif isinstance(value, FunctionType) and module == function.__module__:
+            if value.__qualname__ not in found:
+                _trace(value, found)
+        elif isinstance(value, type | FunctionType) or callable(value):
+            found[name] = f"{module}.{getattr(value, '__qualname__', name)}"
+        else:
+            try:
+                found[name] = json.loads(json.dumps(_plain({name: value})[name]))
+            except ValueError as error:
+                raise ValueError(
+                    f"{function.__qualname__} uses the variable {name}, a {type(value).__name__}; "
+                    "pass what it holds through the cells, or make it inside the function"
+                ) from error
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, sample standard deviation (0 for a single run), smallest and largest value, number of runs."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    n: int
+
+    def __format__(self, spec: str) -> str:
+        """``f"{spread:.2f}"`` gives "0.95 ± 0.02"."""
+        return f"{self.mean:{spec}} ± {self.sd:{spec}}"
+
+
+def summary(
+    rows: Sequence[Mapping[str, Any]], by: Sequence[str], of: Sequence[str]
+) -> dict[tuple[Any, ...], dict[str, Spread]]:
+    """Group ``rows`` by the values of ``by`` and summarise each column of ``of``, in order of appearance."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if missing := [name for name in (*by, *of) if name not in row]:
+            raise KeyError(f"a row has no {missing[0]!r}; it has {', '.join(row)}")
+        groups.setdefault(tuple(row[name] for name in by), []).append(row)
+    return {key: {name: spread([row[name] for row in group]) for name in of} for key, group in groups.items()}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Summarise at least one value."""
+    if not values:
+        raise ValueError("no values to summarise; expected at least one")
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Spread(statistics.fmean(values), sd, min(values), max(values), len(values))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The setting that came closest to a target, its value, and all (setting, value) tried, in order."""
+
+    knob: float
+    value: float
+    trials: list[tuple[float, float]]
+
+
+def tune(
+    measure: Callable[[float], float],
+    target: float,
+    low: float,
+    high: float,
+    *,
+    budget: int = 6,
+    tolerance: float = 0.05,
+    integer: bool = False,
+) -> Tuned:
+    """Find the setting of one knob at which ``measure`` comes closest to ``target``.
+
+    For a measurement above 0 that rises or falls with a knob above 0: the L0 of an autoencoder as a function
+    of K, λ or a target frequency. Both ends are tried first, then the crossing is interpolated on logarithmic
+    axes, with bisection as soon as interpolation is stuck at one end.
+
+    budget: most calls of ``measure``, at least 2; fewer if a value is within ``tolerance``, relative.
+    integer: settings are whole numbers, ``low`` and ``high`` too.
+    """
+    if not 0 < low < high:
+        raise ValueError(f"low={low}, high={high}; expected 0 < low < high")
+    if not target > 0:
+        raise ValueError(f"target is {target}; expected above 0")
+    if budget < 2:
+        raise ValueError(f"budget is {budget}; expected at least 2 calls")
+    trials: list[tuple[float, float]] = []
+
+    def miss(trial: tuple[float, float]) -> float:
+        return math.log(max(trial[1], 1e-12) / target)
+
+    def attempt(knob: float) -> tuple[float, float]:
+        trials.append((knob, measure(knob)))
+        return trials[-1]
+
+    def closest() -> tuple[float, float]:
+        return min(trials, key=lambda trial: abs(miss(trial)))
+
+    left, right = attempt(low), attempt(high)
+    while len(trials) < budget and abs(miss(closest())) > tolerance and miss(left) * miss(right) < 0:
+        # kept off the ends, where a curved measurement would hold it for many calls
+        share = min(max(miss(left) / (miss(left) - miss(right)), 0.1), 0.9)
+        knob = left[0] * (right[0] / left[0]) ** share
+        if integer:
+            if right[0] - left[0] < 2:
+                break
+            knob = min(max(round(knob), left[0] + 1), right[0] - 1)
+        middle = attempt(knob)
+        left, right = (middle, right) if miss(middle) * miss(left) > 0 else (left, middle)
+    return Tuned(*closest(), trials)
