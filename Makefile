@@ -24,7 +24,7 @@ env: $(STAMP) ## create .venv with the exact versions of requirements.lock
 $(STAMP): requirements.lock requirements-data.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "$(PYTHON) is Python %d.%d, the book needs 3.11 or newer: make PYTHON=/path/to/python3.11 ..." % v[:2])'
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV): about 150 packages the first time, some minutes ..."
+	@echo "Installing into $(VENV): about 200 packages the first time, some minutes ..."
 	@$(PIP) -r requirements.lock
 	@$(PIP) --no-deps -r requirements-data.lock
 	@$(PIP) --no-deps --no-build-isolation -e .

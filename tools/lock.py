@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from tools.layout import REPOSITORY
 
-EXTRAS = ("gguf", "book", "dev")
+EXTRAS = ("gguf", "bench", "book", "dev")
 LOCK = REPOSITORY / "requirements.lock"
 # a model and a text corpus; what they declare as dependencies (a compiler run, a voice assistant) is not used
 DATA_LOCK = REPOSITORY / "requirements-data.lock"
