@@ -8,23 +8,68 @@ parts are drawn separately, so that each condition of the theory can be varied a
 >>> data = compose(dictionary, support, coefficients="half-normal", seed=0)
 """
 
-from sae_lib.synthetic.dictionaries import coherent_dictionary, gaussian_dictionary, orthogonal_dictionary
-from sae_lib.synthetic.frequencies import zipf_frequencies
-from sae_lib.synthetic.presets import PRESETS, imbalanced, preset, uniform, zipf
-from sae_lib.synthetic.rows import COEFFICIENTS, SyntheticData, compose
-from sae_lib.synthetic.supports import bernoulli_support, uniform_support
+from sae_lib.synthetic.dictionaries import (
+    anisotropic_dictionary,
+    clustered_dictionary,
+    coherent_dictionary,
+    gaussian_dictionary,
+    heavy_tailed_dictionary,
+    orthogonal_dictionary,
+    rademacher_dictionary,
+)
+from sae_lib.synthetic.frequencies import (
+    geometric_frequencies,
+    power_law_frequencies,
+    zipf_frequencies,
+)
+from sae_lib.synthetic.presets import (
+    PRESETS,
+    SPECTRA,
+    consistency,
+    continuous,
+    geometric,
+    imbalanced,
+    independent,
+    preset,
+    sanity_check,
+    uniform,
+    zipf,
+)
+from sae_lib.synthetic.rows import (
+    COEFFICIENTS,
+    SyntheticData,
+    compose,
+)
+from sae_lib.synthetic.supports import (
+    bernoulli_support,
+    block_support,
+    uniform_support,
+)
 
 __all__ = [
     "COEFFICIENTS",
     "PRESETS",
+    "SPECTRA",
     "SyntheticData",
+    "anisotropic_dictionary",
     "bernoulli_support",
+    "block_support",
+    "clustered_dictionary",
     "coherent_dictionary",
     "compose",
+    "consistency",
+    "continuous",
     "gaussian_dictionary",
+    "geometric",
+    "geometric_frequencies",
+    "heavy_tailed_dictionary",
     "imbalanced",
+    "independent",
     "orthogonal_dictionary",
+    "power_law_frequencies",
     "preset",
+    "rademacher_dictionary",
+    "sanity_check",
     "uniform",
     "uniform_support",
     "zipf",

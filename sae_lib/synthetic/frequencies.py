@@ -1,22 +1,72 @@
-"""Spectra of feature frequencies f_1 … f_n."""
+"""Spectra of feature frequencies f_1 ≥ … ≥ f_n, each above 0 and at most 1.
+
+All spectra can be had with a wanted mean number of active features a row, Σ f_i. A frequency never
+exceeds 1; what is cut off there is given to the rarer features.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from sae_lib.randomness import generator
 from sae_lib.synthetic.checks import at_least_one
 
 
 def zipf_frequencies(n_features: int, *, mean_active: float, exponent: float = 1.0) -> Tensor:
-    """Frequencies (n,) proportional to rank^−exponent, with ``mean_active`` features a row on average.
+    """Frequencies (n,) proportional to rank^−exponent, with ``mean_active`` features a row on average."""
+    at_least_one(n_features=n_features)
+    ranks = torch.arange(1, n_features + 1, dtype=torch.float64)
+    return _with_mean(ranks**-exponent, mean_active)
 
-    A frequency never exceeds 1; what is cut off there is given to the rarer features.
+
+def geometric_frequencies(n_features: int, *, mean_active: float, span: float = 100.0) -> Tensor:
+    """Frequencies (n,) that fall by a constant factor from rank to rank.
+
+    span: most common over rarest frequency (before any is cut off at 1); at least 1, and 1 makes all equal.
+    mean_active: mean number of active features a row, above 0 and at most n.
     """
     at_least_one(n_features=n_features)
+    if not 1 <= span < float("inf"):
+        raise ValueError(f"span is {span}; expected a finite number of at least 1")
+    exponents = torch.linspace(0, 1, n_features, dtype=torch.float64)
+    return _with_mean(torch.tensor(span, dtype=torch.float64) ** -exponents, mean_active)
+
+
+def power_law_frequencies(
+    n_features: int,
+    *,
+    low: float,
+    high: float,
+    exponent: float = 1.0,
+    mean_active: float | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Frequencies (n,) drawn at random with density ∝ f^−exponent between ``low`` and ``high``, sorted.
+
+    exponent: 1 is log-uniform (as many features in each decade), 0 uniform, larger values favour the rare.
+    low, high: 0 < low ≤ high ≤ 1.
+    mean_active: if given, all frequencies are multiplied by one factor so that they sum to it.
+    """
+    at_least_one(n_features=n_features)
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"low={low}, high={high}; expected 0 < low ≤ high ≤ 1")
+    u = torch.rand(n_features, generator=generator(seed, "frequencies"), dtype=torch.float64)
+    power = 1.0 - exponent
+    # the inverse of the distribution function; at power 0 its limit, the log-uniform law
+    if abs(power) < 1e-9:
+        f = low * (high / low) ** u
+    else:
+        f = (low**power + u * (high**power - low**power)) ** (1 / power)
+    f = f.clamp(low, high).sort(descending=True).values
+    return f.float() if mean_active is None else _with_mean(f, mean_active)
+
+
+def _with_mean(shape: Tensor, mean_active: float) -> Tensor:
+    """Frequencies (n,) ∝ the falling ``shape`` (n,), cut off at 1, that sum to ``mean_active``."""
+    n_features = len(shape)
     if not 0 < mean_active <= n_features:
         raise ValueError(f"mean_active is {mean_active}; expected above 0 and at most {n_features}")
-    shape = torch.arange(1, n_features + 1, dtype=torch.float64) ** -exponent
     for full in range(n_features):
         factor = (mean_active - full) / shape[full:].sum()
         if factor * shape[full] <= 1:

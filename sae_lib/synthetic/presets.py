@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
+from torch import Tensor
 
 from sae_lib.randomness import generator
 from sae_lib.synthetic.dictionaries import gaussian_dictionary
-from sae_lib.synthetic.frequencies import zipf_frequencies
+from sae_lib.synthetic.frequencies import geometric_frequencies, power_law_frequencies, zipf_frequencies
 from sae_lib.synthetic.rows import SyntheticData, compose
 from sae_lib.synthetic.supports import bernoulli_support, uniform_support
+
+SPECTRA = ("constant", "log-uniform")
+
+
+class RowSettings(TypedDict, total=False):
+    """Settings that every preset takes, besides those in its signature; see :func:`compose`."""
+
+    coefficients: str
+    sigma: float
+    unit_norm: bool
 
 
 def uniform(
@@ -21,19 +32,12 @@ def uniform(
     d_in: int = 128,
     sparsity: int = 3,
     n_rows: int = 100_000,
-    coefficients: str = "constant",
-    unit_norm: bool = False,
     seed: int = 0,
+    **rows: Unpack[RowSettings],
 ) -> SyntheticData:
     """The theorem's data: Gaussian dictionary, every row has exactly ``sparsity`` features."""
-    return compose(
-        gaussian_dictionary(n_features, d_in, seed=seed),
-        uniform_support(n_rows, n_features, sparsity=sparsity, seed=seed),
-        coefficients=coefficients,
-        unit_norm=unit_norm,
-        seed=seed,
-        name="uniform",
-    )
+    support = uniform_support(n_rows, n_features, sparsity=sparsity, seed=seed)
+    return _gaussian("uniform", support, d_in, seed, rows)
 
 
 def imbalanced(
@@ -42,9 +46,8 @@ def imbalanced(
     d_in: int = 42,
     sparsities: Sequence[int] = (3, 20),
     n_rows: int = 100_000,
-    coefficients: str = "constant",
-    unit_norm: bool = True,
     seed: int = 0,
+    **rows: Unpack[RowSettings],
 ) -> SyntheticData:
     """The paper's imbalanced toy: equal parts of rows of each sparsity, in random order.
 
@@ -55,18 +58,12 @@ def imbalanced(
     parts = [len(part) for part in torch.arange(n_rows).tensor_split(len(sparsities))]
     support = torch.cat(
         [
-            uniform_support(rows, n_features, sparsity=sparsity, seed=seed * len(parts) + i)
-            for i, (rows, sparsity) in enumerate(zip(parts, sparsities, strict=True))
+            uniform_support(part, n_features, sparsity=sparsity, seed=seed * len(parts) + i)
+            for i, (part, sparsity) in enumerate(zip(parts, sparsities, strict=True))
         ]
     )
-    return compose(
-        gaussian_dictionary(n_features, d_in, seed=seed),
-        support[torch.randperm(n_rows, generator=generator(seed, "row order"))],
-        coefficients=coefficients,
-        unit_norm=unit_norm,
-        seed=seed,
-        name="imbalanced",
-    )
+    support = support[torch.randperm(n_rows, generator=generator(seed, "row order"))]
+    return _gaussian("imbalanced", support, d_in, seed, {"unit_norm": True, **rows})
 
 
 def zipf(
@@ -76,26 +73,121 @@ def zipf(
     mean_active: float = 3.0,
     exponent: float = 1.0,
     n_rows: int = 100_000,
-    coefficients: str = "constant",
-    unit_norm: bool = False,
     seed: int = 0,
+    **rows: Unpack[RowSettings],
 ) -> SyntheticData:
     """Independent features with Zipf frequencies: a few common ones, a long tail of rare ones."""
-    frequencies = zipf_frequencies(n_features, mean_active=mean_active, exponent=exponent)
-    return compose(
-        gaussian_dictionary(n_features, d_in, seed=seed),
-        bernoulli_support(n_rows, frequencies, seed=seed),
-        coefficients=coefficients,
-        unit_norm=unit_norm,
-        seed=seed,
-        name="zipf",
+    f = zipf_frequencies(n_features, mean_active=mean_active, exponent=exponent)
+    return independent(f, d_in=d_in, n_rows=n_rows, seed=seed, name="zipf", **rows)
+
+
+def geometric(
+    *,
+    n_features: int = 256,
+    d_in: int = 128,
+    mean_active: float = 3.0,
+    span: float = 100.0,
+    n_rows: int = 100_000,
+    seed: int = 0,
+    **rows: Unpack[RowSettings],
+) -> SyntheticData:
+    """Independent features whose frequencies fall by a constant factor, ``span`` from first to last."""
+    f = geometric_frequencies(n_features, mean_active=mean_active, span=span)
+    return independent(f, d_in=d_in, n_rows=n_rows, seed=seed, name="geometric", **rows)
+
+
+def continuous(
+    *,
+    n_features: int = 256,
+    d_in: int = 128,
+    mean_active: float = 3.0,
+    span: float = 100.0,
+    exponent: float = 1.0,
+    n_rows: int = 100_000,
+    seed: int = 0,
+    **rows: Unpack[RowSettings],
+) -> SyntheticData:
+    """Independent features whose frequencies are drawn from a power law over a factor ``span``.
+
+    exponent: of the density; at 1, the default, each decade of frequencies holds as many features.
+    """
+    if not span >= 1:
+        raise ValueError(f"span is {span}; expected at least 1")
+    f = power_law_frequencies(
+        n_features, low=1 / span, high=1.0, exponent=exponent, mean_active=mean_active, seed=seed
     )
+    return independent(f, d_in=d_in, n_rows=n_rows, seed=seed, name="continuous", **rows)
+
+
+def sanity_check(
+    *,
+    n_features: int = 3200,
+    d_in: int = 100,
+    mean_active: float = 20.0,
+    spectrum: str = "constant",
+    n_rows: int = 50_000,
+    seed: int = 0,
+    **rows: Unpack[RowSettings],
+) -> SyntheticData:
+    """The toy of "Sanity Checks for Sparse Autoencoders" (arXiv 2602.14111): 32 features a dimension.
+
+    spectrum: ``"constant"`` (at the published size f = 0.00625) or ``"log-uniform"`` (10^−5.5 to 10^−1.2).
+        At other sizes all frequencies are multiplied by one factor, so that ``mean_active`` features are
+        active a row. Coefficients are log-normal, sigma 0.25, by default.
+
+    At the published size H takes 0.64 GB, and about three times that while it is drawn.
+    """
+    if spectrum not in SPECTRA:
+        raise ValueError(f"spectrum is {spectrum!r}; expected one of {', '.join(SPECTRA)}")
+    low, high = (1.0, 1.0) if spectrum == "constant" else (10**-5.5, 10**-1.2)
+    f = power_law_frequencies(n_features, low=low, high=high, mean_active=mean_active, seed=seed)
+    settings: RowSettings = {"coefficients": "lognormal", **rows}
+    return independent(f, d_in=d_in, n_rows=n_rows, seed=seed, name="sanity_check", **settings)
+
+
+def consistency(
+    *,
+    n_features: int = 32,
+    d_in: int = 16,
+    sparsity: int = 3,
+    n_rows: int = 50_000,
+    seed: int = 0,
+    **rows: Unpack[RowSettings],
+) -> SyntheticData:
+    """The toy of the feature-consistency paper (arXiv 2505.20254): small enough to train full-batch.
+
+    Coefficients are half-normal by default.
+    """
+    support = uniform_support(n_rows, n_features, sparsity=sparsity, seed=seed)
+    return _gaussian("consistency", support, d_in, seed, {"coefficients": "half-normal", **rows})
+
+
+def independent(
+    frequencies: Tensor | Sequence[float],
+    *,
+    d_in: int,
+    n_rows: int,
+    seed: int = 0,
+    name: str = "independent",
+    **rows: Unpack[RowSettings],
+) -> SyntheticData:
+    """Features that occur independently with given frequencies (n,), in a Gaussian dictionary (n, d_in)."""
+    return _gaussian(name, bernoulli_support(n_rows, frequencies, seed=seed), d_in, seed, rows)
+
+
+def _gaussian(name: str, support: Tensor, d_in: int, seed: int, rows: RowSettings) -> SyntheticData:
+    dictionary = gaussian_dictionary(support.shape[1], d_in, seed=seed)
+    return compose(dictionary, support, seed=seed, name=name, **rows)
 
 
 PRESETS: dict[str, Callable[..., SyntheticData]] = {
     "uniform": uniform,
     "imbalanced": imbalanced,
     "zipf": zipf,
+    "geometric": geometric,
+    "continuous": continuous,
+    "sanity_check": sanity_check,
+    "consistency": consistency,
 }
 
 
@@ -109,7 +201,8 @@ def preset(name: str, **overrides: Any) -> SyntheticData:
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
-    allowed = inspect.signature(PRESETS[name]).parameters
+    own = [key for key in inspect.signature(PRESETS[name]).parameters if key != "rows"]
+    allowed = [*own, *RowSettings.__annotations__]
     if unknown := sorted(set(overrides) - set(allowed)):
         raise ValueError(f"preset {name!r} has no {', '.join(unknown)}; it takes {', '.join(allowed)}")
     return PRESETS[name](**overrides)

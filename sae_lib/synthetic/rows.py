@@ -71,10 +71,12 @@ def compose(
     """
     if coefficients not in COEFFICIENTS:
         raise ValueError(f"coefficients is {coefficients!r}; expected one of {', '.join(COEFFICIENTS)}")
-    if dictionary.ndim != 2 or support.ndim != 2 or support.shape[1] != dictionary.shape[0]:
+    if dictionary.ndim != 2 or 0 in dictionary.shape:
+        raise ValueError(f"dictionary has shape {tuple(dictionary.shape)}; expected (n, d), both at least 1")
+    if support.ndim != 2 or len(support) == 0 or support.shape[1] != len(dictionary):
         raise ValueError(
             f"support {tuple(support.shape)} and dictionary {tuple(dictionary.shape)} do not fit; "
-            "expected (N, n) and (n, d)"
+            f"expected (N, {len(dictionary)}) for the support, N at least 1"
         )
     h = support.float()
     if coefficients != "constant":

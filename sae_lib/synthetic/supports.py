@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.randomness import generator
-from sae_lib.synthetic.checks import at_least_one
+from sae_lib.synthetic.checks import as_frequencies, at_least_one
 
 
 def uniform_support(n_rows: int, n_features: int, *, sparsity: int, seed: int = 0) -> Tensor:
@@ -23,8 +23,40 @@ def uniform_support(n_rows: int, n_features: int, *, sparsity: int, seed: int = 
 
 def bernoulli_support(n_rows: int, frequencies: Tensor | Sequence[float], *, seed: int = 0) -> Tensor:
     """Boolean (N, n): feature i occurs in each row independently with probability ``frequencies[i]``."""
-    f = torch.as_tensor(frequencies, dtype=torch.float32)
-    if f.ndim != 1 or len(f) == 0 or not ((f >= 0) & (f <= 1)).all():
-        raise ValueError("frequencies must be a non-empty list of probabilities between 0 and 1")
+    f = as_frequencies(frequencies)
     at_least_one(n_rows=n_rows)
     return torch.rand(n_rows, len(f), generator=generator(seed, "support")) < f
+
+
+def block_support(
+    n_rows: int,
+    frequencies: Tensor | Sequence[float],
+    *,
+    co_occurrence: float,
+    block: int = 2,
+    seed: int = 0,
+) -> Tensor:
+    """Boolean (N, n): as :func:`bernoulli_support`, but features of one block tend to occur together.
+
+    Features fall into n / block consecutive blocks. A block is switched on in a row with probability f/ρ,
+    blocks independently of each other; in a block that is on, each feature occurs independently with
+    probability ρ. So every feature keeps its frequency f, and P(j | i) = ρ for two features of a block,
+    f_j for two of different blocks. Where frequencies differ inside a block, f above is the largest of
+    them, and P(j | i) = ρ f_j / f.
+
+    co_occurrence: ρ, from the largest frequency (all features independent) to 1 (a block is all or nothing).
+    block: features in a block; divides n.
+    """
+    f = as_frequencies(frequencies)
+    at_least_one(n_rows=n_rows, block=block)
+    if len(f) % block:
+        raise ValueError(f"block is {block}; expected a divisor of the number of features, {len(f)}")
+    most = f.max().item()
+    # the float32 nearest to a frequency may lie just above it
+    if not most * (1 - 1e-6) <= co_occurrence <= 1:
+        raise ValueError(f"co_occurrence is {co_occurrence}; expected from {most:g} (the largest f) to 1")
+    leading = f.view(-1, block).amax(dim=1)
+    draws = generator(seed, "support")
+    on = torch.rand(n_rows, len(leading), generator=draws) < leading / co_occurrence
+    chance = co_occurrence * f / leading.repeat_interleave(block)
+    return on.repeat_interleave(block, dim=1) & (torch.rand(n_rows, len(f), generator=draws) < chance)
