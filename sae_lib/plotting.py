@@ -15,11 +15,23 @@ from PIL import Image
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000",
 )  # fmt: skip
+# the yellow darkened until it shows, and a grey for nulls
+OLIVE, GREY = "#8F8500", "#767676"
 
 # one colour for each method, the same in every chapter
-METHOD_COLOURS = {"gba": BLUE, "ba": SKY, "topk": VERMILLION, "l1": GREEN, "untrained": "#767676"}
-METHOD_MARKERS = {"gba": "o", "ba": "D", "topk": "s", "l1": "^", "untrained": "x"}
-METHOD_LABELS = {"gba": "GBA", "ba": "BA", "topk": "TopK", "l1": "L1", "untrained": "untrained"}
+METHOD_COLOURS = {
+    "gba": BLUE, "ba": SKY, "modified_ba": BLACK, "topk": VERMILLION, "batch_topk": ORANGE,
+    "matryoshka": BLACK, "l1": GREEN, "jumprelu": PURPLE, "gated": OLIVE, "untrained": GREY, "random": GREY,
+}  # fmt: skip
+METHOD_MARKERS = {
+    "gba": "o", "ba": "D", "modified_ba": "d", "topk": "s", "batch_topk": "P", "matryoshka": "v",
+    "l1": "^", "jumprelu": "X", "gated": "<", "untrained": "x", "random": "+",
+}  # fmt: skip
+METHOD_LABELS = {
+    "gba": "GBA", "ba": "BA", "modified_ba": "modified BA", "topk": "TopK", "batch_topk": "BatchTopK",
+    "matryoshka": "Matryoshka", "l1": "L1", "jumprelu": "JumpReLU", "gated": "Gated",
+    "untrained": "untrained", "random": "random directions",
+}  # fmt: skip
 
 # for heat maps and ordered series: uniform in lightness
 SEQUENTIAL = "cividis"

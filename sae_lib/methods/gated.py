@@ -1,0 +1,117 @@
+"""The gated autoencoder: Rajamanoharan et al. (2024), arXiv 2404.16014.
+
+One path decides whether a latent fires and is charged for it, the other says how strongly and is not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sae_lib.methods.base import Method, Run, Step
+from sae_lib.methods.jump_relu import momentum_free
+from sae_lib.normalisation import Normalisation
+from sae_lib.sae import SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class Gated(Method):
+    """½‖f(x) − x‖² + coefficient · Σ_m relu(π_m) + ½‖f_gate(x) − x‖², averaged over the batch.
+
+    With u = W_gate (x − b_pre): the gate is π = u + b_gate, the magnitude y = exp(r) u + b_mag, the code
+    z = relu(y) · 1(π > 0). The step has no slope, so the gate learns from the two other terms: the penalty,
+    and f_gate, which decodes relu(π) with a frozen copy of the decoder.
+
+    coefficient: λ, at least 0. The source has no ½, so its λ is twice ours.
+    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
+
+    Encoder and decoder are untied and start equal; Adam without momentum (β₁ = 0). The source also
+    resamples dead latents; this does not.
+
+    What is trained equals an autoencoder with bias and threshold (appendix of the source), and is kept as
+    one: W = exp(r) W_gate, b = b_mag, θ = max(0, b_mag − exp(r) b_gate).
+    """
+
+    coefficient: float = 0.03
+    centre: bool = False
+    name: ClassVar[str] = "gated"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
+            raise ValueError(f"coefficient is {self.coefficient}; expected a finite number, at least 0")
+
+    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
+        """An untied autoencoder with bias and threshold; its free encoder starts equal to its decoder."""
+        return SparseAutoencoder(
+            d_in,
+            width,
+            tied=False,
+            free_encoder=True,
+            activation="threshold",
+            normalisation=normalisation,
+            seed=seed,
+        )
+
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
+        """Hand the encoder over to the two paths; centre on the sample if asked to."""
+        sae.weight.requires_grad_(False)
+        sae.bias.requires_grad_(True)
+        if self.centre:
+            sae.centre_(sample)
+        run = GatedRun(self, sae).to(sae.weight.device)
+        run.fold(sae)
+        return run
+
+    def optimiser(
+        self, parameters: list[nn.Parameter], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """See :func:`~sae_lib.methods.jump_relu.momentum_free`."""
+        return momentum_free(parameters, lr, weight_decay)
+
+
+class GatedRun(Run):
+    """Trains the two paths, and folds them into the autoencoder after every step.
+
+    gate_weight: (M, d) W_gate. log_ratio: (M,) r, the logarithm of magnitude row over gate row.
+    gate_bias: (M,) b_gate. The magnitude's bias b_mag is the bias of the autoencoder.
+    """
+
+    def __init__(self, method: Gated, sae: SparseAutoencoder) -> None:
+        super().__init__()
+        self.method = method
+        self.gate_weight = nn.Parameter(sae.weight.detach().clone())
+        self.log_ratio = nn.Parameter(torch.zeros(sae.width))
+        self.gate_bias = nn.Parameter(torch.zeros(sae.width))
+
+    def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+        """The three terms of the loss on a batch x (B, d)."""
+        u = torch.nn.functional.linear(x, self.gate_weight, -(self.gate_weight @ sae.pre_bias))
+        projection = self.log_ratio.exp() * u
+        gate = u + self.gate_bias
+        codes = torch.relu(projection + sae.bias) * (gate > 0)
+        error = sae.decode(codes) - x
+        open_gate = torch.relu(gate)
+        # a frozen decoder: the gate has to fit it, not the other way round
+        via_gate = open_gate * sae.scale.detach() @ sae.decoder_rows.detach() + sae.pre_bias.detach()
+        loss = (
+            0.5 * error.square().sum(dim=1).mean()
+            + self.method.coefficient * open_gate.sum(dim=1).mean()
+            + 0.5 * (via_gate - x).square().sum(dim=1).mean()
+        )
+        return Step(loss, projection.detach(), codes.detach(), error.detach())
+
+    @torch.no_grad()
+    def fold(self, sae: SparseAutoencoder) -> None:
+        """Write the two paths as one encoder with bias and threshold."""
+        assert sae.threshold is not None
+        ratio = self.log_ratio.exp()
+        sae.weight.copy_(ratio[:, None] * self.gate_weight)
+        sae.threshold.copy_((sae.bias - ratio * self.gate_bias).clamp(min=0.0))
+
+    def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
+        """Fold."""
+        self.fold(sae)

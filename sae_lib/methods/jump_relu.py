@@ -1,0 +1,162 @@
+"""JumpReLU with a trained threshold: Rajamanoharan et al. (2024), "Jumping Ahead", arXiv 2407.14435.
+
+The loss jumps where a threshold crosses a pre-activation, so its gradient is zero almost everywhere. What
+has a useful slope is the *mean* loss over the data, and its slope depends on how many pre-activations lie at
+the threshold. A straight-through estimator counts those within half a bandwidth of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from sae_lib.methods.base import Method, Run, Step
+from sae_lib.normalisation import Normalisation
+from sae_lib.sae import SparseAutoencoder
+
+
+def momentum_free(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW with β₁ = 0, β₂ = 0.999, as the JumpReLU and the gated autoencoder were published."""
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.0, 0.999), weight_decay=weight_decay, fused=True)
+
+
+class _Jump(torch.autograd.Function):
+    """(y (B, M), θ (M,), ε) → codes y · 1(y > θ) and firings 1(y > θ), both (B, M)."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        fires = y > threshold
+        ctx.save_for_backward(y, threshold, fires)
+        ctx.bandwidth = bandwidth
+        return torch.where(fires, y, 0.0), fires.to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        y, threshold, fires = ctx.saved_tensors
+        of_codes, of_firings = gradients
+        near = (y - threshold).abs() < ctx.bandwidth / 2
+        slope = near * (threshold * of_codes + of_firings)
+        return fires * of_codes, -slope.sum(dim=0) / ctx.bandwidth, None
+
+
+def jump(y: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """Codes z = y · 1(y > θ) and firings 1(y > θ), each (B, M), with straight-through gradients.
+
+    With K the indicator of |t| < ½ and ε the bandwidth (equations 11 and 12 of the source)::
+
+        ∂z/∂θ := −(θ/ε) K((y − θ)/ε)     ∂1/∂θ := −(1/ε) K((y − θ)/ε)     ∂z/∂y = 1(y > θ)
+
+    and firings pass no gradient to y. y: (B, M) pre-activations. threshold: (M,), at least 0.
+    """
+    return cast(tuple[Tensor, Tensor], _Jump.apply(y, threshold, bandwidth))
+
+
+@dataclass(frozen=True)
+class JumpReLU(Method):
+    """½‖f(x) − x‖² + coefficient · L0, averaged over the batch; thresholds trained straight through the jump.
+
+    coefficient: λ, at least 0. The source has no ½, so its λ is twice ours.
+    bandwidth: ε of the estimator, in units of the pre-activations, above 0. The source takes 0.001 for
+        inputs of mean squared norm 1, batches of 4,096 rows and some 10⁵ steps; a short run on small
+        batches needs a wider one, or hardly any pre-activation ever falls near a threshold.
+    threshold: θ of every latent at the start, above 0; 0.001 in the source.
+    warmup: steps over which the coefficient grows from 0 to its value; the source has 10,000 of its
+        much longer runs.
+    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
+
+    Trained are log θ (so that θ > 0), the biases and untied weights, by Adam without momentum (β₁ = 0).
+    """
+
+    coefficient: float = 0.01
+    bandwidth: float = 0.001
+    threshold: float = 0.001
+    warmup: int = 200
+    centre: bool = False
+    name: ClassVar[str] = "jumprelu"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
+            raise ValueError(f"coefficient is {self.coefficient}; expected a finite number, at least 0")
+        for name, value in {"bandwidth": self.bandwidth, "threshold": self.threshold}.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}; expected a finite number above 0")
+        if self.warmup < 0:
+            raise ValueError(f"warmup is {self.warmup}; expected at least 0 steps")
+
+    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
+        """An untied autoencoder with bias and threshold; its free encoder starts equal to its decoder."""
+        return SparseAutoencoder(
+            d_in,
+            width,
+            tied=False,
+            free_encoder=True,
+            activation="threshold",
+            normalisation=normalisation,
+            seed=seed,
+        )
+
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
+        """Turn on the gradients of the biases, set the thresholds; centre on the sample if asked to."""
+        sae.bias.requires_grad_(True)
+        if self.centre:
+            sae.centre_(sample)
+        run = JumpReLURun(self, sae.width).to(sae.weight.device)
+        run.publish(sae)
+        return run
+
+    def optimiser(
+        self, parameters: list[nn.Parameter], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """See :func:`momentum_free`."""
+        return momentum_free(parameters, lr, weight_decay)
+
+
+class JumpReLURun(Run):
+    """Trains log θ; the autoencoder is given θ = exp(log θ) after every step.
+
+    log_threshold: (M,), trained.
+    steps: optimiser steps made, for the warm-up.
+    """
+
+    steps: Tensor
+
+    def __init__(self, method: JumpReLU, width: int) -> None:
+        super().__init__()
+        self.method = method
+        self.log_threshold = nn.Parameter(torch.full((width,), math.log(method.threshold)))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+        """Reconstruction loss plus the penalty on a batch x (B, d)."""
+        projection = sae.project(x)
+        codes, fires = jump(projection + sae.bias, self.log_threshold.exp(), self.method.bandwidth)
+        error = sae.decode(codes) - x
+        loss = 0.5 * error.square().sum(dim=1).mean() + self.coefficient() * fires.sum(dim=1).mean()
+        return Step(loss, projection.detach(), codes.detach(), error.detach())
+
+    def coefficient(self) -> float | Tensor:
+        """λ of the step to come."""
+        if not self.method.warmup:
+            return self.method.coefficient
+        # a tensor all the way: reading the counter would wait for the device at every step
+        return self.method.coefficient * ((self.steps + 1) / self.method.warmup).clamp(max=1.0)
+
+    @torch.no_grad()
+    def publish(self, sae: SparseAutoencoder) -> None:
+        """Give the autoencoder the thresholds as they are now."""
+        assert sae.threshold is not None
+        sae.threshold.copy_(self.log_threshold.exp())
+
+    @torch.no_grad()
+    def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
+        """Publish the thresholds and count the step."""
+        self.publish(sae)
+        self.steps += 1
+
+    def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
+        """Mean threshold."""
+        return {"threshold": self.log_threshold.detach().exp().mean().item()}
