@@ -73,6 +73,11 @@ def test_stale_names_what_changed(book: Book) -> None:
     (book.library / "one.py").write_text("def alpha(): return 1\n")
     source.write_text(source.read_text("utf8") + "\nMore.\n", "utf8")
     assert provenance.stale(book, source) == ["90_sample.md has changed", "sae_lib.one has changed"]
+    (book.pages / "results").mkdir()
+    (book.pages / "results" / "91_other.json").write_text("{}")
+    assert len(provenance.stale(book, source)) == 2
+    (book.pages / "results" / "90_long_run.json").write_text("{}")
+    assert "a record of it in book/results has changed" in provenance.stale(book, source)
     assert "sae_lib.one has changed" in call("check", "--root", str(book.root)).stdout
 
     (book.pages / "90_sample.ipynb").unlink()
