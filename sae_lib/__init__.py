@@ -14,7 +14,9 @@ __version__ = "0.1.0"
 _EXPORTS: dict[str, str] = {
     "BatchSource": "batches",
     "BiasAdaptation": "methods.bias_adaptation",
+    "Gated": "methods.gated",
     "GroupBiasAdaptation": "methods.bias_adaptation",
+    "JumpReLU": "methods.jump_relu",
     "L1": "methods.l1",
     "ModifiedBiasAdaptation": "methods.modified_bias_adaptation",
     "Normalisation": "normalisation",

@@ -2,11 +2,24 @@
 
 from sae_lib.methods.base import Method, Run, Step
 from sae_lib.methods.bias_adaptation import BiasAdaptation, GroupBiasAdaptation
+from sae_lib.methods.gated import Gated
+from sae_lib.methods.jump_relu import JumpReLU
 from sae_lib.methods.l1 import L1
 from sae_lib.methods.top_k import TopK
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (BiasAdaptation, GroupBiasAdaptation, L1, TopK)
+    method.name: method for method in (BiasAdaptation, GroupBiasAdaptation, Gated, JumpReLU, L1, TopK)
 }
 
-__all__ = ["L1", "METHODS", "BiasAdaptation", "GroupBiasAdaptation", "Method", "Run", "Step", "TopK"]
+__all__ = [
+    "L1",
+    "METHODS",
+    "BiasAdaptation",
+    "Gated",
+    "GroupBiasAdaptation",
+    "JumpReLU",
+    "Method",
+    "Run",
+    "Step",
+    "TopK",
+]
