@@ -161,7 +161,8 @@ def half_level(codes: Tensor) -> Tensor:
 def log_distance(frequency: Tensor, other: Tensor) -> float:
     """Wasserstein distance of two sets of frequencies, in decades.
 
-    The mean |difference| of log₁₀ f at equal quantiles: 0.3 is a factor of two. Both sets weigh the same, however many frequencies they hold. NaN if one is empty.
+    The mean |difference| of log₁₀ f at equal quantiles: 0.3 is a factor of two. Both sets weigh the same,
+    however many frequencies they hold. NaN if one is empty.
     """
     for f in (frequency, other):
         if not ((f > 0) & (f <= 1)).all():
