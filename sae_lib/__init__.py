@@ -30,6 +30,7 @@ _MODULES = (
     "activations",
     "batches",
     "corpora",
+    "identifiability",
     "language_models",
     "methods",
     "metrics",

@@ -1,0 +1,150 @@
+"""How far a decomposition meets the conditions H1, H2, H3 and V1 (paper, Def. 5.2)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from sae_lib.decompositions import Decomposition, chunks, decomposition, directions
+
+# below this share of nonzeros, counting pairs row by row beats a dense product
+_SPARSE = 0.05
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Measured numbers, not verdicts: the conditions are asymptotic and name no bounds.
+
+    Coefficients are taken times the norm of their feature, so that a change of scale changes nothing. Only
+    features in use count: those with a nonzero row of V and at least one nonzero coefficient.
+
+    n_rows, n_features, d_in: N, the features in use, d.
+    n_unused: features that no row uses, or whose row of V is zero: nothing in X depends on them.
+    sparsity_max, sparsity_mean: nonzero coefficients in a row (H1).
+    smallest: the smallest nonzero coefficient over the median one (H2).
+    weak_share: share of the nonzero coefficients below a tenth of the median (H2).
+    rho2: max over i ≠ j of P(j active | i active) (H3).
+    rho2_pair: the (i, j) at which it is reached, None for a single feature.
+    rho2_mean: mean of P(j active | i active) over the pairs; (s−1)/(n−1) where every row has s features.
+    coherence: max over i ≠ j of |cos(v_i, v_j)| (V1).
+    coherence_pair: the (i, j) at which it is reached, None for a single feature.
+    coherence_mean: mean |cosine| over the pairs.
+    operator_norm: largest singular value of V with its rows scaled to norm 1, at least √(n/d).
+    """
+
+    n_rows: int
+    n_features: int
+    d_in: int
+    n_unused: int
+    sparsity_max: int
+    sparsity_mean: float
+    smallest: float
+    weak_share: float
+    rho2: float
+    rho2_pair: tuple[int, int] | None
+    rho2_mean: float
+    coherence: float
+    coherence_pair: tuple[int, int] | None
+    coherence_mean: float
+    operator_norm: float
+
+    @property
+    def rho2_sqrt_n(self) -> float:
+        """ρ₂√n, which H3 wants well below 1."""
+        return self.rho2 * math.sqrt(self.n_features)
+
+    def __str__(self) -> str:
+        unused = f", {self.n_unused} more unused" if self.n_unused else ""
+        return "\n".join(
+            [
+                f"H1  nonzeros a row   at most {self.sparsity_max}, mean {self.sparsity_mean:.2f}, "
+                f"of {self.n_features} features{unused}",
+                f"H2  coefficients     smallest {self.smallest:.3g} of the median, "
+                f"{100 * self.weak_share:.1f} % below a tenth of it",
+                f"H3  co-occurrence    ρ₂ {self.rho2:.3f}, ρ₂√n {self.rho2_sqrt_n:.2f}, "
+                f"mean over pairs {self.rho2_mean:.3f}",
+                f"V1  coherence        largest |cosine| {self.coherence:.3f}, "
+                f"mean {self.coherence_mean:.3f}, ‖V‖ {self.operator_norm:.2f}",
+            ]
+        )
+
+
+def conditions(coefficients: Tensor, dictionary: Tensor) -> Conditions:
+    """Measure H1, H2, H3 and V1 on coefficients (N, n) and a dictionary (n, d).
+
+    >>> data = synthetic.preset("uniform", n_features=64, d_in=32)
+    >>> print(conditions(data.coefficients, data.dictionary))
+
+    coefficients: non-negative; dense or sparse. Read in pieces, so 100,000 × 4,096 need no second copy.
+
+    A caution on ρ₂: it is a maximum of estimates. A feature that occurs in few rows has a high P(j | i) with
+    some j by chance, up to 1 if it occurs once.
+
+    Raises ValueError for shapes that do not fit, NaN, a negative coefficient, or coefficients that are all 0.
+    """
+    h, v = decomposition(Decomposition(coefficients, dictionary))
+    norms = v.double().norm(dim=1)
+    per_row, sizes, together = _count(h, norms)
+    times = together.diagonal()
+    used = (times > 0).nonzero().squeeze(1)
+    if len(used) == 0:
+        raise ValueError("no coefficient is above 0 on a nonzero feature; there is nothing to measure")
+    conditional = together[used][:, used] / times[used, None]
+    unit = directions(v)[used]
+    cosine = (unit @ unit.T).abs()
+    rho2, rho2_pair, rho2_mean = _off_diagonal(conditional, used)
+    coherence, coherence_pair, coherence_mean = _off_diagonal(cosine, used)
+    median = sizes.median().item()
+    return Conditions(
+        n_rows=h.shape[0],
+        n_features=len(used),
+        d_in=v.shape[1],
+        n_unused=len(v) - len(used),
+        sparsity_max=int(per_row.max()),
+        sparsity_mean=per_row.double().mean().item(),
+        smallest=sizes.min().item() / median,
+        weak_share=(sizes < 0.1 * median).double().mean().item(),
+        rho2=rho2,
+        rho2_pair=rho2_pair,
+        rho2_mean=rho2_mean,
+        coherence=coherence,
+        coherence_pair=coherence_pair,
+        coherence_mean=coherence_mean,
+        operator_norm=torch.linalg.matrix_norm(unit, 2).item(),
+    )
+
+
+def _count(h: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Nonzeros of each row (N,), sizes of all nonzeros, rows in which i and j occur together (n, n)."""
+    together = np.zeros((len(norms), len(norms)))
+    per_row, sizes = [], []
+    for _, block in chunks(h):
+        active = (block > 0) & (norms > 0)
+        per_row.append(active.sum(dim=1))
+        row, feature = active.nonzero(as_tuple=True)
+        sizes.append((block[row, feature].double() * norms[feature]).float())
+        if len(row) < _SPARSE * active.numel():
+            ones = np.ones(len(row), dtype=np.float32)
+            table = csr_array((ones, (row.numpy(), feature.numpy())), shape=tuple(active.shape))
+            together += (table.T @ table).toarray()
+        else:
+            # counts below 2^24 are exact in float32
+            counted = active.float()
+            together += (counted.T @ counted).double().numpy()
+    return torch.cat(per_row), torch.cat(sizes), torch.from_numpy(together)
+
+
+def _off_diagonal(values: Tensor, names: Tensor) -> tuple[float, tuple[int, int] | None, float]:
+    """Largest entry off the diagonal, where it stands, and the mean off the diagonal."""
+    n = len(values)
+    if n == 1:
+        return 0.0, None, 0.0
+    mean = (values.sum() - values.diagonal().sum()).item() / (n * (n - 1))
+    hollow = values.clone().fill_diagonal_(-1.0)
+    i, j = divmod(int(hollow.argmax()), n)
+    return hollow[i, j].item(), (int(names[i]), int(names[j])), mean

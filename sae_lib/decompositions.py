@@ -1,0 +1,173 @@
+"""Decompositions X = HV of the same rows, and the changes that no data can see (paper, sections 1 and 4).
+
+The order of the features, their scale, and whether one feature is listed as several parallel ones:
+:func:`permute`, :func:`rescale` and :func:`split` change a decomposition and leave every row as it is.
+:func:`sae_lib.identifiability.certify` undoes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sae_lib.randomness import generator
+from sae_lib.synthetic.rows import SyntheticData
+
+# numbers of H looked at together: 16 M float32 are 64 MB, so that 100,000 rows of 4,096 features pass
+_CHUNK_NUMBERS = 2**24
+
+
+class Decomposition(NamedTuple):
+    """Non-negative codes and features that explain rows.
+
+    coefficients: (N, n), H, non-negative; dense, or sparse (COO or CSR).
+    dictionary: (n, d), V, one feature a row.
+    """
+
+    coefficients: Tensor
+    dictionary: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """X = HV, (N, d)."""
+        return self.coefficients @ self.dictionary
+
+
+Decomposed = Decomposition | SyntheticData | tuple[Tensor, Tensor]
+
+
+def decomposition(given: Decomposed, name: str = "decomposition") -> Decomposition:
+    """``given`` as a :class:`Decomposition`, after its shapes and numbers have been checked.
+
+    name: what an error calls it.
+
+    Raises ValueError for shapes that do not fit, an empty dictionary, NaN, or a negative coefficient.
+    """
+    if isinstance(given, SyntheticData):
+        h, v = given.coefficients, given.dictionary
+    else:
+        h, v = given
+    if v.ndim != 2 or 0 in v.shape:
+        raise ValueError(f"{name}: dictionary has shape {tuple(v.shape)}; expected (n, d), both at least 1")
+    if h.ndim != 2 or h.shape[0] == 0 or h.shape[1] != v.shape[0]:
+        raise ValueError(
+            f"{name}: coefficients {tuple(h.shape)} and dictionary {tuple(v.shape)} do not fit; "
+            f"expected (N, {v.shape[0]}) for the coefficients, N at least 1"
+        )
+    if not v.isfinite().all():
+        raise ValueError(f"{name}: dictionary holds NaN or infinity in row {_first(~v.isfinite())}")
+    for start, block in chunks(h):
+        if not block.isfinite().all():
+            row = start + _first(~block.isfinite())
+            raise ValueError(f"{name}: coefficients hold NaN or infinity in row {row}")
+        if (block < 0).any():
+            row, feature = (block < 0).nonzero()[0].tolist()
+            raise ValueError(
+                f"{name}: coefficient of feature {feature} in row {start + row} is {block[row, feature]:g}; "
+                "expected at least 0 (flip the signs of a feature and of its coefficients together)"
+            )
+    return Decomposition(h.detach(), v.detach())
+
+
+def _first(wrong: Tensor) -> int:
+    return int(wrong.nonzero()[0, 0])
+
+
+def chunks(coefficients: Tensor, *, widest: int = 1) -> Iterator[tuple[int, Tensor]]:
+    """Dense pieces (rows, n) of a dense or sparse matrix (N, n), each with the number of its first row.
+
+    widest: the larger n of two matrices that are read side by side, so that their pieces have equal rows.
+    """
+    n_rows, n_features = coefficients.shape
+    size = max(1, _CHUNK_NUMBERS // max(n_features, widest))
+    if coefficients.layout == torch.strided:
+        for start in range(0, n_rows, size):
+            yield start, coefficients[start : start + size]
+        return
+    table = coefficients.to_sparse_coo().coalesce()
+    (row, column), values = table.indices(), table.values()
+    for start in range(0, n_rows, size):
+        # coalesced entries are in the order of their rows
+        ends = torch.searchsorted(row, torch.tensor([start, start + size]))
+        inside = slice(*ends.tolist())
+        dense = values.new_zeros(min(size, n_rows - start), n_features)
+        yield start, dense.index_put_((row[inside] - start, column[inside]), values[inside])
+
+
+def permute(
+    given: Decomposed, order: Sequence[int] | Tensor | None = None, *, seed: int = 0
+) -> Decomposition:
+    """The same features in another order: feature ``order[k]`` comes k-th. By default a random order."""
+    h, v = decomposition(given)
+    if order is None:
+        order = torch.randperm(len(v), generator=generator(seed, "permute"))
+    places = torch.as_tensor(order)
+    if places.shape != (len(v),) or not torch.equal(places.sort().values, torch.arange(len(v))):
+        raise ValueError(f"order is {places.tolist()}; expected each of 0 … {len(v) - 1} once")
+    return Decomposition(h[:, places], v[places])
+
+
+def rescale(
+    given: Decomposed, scale: Sequence[float] | Tensor | None = None, *, seed: int = 0
+) -> Decomposition:
+    """Feature i ``scale[i]`` times as long, its coefficients as many times smaller.
+
+    scale: (n,), positive; by default random, between 1/4 and 4 evenly in the logarithm. A negative scale is
+        no ambiguity: it would make coefficients negative.
+    """
+    h, v = decomposition(given)
+    if scale is None:
+        scale = 4 ** (2 * torch.rand(len(v), generator=generator(seed, "rescale")) - 1)
+    factors = torch.as_tensor(scale).to(v)
+    if factors.shape != (len(v),) or not ((factors > 0) & factors.isfinite()).all():
+        raise ValueError(f"scale is {factors.tolist()}; expected {len(v)} finite numbers above 0")
+    return Decomposition(h / factors, v * factors[:, None])
+
+
+def split(
+    given: Decomposed, pieces: int | Sequence[int] | Tensor = 2, *, spread: float = 0.0, seed: int = 0
+) -> Decomposition:
+    """Each feature listed as several: ``pieces`` of them, or ``pieces[i]`` for feature i, side by side.
+
+    spread: 0 makes parallel pieces, of which each row uses one, drawn at random: one feature under several
+        names. A positive spread makes near-parallel pieces that a row uses all together and equally:
+        v_i + spread·‖v_i‖·δ with unit vectors δ that add up to zero over the pieces of a feature.
+
+    Every row stays as it is. Raises ValueError for fewer than one piece.
+    """
+    h, v = decomposition(given)
+    counts = torch.as_tensor(pieces).expand(len(v)) if isinstance(pieces, int) else torch.as_tensor(pieces)
+    if counts.shape != (len(v),) or (counts < 1).any():
+        raise ValueError(f"pieces is {pieces}; expected a whole number above 0, or {len(v)} of them")
+    if not spread >= 0:
+        raise ValueError(f"spread is {spread}; expected at least 0")
+    draws = generator(seed, "split")
+    owner = torch.repeat_interleave(torch.arange(len(v)), counts)
+    if spread == 0:
+        first = counts.cumsum(0) - counts
+        chosen = first + (torch.rand(h.shape, generator=draws) * counts).long()
+        parts = torch.arange(len(owner)) == chosen[:, owner]
+        return Decomposition(h[:, owner] * parts, v[owner])
+    tilt = _balanced(counts, v.shape[1], draws).to(v) * v.norm(dim=1)[owner, None]
+    return Decomposition((h / counts)[:, owner], v[owner] + spread * tilt)
+
+
+def _balanced(counts: Tensor, d_in: int, draws: torch.Generator) -> Tensor:
+    """Vectors (Σ counts, d), at most unit ones, that add up to zero over each run of ``counts[i]``."""
+    found = []
+    for count in counts.tolist():
+        random = torch.randn(count, d_in, generator=draws, dtype=torch.float64)
+        centred = random - random.mean(dim=0)
+        # two pieces come out opposite and of norm 1; one piece stays where it is
+        longest = centred.norm(dim=1).max()
+        found.append(centred / longest if count > 1 else torch.zeros_like(centred))
+    return torch.cat(found)
+
+
+def directions(dictionary: Tensor) -> Tensor:
+    """Unit rows (n, d) in float64; a zero row stays zero."""
+    return normalize(dictionary.double(), dim=1)
