@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 # public name → the module that defines it
 _EXPORTS: dict[str, str] = {
     "BatchSource": "batches",
+    "BatchTopK": "methods.batch_top_k",
     "BiasAdaptation": "methods.bias_adaptation",
+    "Frozen": "methods.frozen",
     "Gated": "methods.gated",
     "GroupBiasAdaptation": "methods.bias_adaptation",
     "JumpReLU": "methods.jump_relu",

@@ -1,24 +1,39 @@
 """Ways of enforcing sparsity, one a file."""
 
 from sae_lib.methods.base import Method, Run, Step
+from sae_lib.methods.batch_top_k import BatchTopK
 from sae_lib.methods.bias_adaptation import BiasAdaptation, GroupBiasAdaptation
+from sae_lib.methods.frozen import Frozen
 from sae_lib.methods.gated import Gated
 from sae_lib.methods.jump_relu import JumpReLU
 from sae_lib.methods.l1 import L1
+from sae_lib.methods.modified_bias_adaptation import ModifiedBiasAdaptation
 from sae_lib.methods.top_k import TopK
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (BiasAdaptation, GroupBiasAdaptation, Gated, JumpReLU, L1, TopK)
+    method.name: method
+    for method in (
+        BatchTopK,
+        BiasAdaptation,
+        GroupBiasAdaptation,
+        Gated,
+        JumpReLU,
+        L1,
+        TopK,
+    )
 }
 
 __all__ = [
     "L1",
     "METHODS",
+    "BatchTopK",
     "BiasAdaptation",
+    "Frozen",
     "Gated",
     "GroupBiasAdaptation",
     "JumpReLU",
     "Method",
+    "ModifiedBiasAdaptation",
     "Run",
     "Step",
     "TopK",

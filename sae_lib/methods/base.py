@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -36,12 +36,24 @@ class Run(nn.Module):
     """
 
     def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """½‖f(x) − x‖², averaged over the batch x (B, d): the loss of the paper."""
+        """One pass over a batch x (B, d), from the three parts below."""
         projection = sae.project(x)
-        codes = sae.gate(projection)
-        error = sae.decode(codes) - x
-        loss = 0.5 * error.square().sum(dim=1).mean()
-        return Step(loss, projection.detach(), codes.detach(), error.detach())
+        codes = self.codes(sae, projection)
+        errors = self.errors(sae, codes, x)
+        return Step(self.loss(codes, errors), projection.detach(), codes.detach(), errors[-1].detach())
+
+    def codes(self, sae: SparseAutoencoder, projection: Tensor) -> Tensor:
+        """Codes z (B, M) while training, from the projection u (B, M); here those of the gate."""
+        return sae.gate(projection)
+
+    def errors(self, sae: SparseAutoencoder, codes: Tensor, x: Tensor) -> list[Tensor]:
+        """Errors (B, d) that the loss squares. The last is the whole autoencoder's, here the only one."""
+        return [sae.decode(codes) - x]
+
+    def loss(self, codes: Tensor, errors: list[Tensor]) -> Tensor:
+        """½‖error‖², averaged over the batch and added up over ``errors``: the loss of the paper."""
+        first, *others = (0.5 * error.square().sum(dim=1).mean() for error in errors)
+        return sum(others, start=first)
 
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
         """What the method does after the optimiser has made its step ``number`` (1, 2, …); here nothing.
@@ -82,3 +94,28 @@ class Method(ABC):
     def describe(self) -> dict[str, Any]:
         """Name and settings as plain values."""
         return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Baseline(Method):
+    """What the methods other than bias adaptation share: biases trained by the gradient, free encoder rows.
+
+    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
+    """
+
+    centre: bool = field(default=False, kw_only=True)
+
+    @abstractmethod
+    def kind(self) -> dict[str, Any]:
+        """Arguments of :class:`SparseAutoencoder` that say what is trained, beginning with ``activation``."""
+
+    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
+        """Unless ``kind`` differs, untied, with free encoder rows that start equal to the decoder's."""
+        kind = {"tied": False, "free_encoder": True} | self.kind()
+        return SparseAutoencoder(d_in, width, normalisation=normalisation, seed=seed, **kind)
+
+    def prepare(self, sae: SparseAutoencoder, sample: Tensor) -> None:
+        """Turn on the gradients of the biases; centre on the sample (N, d) if asked to."""
+        sae.bias.requires_grad_(True)
+        if self.centre:
+            sae.centre_(sample)

@@ -6,18 +6,18 @@ biases, pre-bias on the input.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sae_lib.methods.base import Method, Run, Step
-from sae_lib.normalisation import Normalisation
+from sae_lib.methods.base import Baseline, Run
 from sae_lib.sae import SparseAutoencoder
 
 
 @dataclass(frozen=True)
-class L1(Method):
+class L1(Baseline):
     """½‖f(x) − x‖² + coefficient · Σ_m |z_m|, averaged over the batch.
 
     coefficient: λ of the paper, at least 0.
@@ -25,30 +25,19 @@ class L1(Method):
     """
 
     coefficient: float = 0.03
-    centre: bool = False
     name: ClassVar[str] = "l1"
 
     def __post_init__(self) -> None:
-        if not self.coefficient >= 0:
-            raise ValueError(f"coefficient is {self.coefficient}; expected at least 0")
+        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
+            raise ValueError(f"coefficient is {self.coefficient}; expected a finite number, at least 0")
 
-    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """An untied ReLU autoencoder with free encoder rows."""
-        return SparseAutoencoder(
-            d_in,
-            width,
-            tied=False,
-            free_encoder=True,
-            activation="relu",
-            normalisation=normalisation,
-            seed=seed,
-        )
+    def kind(self) -> dict[str, Any]:
+        """A ReLU gate."""
+        return {"activation": "relu"}
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
-        sae.bias.requires_grad_(True)
-        if self.centre:
-            sae.centre_(sample)
+        self.prepare(sae, sample)
         return L1Run(self.coefficient)
 
 
@@ -59,14 +48,9 @@ class L1Run(Run):
         super().__init__()
         self.coefficient = coefficient
 
-    def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """Reconstruction loss plus penalty on a batch x (B, d); codes are non-negative."""
-        projection = sae.project(x)
-        codes = sae.gate(projection)
-        error = sae.decode(codes) - x
-        penalty = self.coefficient * codes.sum(dim=1).mean()
-        loss = 0.5 * error.square().sum(dim=1).mean() + penalty
-        return Step(loss, projection.detach(), codes.detach(), error.detach())
+    def loss(self, codes: Tensor, errors: list[Tensor]) -> Tensor:
+        """Reconstruction loss plus penalty; codes are non-negative."""
+        return super().loss(codes, errors) + self.coefficient * codes.sum(dim=1).mean()
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
         """The coefficient, so that logs can be compared."""

@@ -2,19 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sae_lib.methods.base import Method, Run, Step
+from sae_lib.methods.base import Baseline, Run, Step
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
 
 @dataclass(frozen=True)
-class TopK(Method):
+class LargestCodes(Baseline):
+    """What TopK, BatchTopK and Matryoshka share: k codes a row, and the auxiliary loss for dead latents.
+
+    dead_after: steps without firing after which a latent counts as dead.
+    aux_coefficient: weight of the auxiliary loss, in which dead latents model the remaining error; 0 turns
+        it off.
+    tied: share encoder and decoder rows.
+    """
+
+    k: float
+    dead_after: int = field(default=200, kw_only=True)
+    aux_coefficient: float = field(default=1 / 32, kw_only=True)
+    tied: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.k > 0:
+            raise ValueError(f"k is {self.k}; expected above 0")
+        if self.dead_after < 1:
+            raise ValueError(f"dead_after is {self.dead_after}; expected at least 1 step")
+        if not self.aux_coefficient >= 0:
+            raise ValueError(f"aux_coefficient is {self.aux_coefficient}; expected at least 0")
+
+    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
+        """An autoencoder of ``kind``; untied, its encoder rows are free and start equal to the decoder's."""
+        if self.k > width > 0:
+            raise ValueError(f"k is {self.k}; expected at most {width} (the width)")
+        return super().build(d_in, width, normalisation=normalisation, seed=seed)
+
+    def kind(self) -> dict[str, Any]:
+        """Tied or not; a subclass adds its gate."""
+        return {"tied": self.tied, "free_encoder": not self.tied}
+
+
+@dataclass(frozen=True)
+class TopK(LargestCodes):
     """Only the k largest latents of each row fire.
 
     k: latents a row.
@@ -29,42 +63,24 @@ class TopK(Method):
     """
 
     k: int = 32
-    dead_after: int = 200
-    aux_coefficient: float = 1 / 32
-    centre: bool = False
-    tied: bool = False
     name: ClassVar[str] = "topk"
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1")
-        if self.dead_after < 1:
-            raise ValueError(f"dead_after is {self.dead_after}; expected at least 1 step")
-        if not self.aux_coefficient >= 0:
-            raise ValueError(f"aux_coefficient is {self.aux_coefficient}; expected at least 0")
+        super().__post_init__()
+        if self.k != int(self.k):
+            raise ValueError(f"k is {self.k}; expected a whole number, since every row has its own k codes")
 
-    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """A TopK autoencoder; untied, its encoder rows are free and start equal to the decoder's."""
-        return SparseAutoencoder(
-            d_in,
-            width,
-            tied=self.tied,
-            free_encoder=not self.tied,
-            activation="topk",
-            k=self.k,
-            normalisation=normalisation,
-            seed=seed,
-        )
+    def kind(self) -> dict[str, Any]:
+        """A TopK gate."""
+        return super().kind() | {"activation": "topk", "k": self.k}
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> AuxiliaryRun:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
-        sae.bias.requires_grad_(True)
-        if self.centre:
-            sae.centre_(sample)
-        return TopKRun(self, sae.width).to(sae.weight.device)
+        self.prepare(sae, sample)
+        return AuxiliaryRun(self, sae.width).to(sae.weight.device)
 
 
-class TopKRun(Run):
+class AuxiliaryRun(Run):
     """Tracks when each latent last fired, and adds the auxiliary loss."""
 
     silent_steps: Tensor
@@ -73,7 +89,7 @@ class TopKRun(Run):
     # how often, in steps, the list of dead latents is renewed; each renewal waits for the device
     REVIEW = 50
 
-    def __init__(self, method: TopK, width: int) -> None:
+    def __init__(self, method: LargestCodes, width: int) -> None:
         super().__init__()
         self.method = method
         self.register_buffer("silent_steps", torch.zeros(width, dtype=torch.int64))

@@ -1,0 +1,100 @@
+"""BatchTopK: Bussmann, Leask & Nanda (2024), arXiv 2412.06410.
+
+TopK gives every row the same number of codes. Here a batch shares its codes, so that a rich row may take
+more of them than a poor one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sae_lib.methods.base import Step
+from sae_lib.methods.top_k import AuxiliaryRun, LargestCodes
+from sae_lib.sae import SparseAutoencoder
+
+# share of a new batch in the running mean of the threshold: about the last hundred batches count
+THRESHOLD_RATE = 0.01
+
+
+def largest_of_batch(y: Tensor, k: float) -> Tensor:
+    """y (B, M), non-negative, with all but its ⌊k·B⌋ largest entries set to 0.
+
+    Raises ValueError if ⌊k·B⌋ is 0.
+    """
+    count = int(k * len(y))
+    if count < 1:
+        raise ValueError(
+            f"k={k} of a batch of {len(y)} rows is no code at all; expected k of at least 1/{len(y)}"
+        )
+    flat = y.flatten()
+    top = flat.topk(count, sorted=False)
+    return torch.zeros_like(flat).scatter(0, top.indices, top.values).view_as(y)
+
+
+@dataclass(frozen=True)
+class BatchTopK(LargestCodes):
+    """The k·B largest codes of a batch of B rows fire, k a row on average.
+
+    k: mean number of latents a row; need not be a whole number.
+    dead_after: steps without firing after which a latent counts as dead.
+    aux_coefficient: weight of the auxiliary loss of TopK (1/32 in the source); 0 turns it off.
+    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
+    tied: share encoder and decoder rows; the source does not.
+
+    A row alone has no batch, so after training one threshold θ for all latents decides: z = y · 1(y > θ).
+    θ is the mean over batches of the smallest code that fired; here a running mean, in which about the last
+    hundred batches count and the zero it starts from does not.
+    """
+
+    k: float = 32
+    name: ClassVar[str] = "batch_topk"
+
+    def kind(self) -> dict[str, Any]:
+        """A gate with bias and threshold."""
+        return super().kind() | {"activation": "threshold"}
+
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> BatchTopKRun:
+        """Turn on the gradients of the biases; centre on the sample if asked to."""
+        self.prepare(sae, sample)
+        return BatchTopKRun(self, sae.width).to(sae.weight.device)
+
+
+class BatchTopKRun(AuxiliaryRun):
+    """Lets a batch share its codes while training, and tracks the threshold that stands in for this later.
+
+    lowest: running mean of the smallest positive code of a batch, from 0. weight: what its terms add up to.
+    """
+
+    lowest: Tensor
+    weight: Tensor
+
+    def __init__(self, method: BatchTopK, width: int) -> None:
+        super().__init__(method, width)
+        self.register_buffer("lowest", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+
+    def codes(self, sae: SparseAutoencoder, projection: Tensor) -> Tensor:
+        """The largest codes (B, M) of the batch."""
+        return largest_of_batch(torch.relu(projection + sae.bias), self.method.k)
+
+    @torch.no_grad()
+    def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
+        """Watch for dead latents, and set the threshold."""
+        super().after_step(sae, step, number)
+        smallest = step.codes.where(step.codes > 0, torch.inf).min().double()
+        # a batch where nothing fired says nothing; tensors all the way, so as not to wait for the device
+        known = smallest.isfinite()
+        rate = THRESHOLD_RATE * known
+        self.lowest += rate * (smallest.where(known, 0.0) - self.lowest)
+        self.weight += rate * (1 - self.weight)
+        assert sae.threshold is not None
+        sae.threshold.copy_(self.lowest / self.weight.clamp(min=THRESHOLD_RATE))
+
+    def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
+        """The threshold."""
+        assert sae.threshold is not None
+        return {"threshold": sae.threshold[0].item()}

@@ -1,0 +1,152 @@
+"""Frozen baselines: an autoencoder a part of which stays where chance put it.
+
+From "Sanity checks for sparse autoencoders" (2026), arXiv 2602.14111: if a method whose directions are random
+scores as well as one that trains them, the score does not speak for the directions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from sae_lib.methods.base import Method, Run, Step
+from sae_lib.normalisation import Normalisation
+from sae_lib.sae import SparseAutoencoder
+
+PARTS = ("decoder", "encoder", "soft decoder")
+
+
+def project_to_cap(rows: Tensor, centres: Tensor, cosine: float) -> Tensor:
+    """The nearest unit row whose cosine with its centre is at least ``cosine``, for each row.
+
+    A row inside its cap comes back as it is. Another one moves along the great circle through its centre::
+
+        c · centre + √(1 − c²) · t,   t the unit direction of row − ⟨row, centre⟩ centre
+
+    rows, centres: (M, d) of unit norm. cosine: c, −1 ≤ c ≤ 1. A row opposite to its centre is as near to all
+    of the rim; it goes to the one that lies towards the coordinate axis least along the centre.
+    """
+    along = (rows * centres).sum(dim=1, keepdim=True)
+    tangent = rows - along * centres
+    axis = torch.zeros_like(centres).scatter(1, centres.abs().argmin(dim=1, keepdim=True), 1.0)
+    fallback = axis - (axis * centres).sum(dim=1, keepdim=True) * centres
+    # next to the opposite pole only rounding errors are left of the tangent
+    known = tangent.norm(dim=1, keepdim=True) > 16 * torch.finfo(rows.dtype).eps
+    direction = normalize(torch.where(known, tangent, fallback), dim=1)
+    rim = normalize(cosine * centres + math.sqrt(1 - cosine**2) * direction, dim=1)
+    return torch.where(along >= cosine, rows, rim)
+
+
+@dataclass(frozen=True)
+class Frozen(Method):
+    """Another method with a part of the autoencoder held at its random start; everything else is trained.
+
+    >>> Frozen(BatchTopK(k=8))
+    >>> Frozen(GroupBiasAdaptation(tied=False), part="encoder")
+
+    base: the method.
+    part: ``"decoder"`` keeps the decoder rows, bit for bit; ``"encoder"`` the encoder rows;
+        ``"soft decoder"`` lets a decoder row move no further from its start than ``cosine``.
+    cosine: of the soft decoder, 0.8 in the source; the others ignore it.
+
+    A tied autoencoder has one set of rows: freezing its decoder freezes its encoder, and all that is left
+    to train are biases and output scales. A frozen encoder has unit rows, so the output scales are trained in
+    their place.
+    """
+
+    base: Method
+    part: str = "decoder"
+    cosine: float = 0.8
+    name: ClassVar[str] = "frozen"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, Method):
+            raise ValueError(f"base is {self.base!r}; expected a method, such as TopK(k=8)")
+        if self.part not in PARTS:
+            raise ValueError(f"part is {self.part!r}; expected one of {', '.join(PARTS)}")
+        if not 0 < self.cosine <= 1:
+            raise ValueError(f"cosine is {self.cosine}; expected above 0, at most 1")
+
+    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
+        """The autoencoder of the base method."""
+        sae = self.base.build(d_in, width, normalisation=normalisation, seed=seed)
+        if self.part == "encoder" and sae.tied:
+            raise ValueError(
+                f"a frozen encoder needs a decoder of its own; method {self.base.name} is tied here, "
+                "expected tied=False"
+            )
+        return sae
+
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> FrozenRun:
+        """Start the base method, then take the frozen rows away from the gradient."""
+        run = self.base.start(sae, sample)
+        rows = self.rows(sae)
+        if not rows.requires_grad:
+            raise ValueError(
+                f"method {self.base.name} does not train its {self.part} rows by gradient, "
+                "so they cannot be frozen here; freeze another part"
+            )
+        if self.part != "soft decoder":
+            rows.requires_grad_(False)
+            if self.part == "encoder":
+                sae.scale.requires_grad_(True)
+            if not any(p.requires_grad for p in (*sae.parameters(), *run.parameters())):
+                raise ValueError(
+                    f"method {self.base.name} trains nothing but its {self.part}; nothing is left"
+                )
+        return FrozenRun(self, run, rows)
+
+    def rows(self, sae: SparseAutoencoder) -> nn.Parameter:
+        """The rows (M, d) that are held."""
+        return sae.weight if self.part == "encoder" or sae.decoder is None else sae.decoder
+
+    def learning_rate(self, d_in: int) -> float:
+        """That of the base method."""
+        return self.base.learning_rate(d_in)
+
+    def optimiser(
+        self, parameters: list[nn.Parameter], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """That of the base method."""
+        return self.base.optimiser(parameters, lr, weight_decay)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, part and the base method's name and settings."""
+        soft = {"cosine": self.cosine} if self.part == "soft decoder" else {}
+        return {"name": self.name, "part": self.part, **soft, "base": self.base.describe()}
+
+
+class FrozenRun(Run):
+    """The base method's run, with the rows put back after every step."""
+
+    rows: Tensor
+
+    def __init__(self, method: Frozen, base: Run, rows: Tensor) -> None:
+        super().__init__()
+        self.method, self.base = method, base
+        # not kept in checkpoints: the seed gives them again
+        self.register_buffer("rows", rows.detach().clone(), persistent=False)
+
+    def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+        """As the base method."""
+        step: Step = self.base(sae, x)
+        return step
+
+    @torch.no_grad()
+    def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
+        """What the base method does; then the rows go back to where they have to be."""
+        self.base.after_step(sae, step, number)
+        held = self.method.rows(sae)
+        # also when frozen: bringing rows to unit norm may change their last bit
+        soft = self.method.part == "soft decoder"
+        held.copy_(project_to_cap(held, self.rows, self.method.cosine) if soft else self.rows)
+
+    def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
+        """Those of the base method, and the mean cosine of the held rows with their start."""
+        cosine = (self.method.rows(sae).detach() * self.rows).sum(dim=1).mean()
+        return self.base.metrics(sae) | {"cosine_to_start": cosine.item()}
