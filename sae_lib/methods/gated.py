@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sae_lib.methods.base import Method, Run, Step
+from sae_lib.methods.base import Baseline, Run, Step
 from sae_lib.methods.jump_relu import momentum_free
-from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
 
 @dataclass(frozen=True)
-class Gated(Method):
+class Gated(Baseline):
     """½‖f(x) − x‖² + coefficient · Σ_m relu(π_m) + ½‖f_gate(x) − x‖², averaged over the batch.
 
     With u = W_gate (x − b_pre): the gate is π = u + b_gate, the magnitude y = exp(r) u + b_mag, the code
@@ -37,31 +36,20 @@ class Gated(Method):
     """
 
     coefficient: float = 0.03
-    centre: bool = False
     name: ClassVar[str] = "gated"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
             raise ValueError(f"coefficient is {self.coefficient}; expected a finite number, at least 0")
 
-    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """An untied autoencoder with bias and threshold; its free encoder starts equal to its decoder."""
-        return SparseAutoencoder(
-            d_in,
-            width,
-            tied=False,
-            free_encoder=True,
-            activation="threshold",
-            normalisation=normalisation,
-            seed=seed,
-        )
+    def kind(self) -> dict[str, Any]:
+        """A gate with bias and threshold."""
+        return {"activation": "threshold"}
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
         """Hand the encoder over to the two paths; centre on the sample if asked to."""
         sae.weight.requires_grad_(False)
-        sae.bias.requires_grad_(True)
-        if self.centre:
-            sae.centre_(sample)
+        self.prepare(sae, sample)
         run = GatedRun(self, sae).to(sae.weight.device)
         run.fold(sae)
         return run

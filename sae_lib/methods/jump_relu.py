@@ -14,8 +14,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from sae_lib.methods.base import Method, Run, Step
-from sae_lib.normalisation import Normalisation
+from sae_lib.methods.base import Baseline, Run, Step
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -56,7 +55,7 @@ def jump(y: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor
 
 
 @dataclass(frozen=True)
-class JumpReLU(Method):
+class JumpReLU(Baseline):
     """½‖f(x) − x‖² + coefficient · L0, averaged over the batch; thresholds trained straight through the jump.
 
     coefficient: λ, at least 0. The source has no ½, so its λ is twice ours.
@@ -75,7 +74,6 @@ class JumpReLU(Method):
     bandwidth: float = 0.001
     threshold: float = 0.001
     warmup: int = 200
-    centre: bool = False
     name: ClassVar[str] = "jumprelu"
 
     def __post_init__(self) -> None:
@@ -87,23 +85,13 @@ class JumpReLU(Method):
         if self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}; expected at least 0 steps")
 
-    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """An untied autoencoder with bias and threshold; its free encoder starts equal to its decoder."""
-        return SparseAutoencoder(
-            d_in,
-            width,
-            tied=False,
-            free_encoder=True,
-            activation="threshold",
-            normalisation=normalisation,
-            seed=seed,
-        )
+    def kind(self) -> dict[str, Any]:
+        """A gate with bias and threshold."""
+        return {"activation": "threshold"}
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
         """Turn on the gradients of the biases, set the thresholds; centre on the sample if asked to."""
-        sae.bias.requires_grad_(True)
-        if self.centre:
-            sae.centre_(sample)
+        self.prepare(sae, sample)
         run = JumpReLURun(self, sae.width).to(sae.weight.device)
         run.publish(sae)
         return run
