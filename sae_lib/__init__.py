@@ -20,6 +20,7 @@ _EXPORTS: dict[str, str] = {
     "GroupBiasAdaptation": "methods.bias_adaptation",
     "JumpReLU": "methods.jump_relu",
     "L1": "methods.l1",
+    "Matryoshka": "methods.matryoshka",
     "ModifiedBiasAdaptation": "methods.modified_bias_adaptation",
     "Normalisation": "normalisation",
     "Rows": "batches",

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import sae_lib
-from sae_lib import BatchTopK, Normalisation, TopK, synthetic
+from sae_lib import BatchTopK, Matryoshka, Normalisation, TopK, synthetic
 from sae_lib.methods.batch_top_k import THRESHOLD_RATE, largest_of_batch
+from sae_lib.methods.matryoshka import prefix_sizes
 from sae_lib.randomness import generator
 
 NONE = Normalisation()
@@ -168,8 +169,30 @@ def test_batch_topk_codes_loss_and_threshold_are_saelens_own(sae_lens):
         torch.testing.assert_close(forgotten * sae.threshold[0], theirs.topk_threshold)
 
 
-def test_saelens_loads_a_trained_batch_topk(sae_lens, tmp_path, data):
-    sae, _ = sae_lib.train(data, BatchTopK(k=4), width=64, steps=100, folder=tmp_path)
+def test_matryoshka_codes_and_loss_are_saelens_own(sae_lens):
+    """Theirs adds the loss of every inner width to that of the whole, with equal weights, without ½."""
+    widths = [2, 5, 11]
+    method = Matryoshka(k=2.5, prefixes=tuple(widths))
+    sae = random_(method.build(D, M, normalisation=NONE, seed=1))
+    settings = config(k=2.5, matryoshka_widths=[*widths, M])
+    theirs = like(
+        sae,
+        sae_lens.MatryoshkaBatchTopKTrainingSAE(sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(**settings)),
+    )
+    run, x = method.start(sae, batch()).double(), batch()
+    step, output = run(sae, x), their_step(theirs, x)
+    torch.testing.assert_close(step.codes, output.feature_acts)
+    torch.testing.assert_close(2 * step.loss, output.loss)
+    torch.testing.assert_close(step.error + x, output.sae_out)
+    step.loss.backward()
+    output.loss.backward()
+    torch.testing.assert_close(2 * sae.weight.grad, theirs.W_enc.grad.T)
+    torch.testing.assert_close(2 * sae.bias.grad, theirs.b_enc.grad)
+
+
+@pytest.mark.parametrize("cls", [BatchTopK, Matryoshka])
+def test_saelens_loads_a_trained_one(cls, sae_lens, tmp_path, data):
+    sae, _ = sae_lib.train(data, cls(k=4), width=64, steps=100, folder=tmp_path)
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
     x = data.rows[:500]
     codes = sae.encode(x)
@@ -179,6 +202,61 @@ def test_saelens_loads_a_trained_batch_topk(sae_lens, tmp_path, data):
     again = sae_lib.load(tmp_path)
     assert again.activation == "threshold"
     torch.testing.assert_close(again.encode(x), codes, atol=1e-5, rtol=1e-5)
+
+
+# --- Matryoshka ---------------------------------------------------------------------------------------
+
+
+def test_matryoshka_loss_by_decoding_every_prefix():
+    method = Matryoshka(k=4, prefixes=(0.1, 0.5), tied=True)
+    sae = method.build(D, M, normalisation=NONE, seed=1).double()
+    with torch.no_grad():
+        sae.scale.uniform_(0.5, 1.5)
+        sae.pre_bias.normal_()
+    run, x = method.start(sae, batch()).double(), batch()
+    step = run(sae, x)
+    z = largest_of_batch(torch.relu((x - sae.pre_bias) @ sae.weight.T), 4)
+    expected = 0.0
+    for size in (2, 10, M):
+        prefix = z * (torch.arange(M) < size)
+        expected = expected + 0.5 * (sae.decode(prefix) - x).square().sum(dim=1).mean()
+    torch.testing.assert_close(step.loss, expected)
+
+
+def test_one_prefix_is_batch_topk():
+    x = batch().float()
+    steps = []
+    for method in (BatchTopK(k=2), Matryoshka(k=2, prefixes=(1,))):
+        sae = method.build(D, M, normalisation=NONE, seed=1)
+        steps.append(method.start(sae, x)(sae, x))
+    torch.testing.assert_close(steps[0].loss, steps[1].loss)
+    assert torch.equal(steps[0].codes, steps[1].codes)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "width", "expected"),
+    [
+        ((1 / 32, 3 / 32, 7 / 32, 15 / 32), 65536, [2048, 6144, 14336, 30720, 65536]),
+        ((0.25, 0.5, 1.0), 512, [128, 256, 512]),
+        ((1,), 7, [7]),
+        ((1, 3), 7, [1, 3, 7]),
+        ((3, 7), 7, [3, 7]),
+        # narrow: shares that come to the same size count once
+        ((0.01, 0.02, 0.5), 10, [1, 5, 10]),
+    ],
+)
+def test_sizes_of_prefixes(prefixes, width, expected):
+    assert prefix_sizes(prefixes, width) == expected
+
+
+def test_the_first_prefix_of_a_matryoshka_rebuilds_more_than_that_of_a_batch_topk(data):
+    alone = {}
+    for method in (BatchTopK(k=4), Matryoshka(k=4, prefixes=(0.25,))):
+        sae, _ = sae_lib.train(data, method, width=64, steps=300)
+        first = sae.encode(data.rows[:2000]) * (torch.arange(64) < 16)
+        error = sae.decode(first) - data.rows[:2000]
+        alone[method.name] = (error.square().sum() / data.rows[:2000].square().sum()).item()
+    assert alone["matryoshka"] < 0.9 * alone["batch_topk"]
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -197,8 +275,9 @@ def test_on_rows_not_seen_the_threshold_lets_k_codes_through(tied):
     assert log.column("nmse")[-1] < 0.8 * log.column("nmse")[0]
 
 
-def test_resume_has_the_same_bits(tmp_path, data, monkeypatch):
-    method = BatchTopK(k=3, dead_after=20)
+@pytest.mark.parametrize("cls", [BatchTopK, Matryoshka])
+def test_resume_has_the_same_bits(cls, tmp_path, data):
+    method = cls(k=3, dead_after=20)
     settings = {"width": 64, "steps": 120, "checkpoint_every": 70}
     whole, _ = sae_lib.train(data, method, **settings)
 
@@ -213,7 +292,7 @@ def test_resume_has_the_same_bits(tmp_path, data, monkeypatch):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("cls", [TopK, BatchTopK])
+@pytest.mark.parametrize("cls", [TopK, BatchTopK, Matryoshka])
 def test_the_auxiliary_loss_revives_dead_latents(cls, data):
     """Half of the latents start too low to fire; without the auxiliary loss they stay there."""
     alive = {}
@@ -250,6 +329,12 @@ def test_the_auxiliary_loss_revives_dead_latents(cls, data):
         (lambda: BatchTopK(aux_coefficient=-1), "aux_coefficient is -1"),
         (lambda: largest_of_batch(torch.ones(5, 3), 0.1), "k=0.1 of a batch of 5 rows"),
         (lambda: TopK(k=2.5), "whole number"),
+        (lambda: Matryoshka(k=0), "k is 0; expected above 0"),
+        (lambda: Matryoshka(prefixes=()), "prefixes is empty"),
+        (lambda: Matryoshka(prefixes=(0.5, 0.2)), r"prefixes is \(0.5, 0.2\); .* each larger"),
+        (lambda: Matryoshka(prefixes=(0, 5)), "sizes above 0"),
+        (lambda: Matryoshka(prefixes=(0.5, 8)), "whole numbers of latents"),
+        (lambda: Matryoshka(k=2, prefixes=(4, 12)).build(4, 10, normalisation=NONE, seed=0), "at most 10"),
     ],
 )
 def test_impossible_settings_are_refused(call, message):

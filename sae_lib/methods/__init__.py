@@ -7,6 +7,7 @@ from sae_lib.methods.frozen import Frozen
 from sae_lib.methods.gated import Gated
 from sae_lib.methods.jump_relu import JumpReLU
 from sae_lib.methods.l1 import L1
+from sae_lib.methods.matryoshka import Matryoshka
 from sae_lib.methods.modified_bias_adaptation import ModifiedBiasAdaptation
 from sae_lib.methods.top_k import TopK
 
@@ -19,6 +20,8 @@ METHODS: dict[str, type[Method]] = {
         Gated,
         JumpReLU,
         L1,
+        Matryoshka,
+        ModifiedBiasAdaptation,
         TopK,
     )
 }
@@ -32,6 +35,7 @@ __all__ = [
     "Gated",
     "GroupBiasAdaptation",
     "JumpReLU",
+    "Matryoshka",
     "Method",
     "ModifiedBiasAdaptation",
     "Run",

@@ -1,0 +1,98 @@
+"""Matryoshka: Bussmann, Nabeshima, Karvonen & Nanda (2025), arXiv 2503.17547.
+
+BatchTopK whose first latents have to rebuild the input without the later ones, at several sizes at once. So
+the general features come first, and a later latent cannot take a case away from an earlier one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from sae_lib.methods.batch_top_k import BatchTopK, BatchTopKRun
+from sae_lib.normalisation import Normalisation
+from sae_lib.sae import SparseAutoencoder
+
+
+def prefix_sizes(prefixes: Sequence[float], width: int) -> list[int]:
+    """Sizes of the prefixes in latents, increasing, the last of them ``width``.
+
+    prefixes: shares of the width if none is above 1, otherwise numbers of latents. A share becomes the
+        nearest number of latents, at least 1; shares that come to the same number count once.
+
+    >>> prefix_sizes((0.25, 0.5), width=512)
+    [128, 256, 512]
+    """
+    if max(prefixes) <= 1:
+        sizes = [max(1, round(share * width)) for share in prefixes]
+    else:
+        sizes = [int(size) for size in prefixes]
+        if sizes[-1] > width:
+            raise ValueError(f"prefixes end at {sizes[-1]}; expected at most {width} (the width)")
+    return list(dict.fromkeys([*sizes, width]))
+
+
+@dataclass(frozen=True)
+class Matryoshka(BatchTopK):
+    """Σ_m ½‖f_m(x) − x‖², averaged over the batch, where f_m decodes the first m latents alone.
+
+    The codes are those of BatchTopK, chosen once among all latents.
+
+    k: mean number of latents a row; need not be a whole number.
+    prefixes: the sizes m, increasing; as shares of the width (all at most 1), or as numbers of latents. The
+        whole width is always the last, named or not. The source trains 65,536 latents with prefixes of 2,048,
+        6,144, 14,336 and 30,720; these are the shares here.
+    dead_after, aux_coefficient, centre, tied: as for BatchTopK; the auxiliary loss is about the error of the
+        whole autoencoder.
+    """
+
+    prefixes: tuple[float, ...] = (1 / 32, 3 / 32, 7 / 32, 15 / 32)
+    name: ClassVar[str] = "matryoshka"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "prefixes", tuple(self.prefixes))
+        if not self.prefixes:
+            raise ValueError("prefixes is empty; expected at least one size, such as 0.25")
+        rising = all(a < b for a, b in itertools.pairwise(self.prefixes))
+        if not (rising and self.prefixes[0] > 0):
+            raise ValueError(
+                f"prefixes is {self.prefixes}; expected sizes above 0, each larger than the last"
+            )
+        if max(self.prefixes) > 1 and any(size != int(size) for size in self.prefixes):
+            raise ValueError(
+                f"prefixes is {self.prefixes}; expected shares of at most 1, or whole numbers of latents"
+            )
+
+    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
+        """As for BatchTopK."""
+        prefix_sizes(self.prefixes, width)
+        return super().build(d_in, width, normalisation=normalisation, seed=seed)
+
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> MatryoshkaRun:
+        """Turn on the gradients of the biases; centre on the sample if asked to."""
+        self.prepare(sae, sample)
+        return MatryoshkaRun(self, sae.width).to(sae.weight.device)
+
+
+class MatryoshkaRun(BatchTopKRun):
+    """BatchTopK with an error for every prefix."""
+
+    def __init__(self, method: Matryoshka, width: int) -> None:
+        super().__init__(method, width)
+        self.sizes = prefix_sizes(method.prefixes, width)
+
+    def errors(self, sae: SparseAutoencoder, codes: Tensor, x: Tensor) -> list[Tensor]:
+        """Error (B, d) of each prefix, the smallest first; the last is that of the whole autoencoder."""
+        parts = [b - a for a, b in itertools.pairwise([0, *self.sizes])]
+        scaled, rows = (codes * sae.scale).split(parts, dim=1), sae.decoder_rows.split(parts)
+        # every latent is decoded once: a prefix adds its part to the one before
+        error, errors = sae.pre_bias - x, []
+        for part, directions in zip(scaled, rows, strict=True):
+            error = error + part @ directions
+            errors.append(error)
+        return errors
