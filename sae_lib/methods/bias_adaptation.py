@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -55,7 +56,60 @@ def adapt_bias(
 
 
 @dataclass(frozen=True)
-class GroupBiasAdaptation(Method):
+class BiasRule(Method):
+    """What BA and GBA share: the rule, its pace and its start. A subclass says which targets there are.
+
+    every, gamma, epsilon, start_bias, centre, tied: as for :class:`GroupBiasAdaptation`.
+    """
+
+    every: int = field(default=10, kw_only=True)
+    gamma: float = field(default=0.01, kw_only=True)
+    epsilon: float = field(default=1e-6, kw_only=True)
+    start_bias: str = field(default="quantile", kw_only=True)
+    centre: bool = field(default=False, kw_only=True)
+    tied: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}; expected at least 1 optimiser step")
+        if not self.gamma > 0:
+            raise ValueError(f"gamma is {self.gamma}; expected above 0")
+        lowest = self.targets.min().item()
+        if not 0 <= self.epsilon < lowest:
+            raise ValueError(
+                f"epsilon is {self.epsilon}; expected 0 ≤ epsilon < {lowest:g} (the lowest target)"
+            )
+        if self.start_bias not in STARTS:
+            raise ValueError(f"start_bias is {self.start_bias!r}; expected one of {', '.join(STARTS)}")
+
+    @property
+    @abstractmethod
+    def targets(self) -> Tensor:
+        """Target frequency of each group (K,), highest first, float64."""
+
+    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
+        """An autoencoder with a JumpReLU gate and unit encoder rows."""
+        if len(self.targets) > width > 0:
+            raise ValueError(f"{len(self.targets)} groups do not fit in width {width}; take groups ≤ width")
+        return SparseAutoencoder(d_in, width, tied=self.tied, normalisation=normalisation, seed=seed)
+
+    def learning_rate(self, d_in: int) -> float:
+        """See :func:`unit_row_rate`."""
+        return unit_row_rate(d_in)
+
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> BiasAdapter:
+        """Centre, set the starting bias from the sample, and attach fresh counters."""
+        if self.centre:
+            sae.centre_(sample)
+        adapter = BiasAdapter(self, sae.width).to(sae.weight.device)
+        if self.start_bias == "quantile":
+            with torch.no_grad():
+                sae.bias.copy_(quantile_bias(sae, sample, adapter.target[adapter.group]))
+        return adapter
+
+
+@dataclass(frozen=True)
+class GroupBiasAdaptation(BiasRule):
     """Latents in K groups, each with its own ceiling on how often its latents may fire.
 
     groups: K; one or more latents a group.
@@ -75,12 +129,6 @@ class GroupBiasAdaptation(Method):
     groups: int = 10
     htf: float = 0.1
     ltf: float = 1e-3
-    every: int = 10
-    gamma: float = 0.01
-    epsilon: float = 1e-6
-    start_bias: str = "quantile"
-    centre: bool = False
-    tied: bool = True
     name: ClassVar[str] = "gba"
 
     def __post_init__(self) -> None:
@@ -88,39 +136,34 @@ class GroupBiasAdaptation(Method):
             raise ValueError(f"groups is {self.groups}; expected at least 1")
         if not 0 < self.ltf <= self.htf <= 1:
             raise ValueError(f"htf={self.htf}, ltf={self.ltf}; expected 0 < ltf ≤ htf ≤ 1")
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; expected at least 1 optimiser step")
-        if not self.gamma > 0:
-            raise ValueError(f"gamma is {self.gamma}; expected above 0")
-        if not 0 <= self.epsilon < self.ltf:
-            raise ValueError(f"epsilon is {self.epsilon}; expected 0 ≤ epsilon < ltf={self.ltf}")
-        if self.start_bias not in STARTS:
-            raise ValueError(f"start_bias is {self.start_bias!r}; expected one of {', '.join(STARTS)}")
+        super().__post_init__()
 
     @property
     def targets(self) -> Tensor:
-        """Target frequency of each group (K,), highest first."""
+        """Target frequency of each group (K,), highest first, float64."""
         return group_targets(self.groups, self.htf, self.ltf)
 
-    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """An autoencoder with a JumpReLU gate and unit encoder rows."""
-        if self.groups > width:
-            raise ValueError(f"{self.groups} groups do not fit in width {width}; take groups ≤ width")
-        return SparseAutoencoder(d_in, width, tied=self.tied, normalisation=normalisation, seed=seed)
 
-    def learning_rate(self, d_in: int) -> float:
-        """See :func:`unit_row_rate`."""
-        return unit_row_rate(d_in)
+@dataclass(frozen=True)
+class BiasAdaptation(BiasRule):
+    """GBA with a single group: every latent has the same ceiling.
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> BiasAdapter:
-        """Centre, set the starting bias from the sample, and attach fresh counters."""
-        if self.centre:
-            sae.centre_(sample)
-        adapter = BiasAdapter(self, sae.width).to(sae.weight.device)
-        if self.start_bias == "quantile":
-            with torch.no_grad():
-                sae.bias.copy_(quantile_bias(sae, sample, adapter.target[adapter.group]))
-        return adapter
+    target_frequency: the ceiling, above 0, at most 1.
+    every, gamma, epsilon, start_bias, centre, tied: as for :class:`GroupBiasAdaptation`.
+    """
+
+    target_frequency: float = 0.05
+    name: ClassVar[str] = "ba"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target_frequency <= 1:
+            raise ValueError(f"target_frequency is {self.target_frequency}; expected above 0, at most 1")
+        super().__post_init__()
+
+    @property
+    def targets(self) -> Tensor:
+        """The one target frequency (1,), float64."""
+        return group_targets(1, self.target_frequency, self.target_frequency)
 
 
 def unit_row_rate(d_in: int) -> float:
@@ -154,7 +197,7 @@ class BiasAdapter(Run):
     group: Tensor
     rate: Tensor
 
-    def __init__(self, method: GroupBiasAdaptation, width: int) -> None:
+    def __init__(self, method: BiasRule, width: int) -> None:
         super().__init__()
         self.method = method
         # whole numbers: a float32 counter stops counting at 2^24
@@ -163,7 +206,7 @@ class BiasAdapter(Run):
         self.register_buffer("highest", torch.full((width,), -torch.inf))
         self.register_buffer("rate", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("target", method.targets, persistent=False)
-        self.register_buffer("group", group_index(width, method.groups), persistent=False)
+        self.register_buffer("group", group_index(width, len(method.targets)), persistent=False)
 
     @torch.no_grad()
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
@@ -199,47 +242,3 @@ class BiasAdapter(Run):
         rate = total.index_add(0, self.group, self.rate) / size
         bias = total.index_add(0, self.group, sae.bias.detach().double()) / size
         return {"group_rate": rate.tolist(), "group_bias": bias.tolist()}
-
-
-@dataclass(frozen=True)
-class BiasAdaptation(Method):
-    """GBA with a single group: every latent has the same ceiling."""
-
-    target_frequency: float = 0.05
-    every: int = 10
-    gamma: float = 0.01
-    epsilon: float = 1e-6
-    start_bias: str = "quantile"
-    centre: bool = False
-    tied: bool = True
-    name: ClassVar[str] = "ba"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.target_frequency <= 1:
-            raise ValueError(f"target_frequency is {self.target_frequency}; expected above 0, at most 1")
-        self._as_group()
-
-    def _as_group(self) -> GroupBiasAdaptation:
-        return GroupBiasAdaptation(
-            groups=1,
-            htf=self.target_frequency,
-            ltf=self.target_frequency,
-            every=self.every,
-            gamma=self.gamma,
-            epsilon=self.epsilon,
-            start_bias=self.start_bias,
-            centre=self.centre,
-            tied=self.tied,
-        )
-
-    def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """As for :class:`GroupBiasAdaptation`."""
-        return self._as_group().build(d_in, width, normalisation=normalisation, seed=seed)
-
-    def learning_rate(self, d_in: int) -> float:
-        """As for :class:`GroupBiasAdaptation`."""
-        return unit_row_rate(d_in)
-
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> BiasAdapter:
-        """As for :class:`GroupBiasAdaptation`."""
-        return self._as_group().start(sae, sample)
