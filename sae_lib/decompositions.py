@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae_lib.randomness import generator
+from sae_lib.sae import SparseAutoencoder
 from sae_lib.synthetic.rows import SyntheticData
 
 # numbers of H looked at together: 16 M float32 are 64 MB, so that 100,000 rows of 4,096 features pass
@@ -96,6 +97,18 @@ def chunks(coefficients: Tensor, *, widest: int = 1) -> Iterator[tuple[int, Tens
         inside = slice(*ends.tolist())
         dense = values.new_zeros(min(size, n_rows - start), n_features)
         yield start, dense.index_put_((row[inside] - start, column[inside]), values[inside])
+
+
+@torch.no_grad()
+def from_autoencoder(sae: SparseAutoencoder, rows: Tensor) -> Decomposition:
+    """How an autoencoder explains normalised rows (N, d): its codes and the directions it writes.
+
+    The output scale goes into the codes, its sign into the directions, so that codes are non-negative.
+    b_pre is no feature and is left out: HV is the reconstruction less b_pre. A latent that fires on no row
+    has no coefficients, and :func:`sae_lib.identifiability.certify` counts it as unused.
+    """
+    sign = torch.where(sae.scale < 0, -1.0, 1.0)
+    return Decomposition(sae.encode(rows) * sae.scale.abs(), sae.decoder_rows * sign[:, None])
 
 
 def permute(

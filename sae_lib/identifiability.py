@@ -25,6 +25,7 @@ from sae_lib.decompositions import (
     chunks,
     decomposition,
     directions,
+    from_autoencoder,
     permute,
     rescale,
     split,
@@ -37,6 +38,7 @@ __all__ = [
     "Decomposition",
     "certify",
     "conditions",
+    "from_autoencoder",
     "permute",
     "rescale",
     "split",
@@ -127,8 +129,8 @@ def certify(
 
     >>> print(certify(data, split(permute(data))))
 
-    first, second: codes (N, n) and features (n, d), as a pair or as synthetic data. For an autoencoder:
-        ``(sae.encode(rows) * sae.scale, sae.decoder_rows)``.
+    first, second: codes (N, n) and features (n, d), as a pair or as synthetic data. For an autoencoder use
+        :func:`from_autoencoder`.
     epsilon: features match if their cosine is at least 1 − ε; 0 < ε < 1.
     splitting: True: a block is a connected component of the matches, any number on either side. This is the
         finest block-diagonal Ω that holds all matches. False: one to one, as many pairs as possible and

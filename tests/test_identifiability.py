@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lib import synthetic
-from sae_lib.identifiability import certify, conditions, permute, rescale, split
+from sae_lib import SparseAutoencoder, synthetic
+from sae_lib.identifiability import certify, conditions, from_autoencoder, permute, rescale, split
 
 
 def small(n_features=6, d_in=4, n_rows=60, sparsity=2, seed=0):
@@ -100,6 +100,24 @@ def test_spread_pieces_match_at_the_epsilon_of_their_angle():
     assert 1 - math.cos(0.1) < found.epsilon < 1 - math.cos(0.5)
     assert not certify(data, other, epsilon=0.9 * found.epsilon).holds
     assert certify(data, other, epsilon=1.01 * found.epsilon).holds
+
+
+def test_an_autoencoder_as_a_decomposition():
+    data = small(5, 8, n_rows=30)
+    sae = SparseAutoencoder(8, 12, seed=1)
+    with torch.no_grad():
+        sae.scale.uniform_(-1.5, 1.5)
+        sae.pre_bias.fill_(0.1)
+        sae.bias.fill_(-0.05)
+        expected = sae(data.rows) - sae.pre_bias
+    found = from_autoencoder(sae, data.rows)
+    assert (found.coefficients >= 0).all()
+    torch.testing.assert_close(found.rows, expected)
+    flipped = SparseAutoencoder(8, 12, seed=1)
+    with torch.no_grad():
+        flipped.scale.fill_(-1.0)
+    same = from_autoencoder(SparseAutoencoder(8, 12, seed=1), data.rows)
+    assert torch.equal(from_autoencoder(flipped, data.rows).dictionary, -same.dictionary)
 
 
 # --- the matching against exhaustive search -----------------------------------------------------------
