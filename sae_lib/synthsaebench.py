@@ -243,7 +243,7 @@ def train_sae_lens(
 
     What is trained, how, and with which settings where none are given is what SAELens's
     ``SyntheticSAERunner`` would do: this calls the same trainer with the same configuration. Only the rows
-    are those of ``data``, the same batches ``sae_lib.train`` sees for this seed.
+    are those of ``data``, the batches ``sae_lib.train`` sees for this seed, but raw.
 
     architecture: SAELens's name: ``"topk"``, ``"batchtopk"``, ``"matryoshka_batchtopk"``, ``"jumprelu"``, …
     settings: fields of that architecture's training configuration, such as ``{"k": 25}``.
@@ -260,7 +260,8 @@ def train_sae_lens(
         batch_size=batch_size, lr=lr, device=data.device,
         logger=_sae_lens().LoggingConfig(log_to_wandb=False), **(trainer or {}),
     )  # fmt: skip
-    rows: Iterator[Tensor] = data.batches(batch_size, seed=seed)
+    # raw rows: SAELens scales for itself, where it is told to
+    rows: Iterator[Tensor] = replace(data, normalise="none").batches(batch_size, seed=seed)
     if own_rows:
         rows = s.SyntheticActivationIterator(
             data.model.feature_dict, data.model.activation_generator, batch_size
