@@ -16,7 +16,7 @@ import typer
 
 from sae_lib import metrics, storage, synthetic
 from sae_lib.batches import BatchSource
-from sae_lib.methods import METHODS, Method
+from sae_lib.cli_methods import MethodName, method_of, with_method_options
 from sae_lib.sae import SparseAutoencoder
 from sae_lib.store import ActivationStore
 from sae_lib.training import NonFiniteLossError, train
@@ -29,10 +29,11 @@ app = typer.Typer(
     help="Sparse autoencoders by bias adaptation: harvest activations, train, evaluate.",
 )
 
-MethodName = Literal["ba", "gba", "l1", "topk"]
+Freeze = Literal["decoder", "encoder", "soft-decoder"]
 Kind = Literal["none", "scale", "unit"]
 Split = Literal["train", "held-out", "all"]
 HELD_OUT = 0.1
+PRESETS = ", ".join(sorted(synthetic.PRESETS))
 
 Model = Annotated[str, typer.Option(help="smollm2-135m, a hub id, a folder or a .gguf file.")]
 CorpusName = Annotated[str, typer.Option(help="standard-library, wikipedia, or a folder of .txt files.")]
@@ -116,27 +117,17 @@ def _source(data: str, data_seed: int, *, model: str, corpus: str, site: str, de
             language_models.load(model, device=device), _corpus_part(corpus, "train"), site
         )
     if not Path(data).is_dir():
-        presets = ", ".join(sorted(synthetic.PRESETS))
-        raise ValueError(f"no data {data!r}; expected a preset ({presets}), 'stream', or a store's folder")
+        raise ValueError(f"no data {data!r}; expected a preset ({PRESETS}), 'stream', or a store's folder")
     return activations.ActivationStore.open(data)
 
 
-def _method(name: MethodName, options: dict[str, Any]) -> Method:
-    """The method with the options that were given; the others keep the method's defaults."""
-    cls = METHODS[name]
-    fields = [f.name for f in dataclasses.fields(cls)]
-    given = {key: value for key, value in options.items() if value is not None}
-    if foreign := [key for key in given if key not in fields]:
-        flags = ", ".join(f"--{f.replace('_', '-')}" for f in fields)
-        raise ValueError(f"--{foreign[0].replace('_', '-')} does not apply to method {name}; it has {flags}")
-    return cls(**given)
-
-
 @app.command("train")
+@with_method_options
 def train_command(
     out: Annotated[Path, typer.Argument(help="Folder for the autoencoder, its log and checkpoints.")],
     data: Annotated[
-        str, typer.Option(help="A preset (imbalanced, uniform, zipf), a store's folder, or stream.")
+        str,
+        typer.Option(help=f"A preset ({PRESETS}), a store's folder, or stream."),
     ],
     method: Annotated[MethodName, typer.Option(help="How sparsity is enforced.")] = "gba",
     width: Annotated[int, typer.Option(min=1, help="Latents.")] = 512,
@@ -146,17 +137,7 @@ def train_command(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: by method]")] = None,
     schedule: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
     warmup: Annotated[int, typer.Option(min=0, help="Steps.")] = 0,
-    groups: Annotated[int | None, typer.Option(help="gba: number of groups K.")] = None,
-    htf: Annotated[float | None, typer.Option(help="gba: highest target frequency.")] = None,
-    ltf: Annotated[float | None, typer.Option(help="gba: lowest target frequency.")] = None,
-    target_frequency: Annotated[float | None, typer.Option(help="ba: the target.")] = None,
-    every: Annotated[int | None, typer.Option(help="ba, gba: steps between bias updates.")] = None,
-    gamma: Annotated[float | None, typer.Option(help="ba, gba: size of a bias update.")] = None,
-    start_bias: Annotated[str | None, typer.Option(help="ba, gba: quantile or zero.")] = None,
-    tied: Annotated[bool | None, typer.Option(help="Share encoder and decoder rows; not l1.")] = None,
-    coefficient: Annotated[float | None, typer.Option(help="l1: weight of the penalty.")] = None,
-    k: Annotated[int | None, typer.Option(help="topk: latents a row.")] = None,
-    centre: Annotated[bool | None, typer.Option(help="Start and train b_pre at the data's mean.")] = None,
+    freeze: Annotated[Freeze | None, typer.Option(help="Baseline: leave this part to chance.")] = None,
     model: Model = "smollm2-135m",
     corpus: CorpusName = "standard-library",
     site: SiteName = "resid_post.10",
@@ -166,6 +147,7 @@ def train_command(
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, bit for bit.")] = False,
     show_config: ShowConfig = False,
+    **options: Any,
 ) -> None:
     """Train an autoencoder. --model, --corpus and --site matter for --data stream alone.
 
@@ -175,13 +157,11 @@ def train_command(
 
       sae train runs/code-gba --data runs/code --width 2048 --htf 0.1 --ltf 0.001 --centre
 
-      sae train runs/code-top32 --data runs/code --width 2048 --method topk --k 32
+      sae train runs/code-top32 --data runs/code --width 2048 --method batch_topk --k 32
+
+      sae train runs/random --data imbalanced --method topk --k 3 --freeze decoder
     """
-    chosen = _method(method, {
-        "groups": groups, "htf": htf, "ltf": ltf, "target_frequency": target_frequency, "every": every,
-        "gamma": gamma, "start_bias": start_bias, "tied": tied, "coefficient": coefficient, "k": k,
-        "centre": centre,
-    })  # fmt: skip
+    chosen = method_of(method, options, freeze)
     settings: dict[str, Any] = {
         "width": width, "steps": steps, "tokens": tokens, "batch_size": batch_size, "lr": lr,
         "schedule": schedule, "warmup": warmup, "seed": seed, "checkpoint_every": checkpoint_every,

@@ -1,16 +1,17 @@
 """The command line as a user meets it: a process, its exit status and what it prints."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 
 import sae_lib
-from sae_lib import cli
+from sae_lib import cli, cli_methods
 from sae_lib.methods import METHODS
 from sae_lib.normalisation import KINDS
 
@@ -89,9 +90,29 @@ def test_help_shows_an_example(command):
         (["train", "x", "--data", "imbalanced", "--widht", "3"], "No such option: --widht"),
         (["train", "x", "--data", "imbalanced", "--width", "0"], "greater than or equal to 1"),
         (["train", "x", "--data", "imbalanced", "--htf", "1.5"], "0 < ltf ≤ htf ≤ 1"),
-        (["train", "x", "--data", "imbalanced", "--method", "lasso"], "'ba', 'gba', 'l1', 'topk'"),
-        (["train", "x", "--data", "imbalanced", "--k", "5"], "--k does not apply to method gba"),
-        (["train", "x", "--data", "nowhere"], "imbalanced, uniform, zipf"),
+        (
+            ["train", "x", "--data", "imbalanced", "--method", "lasso"],
+            "'gba', 'ba', 'modified_ba', 'l1'",
+        ),
+        (
+            ["train", "x", "--data", "imbalanced", "--k", "5"],
+            "--k does not apply to method gba; it has",
+        ),
+        (
+            ["train", "x", "--data", "imbalanced", "--method", "topk", "--k", "2.5"],
+            "k is 2.5; expected",
+        ),
+        (["train", "x", "--data", "imbalanced", "--method-warmup", "3"], "--method-warmup does not apply"),
+        (
+            ["train", "x", "--data", "imbalanced", "--method", "matryoshka", "--prefixes", "half"],
+            "--prefixes is 'half'; expected numbers with commas",
+        ),
+        (
+            ["train", "x", "--data", "imbalanced", "--method", "matryoshka", "--prefixes", ""],
+            "--prefixes is",
+        ),
+        (["train", "x", "--data", "imbalanced", "--freeze", "encoder"], "gba is tied here"),
+        (["train", "x", "--data", "nowhere"], "imbalanced, "),
         (["train", "x", "--data", "imbalanced", "--resume"], "no checkpoint to resume from"),
         (["train", "x"], "--data"),
         (["evaluate", "nowhere", "--data", "imbalanced"], "nowhere/cfg.json does not exist"),
@@ -118,8 +139,44 @@ def test_data_of_another_dimension_is_refused(trained, monkeypatch, capsys):
     assert "d_in 42, the data 128" in errors
 
 
+def test_every_method_trains_and_is_evaluated(tmp_path, monkeypatch, capsys):
+    for name, freeze in [*((name, None) for name in METHODS), ("batch_topk", "soft-decoder")]:
+        out = tmp_path / f"{name}-{freeze}"
+        options = ["--method", name, "--width", 48, "--steps", 5, *(["--freeze", freeze] if freeze else [])]
+        code, errors = in_process(monkeypatch, capsys, "train", out, "--data", "imbalanced", *options)
+        assert (code, errors) == (0, "")
+        described = sae_lib.load(out).metadata["training"]["method"]
+        assert (described["base"] if freeze else described)["name"] == name
+        arguments = ["sae", "evaluate", str(out), "--data", "imbalanced", "--n-rows", "500"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit):
+            cli.main()
+        printed = json.loads(capsys.readouterr().out)
+        assert 0 <= printed["mcc"] <= 1
+        assert printed["l0"] > 0
+
+
+def test_every_setting_of_every_method_has_an_option_that_reaches_it():
+    by_type = {bool: True, int: 3, float: 0.05}
+    special = {"start_bias": "zero", "prefixes": "0.2,0.5", "epsilon": 1e-7}
+    for name, cls in METHODS.items():
+        hints, known = get_type_hints(cls), cli_methods.settings()
+        for field in dataclasses.fields(cls):
+            key = next(key for key, setting in known.items() if setting.field == field.name)
+            text = known[key].help.removeprefix(", ".join(known[key].types)).strip(": .")
+            assert len(text) > 10, f"no text on {field.name} in a docstring"
+            given = special[field.name] if field.name in special else by_type[hints[field.name]]
+            method = cli_methods.method_of(name, {"k": None, key: given})
+            assert getattr(method, field.name) == ((0.2, 0.5) if field.name == "prefixes" else given)
+    # one option --k for whole and for fractional numbers
+    whole = cli_methods.method_of("topk", {"k": 5.0}).k
+    assert (whole, type(whole)) == (5, int)
+    assert cli_methods.method_of("jumprelu", {"method_warmup": 7}).warmup == 7
+    assert cli_methods.method_of("topk", {}, "soft-decoder") == sae_lib.Frozen(sae_lib.TopK(), "soft decoder")
+
+
 def test_choices_offered_are_the_ones_that_exist():
-    assert set(get_args(cli.MethodName)) == set(METHODS)
+    assert set(get_args(cli_methods.MethodName)) == set(METHODS)
     assert set(get_args(cli.Kind)) == set(KINDS)
 
 

@@ -11,18 +11,19 @@ from sae_lib.methods.matryoshka import Matryoshka
 from sae_lib.methods.modified_bias_adaptation import ModifiedBiasAdaptation
 from sae_lib.methods.top_k import TopK
 
+# by name, all but Frozen, which needs another method
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
-        BatchTopK,
-        BiasAdaptation,
         GroupBiasAdaptation,
-        Gated,
-        JumpReLU,
-        L1,
-        Matryoshka,
+        BiasAdaptation,
         ModifiedBiasAdaptation,
+        L1,
         TopK,
+        BatchTopK,
+        Matryoshka,
+        JumpReLU,
+        Gated,
     )
 }
 

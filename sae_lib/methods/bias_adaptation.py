@@ -112,7 +112,7 @@ class BiasRule(Method):
 class GroupBiasAdaptation(BiasRule):
     """Latents in K groups, each with its own ceiling on how often its latents may fire.
 
-    groups: K; one or more latents a group.
+    groups: number of groups K, each of one or more latents.
     htf, ltf: highest and lowest target activation frequency, 0 < ltf ≤ htf ≤ 1; geometric in between.
     every: optimiser steps between two applications of the bias rule.
     gamma: step of the rule, γ₊ = γ₋ in the paper.

@@ -43,7 +43,7 @@ class Matryoshka(BatchTopK):
     The codes are those of BatchTopK, chosen once among all latents.
 
     k: mean number of latents a row; need not be a whole number.
-    prefixes: the sizes m, increasing; as shares of the width (all at most 1), or as numbers of latents. The
+    prefixes: the sizes m, increasing, as shares of the width (all at most 1) or as numbers of latents. The
         whole width is always the last, named or not. The source trains 65,536 latents with prefixes of 2,048,
         6,144, 14,336 and 30,720; these are the shares here.
     dead_after, aux_coefficient, centre, tied: as for BatchTopK; the auxiliary loss is about the error of the
