@@ -60,11 +60,10 @@ class JumpReLU(Baseline):
 
     coefficient: λ, at least 0. The source has no ½, so its λ is twice ours.
     bandwidth: ε of the estimator, in units of the pre-activations, above 0. The source takes 0.001 for
-        inputs of mean squared norm 1, batches of 4,096 rows and some 10⁵ steps; a short run on small
-        batches needs a wider one, or hardly any pre-activation ever falls near a threshold.
+        inputs of mean squared norm 1 and batches of 4,096 rows. Wider is less noisy and more biased.
     threshold: θ of every latent at the start, above 0; 0.001 in the source.
-    warmup: steps over which the coefficient grows from 0 to its value; the source has 10,000 of its
-        much longer runs.
+    warmup: steps over which the coefficient grows from 0 to its value; the source has 10,000, in runs much
+        longer than ours.
     centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
 
     Trained are log θ (so that θ > 0), the biases and untied weights, by Adam without momentum (β₁ = 0).
