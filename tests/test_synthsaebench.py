@@ -210,6 +210,15 @@ def test_training_is_deterministic_and_depends_on_the_seed(tmp_path):
     assert not torch.equal(weights(1), first)
 
 
+def test_their_training_gets_raw_rows_whatever_the_scaling(tmp_path):
+    from safetensors.torch import load_file
+
+    for name, data in (("raw", SMALL), ("scaled", replace(SMALL, normalise="unit"))):
+        train_sae_lens(data, "topk", {"k": 4}, folder=tmp_path / name, width=WIDTH, steps=5, batch_size=64)
+    raw, scaled = (load_file(tmp_path / name / "sae_weights.safetensors") for name in ("raw", "scaled"))
+    assert all(torch.equal(raw[name], scaled[name]) for name in raw)
+
+
 def test_unknown_architecture(tmp_path):
     with pytest.raises(ValueError, match="'top_k'"):
         train_sae_lens(SMALL, "top_k", {}, folder=tmp_path, width=WIDTH, steps=1)
@@ -257,3 +266,47 @@ def test_untrained_and_never_firing(tmp_path):
     silent.save(tmp_path / "silent")
     found = SMALL.score(tmp_path / "silent", rows=2000)
     assert (found["dead"], found["l0"], found["f1"]) == (1.0, 0.0, 0.0)
+
+
+# --- the script behind the record -------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """benchmarks/synthsaebench.py at a size of seconds."""
+    import importlib.util
+    from pathlib import Path
+
+    path = Path(__file__).parent.parent / "benchmarks" / "synthsaebench.py"
+    spec = importlib.util.spec_from_file_location("synthsaebench_script", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    data = {"n_features": 192, "d_in": 32, "roots": 2, "distinct": 4}
+    tiny = {"data": data, "width": 64, "batch_size": 128, "steps": 30, "rows": 2000, "target": 4.0}
+    monkeypatch.setitem(module.SIZES, "small", module.SIZES["small"] | tiny)
+    return module
+
+
+def test_the_script_trains_every_method_and_variant(script):
+    for method in (*script.METHODS, *script.NULLS):
+        found = script.run(method, {"jumprelu": 0.1, "gba": 0.2}.get(method, 4), 1e-3, 0, "small")
+        assert 0 < found["mcc"] < 1, method
+    for change in ("flat", "independent", "scale", "untied"):
+        found = script.run("gba", 0.2, 1e-2, 0, "small", change=change)
+        assert 0 < found["mcc"] < 1, change
+
+
+def test_refitted_gates_fire_as_often_as_their_features(script):
+    data = replace(SMALL, normalise="unit")
+    sae = sae_lib.SparseAutoencoder(data.d_in, 16, normalisation=data.normalisation)
+    sae.weight.data.copy_(data.dictionary[:16])
+    script.refit(sae, data)
+    rows, coefficients = data.sample(20_000, seed=5)
+    rate = (sae.encode(data.normalisation.apply(rows)) != 0).float().mean(dim=0)
+    assert torch.allclose(rate, (coefficients[:, :16] > 0).float().mean(dim=0), rtol=0.15, atol=0.005)
+
+
+def test_the_best_trial_is_near_the_target_or_the_nearest(script):
+    tried = [{"l0": 6.5, "mcc": 0.6}, {"l0": 5.6, "mcc": 0.7}, {"l0": 9.0, "mcc": 0.9}]
+    assert script.best(tried, 6.0) == tried[1]
+    assert script.best(tried[2:], 6.0) == tried[2]
