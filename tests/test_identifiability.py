@@ -74,6 +74,9 @@ def test_permutation_scaling_and_splitting_are_always_undone(n, d, seed, most, s
         assert found.code_error < 1e-5
     found = certify(data, other, epsilon=1e-6)
     # Ω carries one into the other, both ways; pieces that no row drew stay out of it
+    merged = certify(other, data, epsilon=1e-6).omega
+    torch.testing.assert_close(merged @ other.dictionary, data.dictionary, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(data.coefficients @ merged @ other.dictionary, data.rows, atol=1e-4, rtol=1e-4)
     drawn = [m for block in found.blocks for m in block.second]
     torch.testing.assert_close((found.omega @ data.dictionary)[drawn], other.dictionary[drawn])
     torch.testing.assert_close(other.coefficients @ found.omega, data.coefficients, atol=1e-5, rtol=1e-4)
@@ -201,18 +204,19 @@ def test_one_to_one_matching_equals_all_permutations(n, seed):
     first, second = random_pair(n, n, seed=seed)
     cosine = cosine_table(first, second)
     ways = list(itertools.permutations(range(n)))
-    found = certify(first, second, epsilon=0.4, splitting=False)
+    found = certify(first, second, splitting=False)
     assert found.epsilon == pytest.approx(min(max(1 - cosine[i, p[i]] for i in range(n)) for p in ways))
-    near = cosine >= 0.6
-    most = max(sum(near[i, p[i]] for i in range(n)) for p in ways)
-    assert len(found.blocks) == most
-    total = max(
-        sum(cosine[i, p[i]] for i in range(n) if near[i, p[i]])
-        for p in ways
-        if sum(near[i, p[i]] for i in range(n)) == most
-    )
-    assert sum(block.cosine for block in found.blocks) == pytest.approx(total)
-    assert all(len(block.first) == len(block.second) == 1 for block in found.blocks)
+    for epsilon in (0.4, 0.9):
+        near = cosine >= 1 - epsilon
+        scores = [
+            (sum(near[i, p[i]] for i in range(n)), sum(cosine[i, p[i]] for i in range(n) if near[i, p[i]]))
+            for p in ways
+        ]
+        most, total = max(scores)
+        found = certify(first, second, epsilon=epsilon, splitting=False)
+        assert len(found.blocks) == most
+        assert sum(block.cosine for block in found.blocks) == pytest.approx(total)
+        assert all(len(block.first) == len(block.second) == 1 for block in found.blocks)
 
 
 # --- edge cases ---------------------------------------------------------------------------------------
