@@ -1,6 +1,6 @@
 """GBA and SAELens's own autoencoders on SynthSAEBench: the record that chapter 8 shows.
 
-    python benchmarks/synthsaebench.py                  # 1,024 features, about 20 minutes of one CPU core
+    python benchmarks/synthsaebench.py                  # 1,024 features, about 35 minutes of one CPU core
     python benchmarks/synthsaebench.py --size 16k       # the published configuration, on one GPU
 
 Finished runs are kept in runs/synthsaebench; started again, the script goes on where it stopped.
