@@ -65,3 +65,13 @@ def test_new_warning_is_a_difference() -> None:
 def test_wrong_marks_are_refused(marks: object) -> None:
     with pytest.raises(ValueError, match=r"expected positive abs and/or rel"):
         Tolerance.of({"nbval": marks})
+
+
+def test_progress_bars_of_widgets_are_not_compared() -> None:
+    widget = "application/vnd.jupyter.widget-view+json"
+    bars = [new_output("display_data", {widget: {"model_id": name}, "text/plain": name}) for name in "ab"]
+    shown = new_output("stream", name="stdout", text="1\n")
+    assert not list(differences([bars[0], shown], [bars[1], shown], EXACT))
+    assert not list(differences([shown], [bars[1], shown], EXACT))
+    other = new_output("stream", name="stdout", text="2\n")
+    assert list(differences([bars[0], shown], [bars[1], other], EXACT))

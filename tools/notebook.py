@@ -12,6 +12,7 @@ from nbformat import NotebookNode
 from tools.layout import REPOSITORY
 
 MAX_BYTES = 500_000
+WIDGET = "application/vnd.jupyter.widget-view+json"
 # places where files of one machine lie; a relative path or an address of a web page does not match
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|private|mnt|workspace|content)/|[A-Z]:\\Users\\)[^\s\"'<>]*"
@@ -20,7 +21,7 @@ ABSOLUTE_PATH = re.compile(
 
 def clean(notebook: NotebookNode) -> None:
     """Remove, in place, what differs from run to run or belongs to one machine."""
-    for key in ("papermill", "jupytext"):
+    for key in ("papermill", "jupytext", "widgets"):
         notebook.metadata.pop(key, None)
     notebook.metadata["language_info"] = {"name": "python", "file_extension": ".py"}
     for number, cell in enumerate(notebook.cells):
@@ -30,6 +31,9 @@ def clean(notebook: NotebookNode) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):
             # the notebook runs with it; on the page it would only repeat the cell above
             cell.metadata["tags"].append("remove-cell")
+        if "outputs" in cell:
+            # progress bars of other packages: nothing moves on a page
+            cell["outputs"] = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
         if cell.metadata.get("tags") == []:
             del cell.metadata["tags"]
 
