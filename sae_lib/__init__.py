@@ -41,9 +41,11 @@ _MODULES = (
     "plotting",
     "records",
     "sae",
+    "spectrum",
     "storage",
     "sweeps",
     "synthetic",
+    "synthsaebench",
     "theory",
     "training",
 )
