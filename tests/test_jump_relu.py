@@ -170,33 +170,9 @@ def test_a_larger_coefficient_gives_a_smaller_l0(data):
     assert l0[0] > 1.1 * l0[1] > 1.2 * l0[2], l0
 
 
-def test_resume_gives_the_same_bits(data, tmp_path, monkeypatch):
-    whole, log = train(data, METHOD, **settings())
+def test_training_moves_the_thresholds(data):
+    _, log = train(data, METHOD, **settings())
     assert log.column("threshold")[-1] != pytest.approx(METHOD.threshold)
-
-    class Stop(Exception):
-        pass
-
-    def stop(number, sae):
-        if number == 40:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(data, METHOD, **settings(), folder=tmp_path, checkpoint_every=25, callback=stop)
-    again, _ = train(data, METHOD, **settings(), folder=tmp_path, resume=True)
-    expected = whole.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
-
-
-def test_saved_and_loaded_gives_the_same_codes(data, tmp_path):
-    sae, _ = train(data, METHOD, **settings())
-    sae.save(tmp_path)
-    loaded = sae_lib.load(tmp_path)
-    assert torch.equal(loaded.encode(data.rows), sae.encode(data.rows))
-    torch.testing.assert_close(loaded(data.rows), sae(data.rows))
-    sae_lens = pytest.importorskip("sae_lens", reason="optional extra: pip install sae_lib[bench]")
-    theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
-    torch.testing.assert_close(theirs.encode(data.rows), sae.encode(data.rows), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sae_lib
-from sae_lib import L1, BiasAdaptation, GroupBiasAdaptation, Normalisation, SparseAutoencoder, TopK
+from sae_lib import (
+    L1,
+    BiasAdaptation,
+    Gated,
+    GroupBiasAdaptation,
+    JumpReLU,
+    Normalisation,
+    SparseAutoencoder,
+    TopK,
+    synthetic,
+    train,
+)
 from sae_lib.storage import StorageError
 
 
@@ -115,6 +126,23 @@ def test_saelens_loads_it(method, kind, tmp_path):
     unit = 8**-0.5 if kind == "unit" else sae.normalisation.scale
     magnitude = 1 if sae.activation == "topk" else sae.scale.abs()
     torch.testing.assert_close(codes, ours * magnitude / unit, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [JumpReLU(coefficient=0.02, bandwidth=0.05, threshold=0.05, warmup=20, centre=True), Gated(centre=True)],
+    ids=lambda m: m.name,
+)
+def test_a_trained_gate_with_bias_and_threshold_keeps_its_codes_to_the_bit(method, tmp_path):
+    data = synthetic.preset("uniform", n_features=24, d_in=12, n_rows=2000)
+    sae, _ = train(data, method, width=32, steps=60, batch_size=64)
+    sae.save(tmp_path)
+    loaded = sae_lib.load(tmp_path)
+    assert torch.equal(loaded.encode(data.rows), sae.encode(data.rows))
+    torch.testing.assert_close(loaded(data.rows), sae(data.rows))
+    sae_lens = pytest.importorskip("sae_lens", reason="optional extra: pip install sae_lib[bench]")
+    theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
+    torch.testing.assert_close(theirs.encode(data.rows), sae.encode(data.rows), atol=1e-5, rtol=1e-4)
 
 
 def test_a_jumprelu_gate_survives_exactly(tmp_path):

@@ -10,7 +10,19 @@ import textwrap
 import pytest
 import torch
 
-from sae_lib import L1, GroupBiasAdaptation, Rows, TopK, metrics, synthetic, train
+from sae_lib import (
+    L1,
+    BatchTopK,
+    Gated,
+    GroupBiasAdaptation,
+    JumpReLU,
+    Matryoshka,
+    Rows,
+    TopK,
+    metrics,
+    synthetic,
+    train,
+)
 from sae_lib.checkpoint import CheckpointError
 from sae_lib.training import NonFiniteLossError, learning_rate
 
@@ -19,6 +31,10 @@ METHODS = [
     GroupBiasAdaptation(groups=3, every=7, tied=False, centre=True),
     L1(0.01),
     TopK(k=3, dead_after=20, centre=True),
+    BatchTopK(k=3, dead_after=20),
+    Matryoshka(k=3, dead_after=20),
+    JumpReLU(coefficient=0.02, bandwidth=0.05, threshold=0.05, warmup=20, centre=True),
+    Gated(coefficient=0.05, centre=True),
 ]
 
 
