@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import inspect
 import json
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -160,9 +161,7 @@ def _trace(function: Callable[..., Any], found: dict[str, Any]) -> None:
     if not isinstance(function, FunctionType):
         raise ValueError(f"{function!r} is not a plain function; define it with def")
     found[function.__qualname__] = inspect.getsource(function)
-    variables = inspect.getclosurevars(function)
-    used = {**variables.nonlocals, **variables.globals}
-    for name, value in used.items():
+    for name, value in _variables(function).items():
         module = getattr(value, "__module__", None)
         if isinstance(value, ModuleType):
             found[name] = value.__name__
@@ -179,6 +178,18 @@ def _trace(function: Callable[..., Any], found: dict[str, Any]) -> None:
                     f"{function.__qualname__} uses the variable {name}, a {type(value).__name__}; "
                     "pass what it holds through the cells, or make it inside the function"
                 ) from error
+
+
+def _variables(function: FunctionType) -> Row:
+    """What a function uses from around it, by name, also inside its comprehensions and inner functions."""
+    codes = [function.__code__]
+    for code in codes:
+        codes.extend(constant for constant in code.co_consts if isinstance(constant, CodeType))
+    # inspect.getclosurevars would take an attribute for a variable of the same name
+    names = [i.argval for code in codes for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"]
+    module = function.__globals__
+    around = inspect.getclosurevars(function).nonlocals
+    return {**around, **{name: module[name] for name in names if name in module}}
 
 
 @dataclass(frozen=True)
@@ -209,9 +220,11 @@ def summary(
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarise at least one value."""
+    """Summarise at least one value; everything is NaN if one of them is NaN or infinite."""
     if not values:
         raise ValueError("no values to summarise; expected at least one")
+    if not all(map(math.isfinite, values)):
+        return Spread(math.nan, math.nan, math.nan, math.nan, len(values))
     sd = statistics.stdev(values) if len(values) > 1 else 0.0
     return Spread(statistics.fmean(values), sd, min(values), max(values), len(values))
 

@@ -1,4 +1,4 @@
-"""JumpReLU: its estimator against a closed form, the method against SAELens, resume, files."""
+"""JumpReLU: its estimator against a closed form, the method against SAELens."""
 
 import pytest
 import torch

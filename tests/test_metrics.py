@@ -37,6 +37,15 @@ def test_perfect_dictionary_in_any_order_is_fully_recovered():
     assert metrics.mean_correlation_coefficient(shuffled, v) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_latent_with_a_negative_scale_writes_the_opposite_direction():
+    sae = SparseAutoencoder(4, 2)
+    with torch.no_grad():
+        sae.scale.copy_(torch.tensor([1.0, -1.0]))
+    features = sae.weight.detach() * torch.tensor([[1.0], [-1.0]])
+    assert metrics.feature_recovery_rate(sae, features, 0.99) == 1
+    assert metrics.feature_recovery_rate(sae, -features, 0.99) == 0
+
+
 def test_bad_input_to_recovery():
     with pytest.raises(ValueError, match="dimension 3, features 4"):
         metrics.feature_recovery_rate(torch.ones(2, 3), torch.ones(2, 4))

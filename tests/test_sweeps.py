@@ -106,6 +106,32 @@ def test_helpers_of_the_same_module_are_traced():
     assert "file.write" in found["_counted"]
 
 
+step = object()  # not a plain value: a function that used it could not be cached
+
+
+def _uses_attribute(x):
+    return {"last": [part.step for part in x]}
+
+
+def test_an_attribute_is_not_taken_for_a_variable_of_the_same_name():
+    assert list(sweeps.fingerprint(_uses_attribute)) == ["_uses_attribute"]
+
+
+def _uses_variable_inside(x):
+    return [FACTOR * part for part in x]
+
+
+def test_variables_inside_a_comprehension_count():
+    assert sweeps.fingerprint(_uses_variable_inside)["FACTOR"] == FACTOR
+
+
+def test_a_value_that_is_not_finite_spoils_the_summary_and_nothing_else():
+    rows = [{"k": 1, "y": math.nan}, {"k": 1, "y": 1.0}, {"k": 2, "y": 1.0}, {"k": 2, "y": 3.0}]
+    found = summary(rows, by=["k"], of=["y"])
+    assert f"{found[1,]['y']:.1f}" == "nan ± nan"
+    assert found[2,]["y"].mean == 2
+
+
 def test_methods_are_arguments_and_show_as_their_settings():
     rows = sweep(_name, [{"method": TopK(k=3)}, {"method": L1(0.5)}], workers=2)
     assert [r["method"]["name"] for r in rows] == ["topk", "l1"]

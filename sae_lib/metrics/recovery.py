@@ -13,8 +13,12 @@ from sae_lib.sae import SparseAutoencoder
 
 
 def directions(latents: SparseAutoencoder | Tensor) -> Tensor:
-    """Decoder rows (M, d) of an autoencoder; a tensor is taken as it is."""
-    return latents.decoder_rows.detach() if isinstance(latents, SparseAutoencoder) else latents
+    """Directions (M, d) the latents write: of an autoencoder its decoder rows, turned round where the output
+    scale is negative; a tensor is taken as it is."""
+    if not isinstance(latents, SparseAutoencoder):
+        return latents
+    sign = torch.where(latents.scale < 0, -1.0, 1.0)
+    return (latents.decoder_rows * sign[:, None]).detach()
 
 
 def cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
