@@ -214,7 +214,7 @@ def _record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
         [
             step.loss.detach(),
             step.error.square().sum() / x.square().sum(),
-            (step.codes != 0).sum(dim=1).float().mean(),
+            step.codes.count_nonzero().float() / len(x),
         ]
     ).tolist()
     return {"step": number, "loss": values[0], "nmse": values[1], "l0": values[2], "lr": rate}

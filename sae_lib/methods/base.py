@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sae_lib import kernels
+from sae_lib.kernels import SparseCodes, Support
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -17,15 +20,24 @@ class Step(NamedTuple):
     """One forward pass.
 
     loss: scalar to differentiate.
-    projection: (B, M) u = W (x − b_pre), without gradient.
-    codes: (B, M), without gradient.
+    projection: (B, M) u = W (x − b_pre), without gradient; None after a sparse pass, which does not keep it.
+    codes: (B, M), without gradient; after a sparse pass only the entries that may be nonzero.
     error: (B, d) reconstruction minus input, without gradient.
+    peak: (M,) largest u of each latent, if the pass has found it.
     """
 
     loss: Tensor
-    projection: Tensor
-    codes: Tensor
+    projection: Tensor | None
+    codes: Tensor | SparseCodes
     error: Tensor
+    peak: Tensor | None = None
+
+    def highest(self) -> Tensor:
+        """Largest u of each latent over the batch (M,)."""
+        if self.projection is not None:
+            return self.projection.amax(dim=0)
+        assert self.peak is not None
+        return self.peak
 
 
 class Run(nn.Module):
@@ -33,14 +45,69 @@ class Run(nn.Module):
 
     Its buffers are its counters, its parameters are trained with those of the autoencoder; checkpoints hold
     both.
+
+    density: share of the codes that were nonzero in the last step, 1 before; of a run large enough for the
+        sparse pass. The next step goes by it, and as a buffer it makes a resumed run decide alike.
     """
 
+    density: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("density", torch.ones((), dtype=torch.float64))
+
     def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """One pass over a batch x (B, d), from the three parts below."""
+        """One pass over a batch x (B, d): sparse where that is possible and faster, otherwise dense."""
+        if not (self.has_sparse_pass(sae) and kernels.supported(x, sae.width)):
+            return self.dense(sae, x)
+        step = self.sparse(sae, x) if kernels.pays(self.density.item()) else self.dense(sae, x)
+        self.density.copy_(step.codes.count_nonzero() / (len(x) * sae.width))
+        return step
+
+    def dense(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+        """One pass over a batch x (B, d) with all (B, M) codes, from the three parts below."""
         projection = sae.project(x)
         codes = self.codes(sae, projection)
         errors = self.errors(sae, codes, x)
         return Step(self.loss(codes, errors), projection.detach(), codes.detach(), errors[-1].detach())
+
+    def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
+        """Whether :meth:`sparse` does what :meth:`dense` does; a subclass that changes one must see to it."""
+        return False
+
+    def sparse(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+        """The same pass, working only where codes are nonzero; equal up to rounding."""
+        route, u, peak = self.route(sae, x)
+        codes = SparseCodes(self.values(sae, u, route.support), route.support)
+        errors = self.sparse_errors(sae, route, codes, x)
+        return Step(self.loss(codes, errors), None, codes.detach(), errors[-1].detach(), peak)
+
+    def route(self, sae: SparseAutoencoder, x: Tensor) -> tuple[kernels.Pass, Tensor, Tensor | None]:
+        """Begin a sparse pass over x (B, d): the pass, u (E,) on its support, and peaks (M,) if known."""
+        backend = kernels.backend(x.device)
+        centred = x - sae.pre_bias.detach()
+        peak, support, u = self.select(sae, backend, centred)
+        route = kernels.Pass(backend, support, tied=sae.tied)
+        return route, route.encode(u, centred, sae.weight, sae.pre_bias), peak
+
+    @torch.no_grad()
+    def select(
+        self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
+    ) -> tuple[Tensor | None, Support, Tensor]:
+        """Entries that may be nonzero for x − b_pre (B, d): peaks (M,) if known, support, u there (E,)."""
+        bar = -sae.bias if sae.threshold is None else sae.threshold - sae.bias
+        return backend.scan(centred, sae.weight, bar)
+
+    def sparse_errors(
+        self, sae: SparseAutoencoder, route: kernels.Pass, codes: SparseCodes, x: Tensor
+    ) -> list[Tensor]:
+        """What :meth:`errors` gives, from sparse codes."""
+        scaled = codes.values * sae.scale.index_select(0, route.support.latents)
+        return [route.decode(scaled, sae.decoder_rows) + (sae.pre_bias - x)]
+
+    def values(self, sae: SparseAutoencoder, u: Tensor, support: Support) -> Tensor:
+        """Codes (E,) from u (E,) on the support."""
+        return u if sae.activation == "jumprelu" else u + sae.bias.index_select(0, support.latents)
 
     def codes(self, sae: SparseAutoencoder, projection: Tensor) -> Tensor:
         """Codes z (B, M) while training, from the projection u (B, M); here those of the gate."""
@@ -50,7 +117,7 @@ class Run(nn.Module):
         """Errors (B, d) that the loss squares. The last is the whole autoencoder's, here the only one."""
         return [sae.decode(codes) - x]
 
-    def loss(self, codes: Tensor, errors: list[Tensor]) -> Tensor:
+    def loss(self, codes: Tensor | SparseCodes, errors: list[Tensor]) -> Tensor:
         """½‖error‖², averaged over the batch and added up over ``errors``: the loss of the paper."""
         first, *others = (0.5 * error.square().sum(dim=1).mean() for error in errors)
         return sum(others, start=first)

@@ -7,11 +7,13 @@ more of them than a poor one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sae_lib.kernels import SparseCodes, Support
 from sae_lib.methods.base import Step
 from sae_lib.methods.top_k import AuxiliaryRun, LargestCodes
 from sae_lib.sae import SparseAutoencoder
@@ -20,19 +22,24 @@ from sae_lib.sae import SparseAutoencoder
 THRESHOLD_RATE = 0.01
 
 
-def largest_of_batch(y: Tensor, k: float) -> Tensor:
-    """y (B, M), non-negative, with all but its ⌊k·B⌋ largest entries set to 0.
-
-    Raises ValueError if ⌊k·B⌋ is 0.
-    """
+def _top_of_batch(y: Tensor, k: float) -> tuple[Tensor, Tensor]:
+    """The ⌊k·B⌋ largest of y (B, M), and their places in y flattened."""
     count = int(k * len(y))
     if count < 1:
         raise ValueError(
             f"k={k} of a batch of {len(y)} rows is no code at all; expected k of at least 1/{len(y)}"
         )
-    flat = y.flatten()
-    top = flat.topk(count, sorted=False)
-    return torch.zeros_like(flat).scatter(0, top.indices, top.values).view_as(y)
+    top = y.flatten().topk(count, sorted=False)
+    return top.values, top.indices
+
+
+def largest_of_batch(y: Tensor, k: float) -> Tensor:
+    """y (B, M), non-negative, with all but its ⌊k·B⌋ largest entries set to 0.
+
+    Raises ValueError if ⌊k·B⌋ is 0.
+    """
+    values, places = _top_of_batch(y, k)
+    return torch.zeros_like(y).flatten().scatter(0, places, values).view_as(y)
 
 
 @dataclass(frozen=True)
@@ -82,10 +89,21 @@ class BatchTopKRun(AuxiliaryRun):
         return largest_of_batch(torch.relu(projection + sae.bias), self.method.k)
 
     @torch.no_grad()
+    def select(
+        self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
+    ) -> tuple[None, Support, Tensor]:
+        """The largest pre-activations of the batch."""
+        y, places = _top_of_batch(torch.addmm(sae.bias, centred, sae.weight.T), self.method.k)
+        rows, latents = places // sae.width, places % sae.width
+        support, order = backend.index(rows, latents, (len(centred), sae.width))
+        return None, support, y[order] - sae.bias[support.latents]
+
+    @torch.no_grad()
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
         """Watch for dead latents, and set the threshold."""
         super().after_step(sae, step, number)
-        smallest = step.codes.where(step.codes > 0, torch.inf).min().double()
+        codes = step.codes.values if isinstance(step.codes, SparseCodes) else step.codes
+        smallest = codes.where(codes > 0, torch.inf).min().double()
         # a batch where nothing fired says nothing; tensors all the way, so as not to wait for the device
         known = smallest.isfinite()
         rate = THRESHOLD_RATE * known

@@ -208,13 +208,17 @@ class BiasAdapter(Run):
         self.register_buffer("target", method.targets, persistent=False)
         self.register_buffer("group", group_index(width, len(method.targets)), persistent=False)
 
+    def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
+        """Yes: gate, counts and peaks come out of the encoder product."""
+        return True
+
     @torch.no_grad()
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
         """Add one batch to the buffer; every ``method.every`` steps adapt the bias and empty it."""
         # the gate fires only where u > −b ≥ 0, so a code is nonzero exactly where its latent fired
         self.fired += step.codes.count_nonzero(dim=0)
-        torch.maximum(self.highest, step.projection.amax(dim=0), out=self.highest)
-        self.rows += len(step.projection)
+        torch.maximum(self.highest, step.highest(), out=self.highest)
+        self.rows += len(step.error)
         if number % self.method.every:
             return
         self.rate = self.fired.double() / self.rows

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from sae_lib.kernels import SparseCodes, Support
 from sae_lib.methods.base import Baseline, Run, Step
 from sae_lib.sae import SparseAutoencoder
 
@@ -39,17 +41,18 @@ class _Jump(torch.autograd.Function):
         of_codes, of_firings = gradients
         near = (y - threshold).abs() < ctx.bandwidth / 2
         slope = near * (threshold * of_codes + of_firings)
-        return fires * of_codes, -slope.sum(dim=0) / ctx.bandwidth, None
+        return fires * of_codes, -slope.sum_to_size(threshold.shape) / ctx.bandwidth, None
 
 
 def jump(y: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-    """Codes z = y · 1(y > θ) and firings 1(y > θ), each (B, M), with straight-through gradients.
+    """Codes z = y · 1(y > θ) and firings 1(y > θ), shaped like y, with straight-through gradients.
 
     With K the indicator of |t| < ½ and ε the bandwidth (equations 11 and 12 of the source)::
 
         ∂z/∂θ := −(θ/ε) K((y − θ)/ε)     ∂1/∂θ := −(1/ε) K((y − θ)/ε)     ∂z/∂y = 1(y > θ)
 
-    and firings pass no gradient to y. y: (B, M) pre-activations. threshold: (M,), at least 0.
+    and firings pass no gradient to y. y: (B, M) pre-activations and threshold (M,), at least 0;
+    or y (E,) of a support and the threshold of each entry.
     """
     return cast(tuple[Tensor, Tensor], _Jump.apply(y, threshold, bandwidth))
 
@@ -117,13 +120,36 @@ class JumpReLURun(Run):
         self.log_threshold = nn.Parameter(torch.full((width,), math.log(method.threshold)))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+    def dense(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """Reconstruction loss plus the penalty on a batch x (B, d)."""
         projection = sae.project(x)
         codes, fires = jump(projection + sae.bias, self.log_threshold.exp(), self.method.bandwidth)
         error = sae.decode(codes) - x
-        loss = 0.5 * error.square().sum(dim=1).mean() + self.coefficient() * fires.sum(dim=1).mean()
+        loss = self.loss(codes, [error]) + self.coefficient() * fires.sum(dim=1).mean()
         return Step(loss, projection.detach(), codes.detach(), error.detach())
+
+    def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
+        """Yes: beside the codes the estimator looks only at pre-activations next to the threshold."""
+        return True
+
+    @torch.no_grad()
+    def select(
+        self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
+    ) -> tuple[Tensor, Support, Tensor]:
+        """The entries that fire, and those less than half a bandwidth below their threshold."""
+        bar = self.log_threshold.exp() - self.method.bandwidth / 2 - sae.bias
+        found: tuple[Tensor, Support, Tensor] = backend.scan(centred, sae.weight, bar)
+        return found
+
+    def sparse(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+        """The same from the selected entries."""
+        route, u, peak = self.route(sae, x)
+        threshold = self.log_threshold.exp().index_select(0, route.support.latents)
+        values, fires = jump(self.values(sae, u, route.support), threshold, self.method.bandwidth)
+        codes = SparseCodes(values, route.support)
+        errors = self.sparse_errors(sae, route, codes, x)
+        loss = self.loss(codes, errors) + self.coefficient() * fires.sum() / len(x)
+        return Step(loss, None, codes.detach(), errors[-1].detach(), peak)
 
     def coefficient(self) -> float | Tensor:
         """λ of the step to come."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sae_lib.kernels import SparseCodes
 from sae_lib.methods.base import Baseline, Run
 from sae_lib.sae import SparseAutoencoder
 
@@ -48,7 +49,11 @@ class L1Run(Run):
         super().__init__()
         self.coefficient = coefficient
 
-    def loss(self, codes: Tensor, errors: list[Tensor]) -> Tensor:
+    def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
+        """Yes; late in training few codes are nonzero."""
+        return True
+
+    def loss(self, codes: Tensor | SparseCodes, errors: list[Tensor]) -> Tensor:
         """Reconstruction loss plus penalty; codes are non-negative."""
         return super().loss(codes, errors) + self.coefficient * codes.sum(dim=1).mean()
 

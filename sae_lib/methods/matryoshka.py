@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from sae_lib.kernels import Pass, SparseCodes
 from sae_lib.methods.batch_top_k import BatchTopK, BatchTopKRun
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
@@ -94,5 +95,18 @@ class MatryoshkaRun(BatchTopKRun):
         error, errors = sae.pre_bias - x, []
         for part, directions in zip(scaled, rows, strict=True):
             error = error + part @ directions
+            errors.append(error)
+        return errors
+
+    def sparse_errors(
+        self, sae: SparseAutoencoder, route: Pass, codes: SparseCodes, x: Tensor
+    ) -> list[Tensor]:
+        """The same from sparse codes."""
+        latents = route.support.latents
+        scaled = codes.values * sae.scale.index_select(0, latents)
+        error, errors = sae.pre_bias - x, []
+        for first, end in itertools.pairwise([0, *self.sizes]):
+            part = scaled.where((latents >= first) & (latents < end), 0.0)
+            error = error + route.decode(part, sae.decoder_rows)
             errors.append(error)
         return errors

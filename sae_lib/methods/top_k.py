@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sae_lib.kernels import Support
 from sae_lib.methods.base import Baseline, Run, Step
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
@@ -113,10 +115,28 @@ class AuxiliaryRun(Run):
         remaining = (codes * sae.scale) @ sae.decoder_rows + error
         return remaining.square().sum(dim=1).mean() / error.square().sum(dim=1).mean().clamp(min=1e-12)
 
+    def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
+        """Yes; the selection needs all pre-activations, what follows does not."""
+        return True
+
+    @torch.no_grad()
+    def select(
+        self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
+    ) -> tuple[None, Support, Tensor]:
+        """The k largest pre-activations of each row."""
+        top = torch.addmm(sae.bias, centred, sae.weight.T).topk(int(self.method.k), dim=1, sorted=False)
+        rows = torch.arange(len(centred), device=centred.device).repeat_interleave(top.indices.shape[1])
+        support, order = backend.index(rows, top.indices.flatten(), (len(centred), sae.width))
+        return None, support, top.values.flatten()[order] - sae.bias[support.latents]
+
+    def values(self, sae: SparseAutoencoder, u: Tensor, support: Support) -> Tensor:
+        """Codes (E,): a row with fewer than k positive pre-activations has fewer codes."""
+        return torch.relu(super().values(sae, u, support))
+
     @torch.no_grad()
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
         """Reset the clock of the latents that fired, advance the others, and now and then list the dead."""
-        fired = (step.codes != 0).any(dim=0)
+        fired = step.codes.count_nonzero(dim=0) > 0
         self.silent_steps += 1
         self.silent_steps.masked_fill_(fired, 0)
         if number % self.REVIEW == 0:

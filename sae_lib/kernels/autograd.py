@@ -1,0 +1,88 @@
+"""The operations of a backend, made differentiable."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_lib.kernels.support import Support
+
+
+class Pass:
+    """One forward pass over a batch: what its encoding and its decoding have in common.
+
+    backend: see ``sae_lib.kernels``. support: the entries in play. tied: whether encoder and decoder share
+    their rows, whose gradient is then written once, when both shares of it are known.
+    """
+
+    def __init__(self, backend: ModuleType, support: Support, *, tied: bool) -> None:
+        self.backend, self.support, self.tied = backend, support, tied
+        self.decoded: list[tuple[Tensor, Tensor]] = []
+
+    def encode(self, values: Tensor, centred: Tensor, weight: Tensor, pre_bias: Tensor) -> Tensor:
+        """u (E,) = W (x − b_pre) on the support, differentiable in the weight and b_pre.
+
+        values: u, as the backend's ``scan`` found it. centred: x − b_pre (B, d).
+        """
+        return _Encode.apply(self, values.detach(), centred.detach(), weight, pre_bias)
+
+    def decode(self, values: Tensor, directions: Tensor) -> Tensor:
+        """Σ value × direction over the entries of each row, (B, d); differentiable in both.
+
+        values: (E,). directions: (M, d), of a tied pass the weight given to :meth:`encode`.
+        """
+        return _Decode.apply(self, values, directions)
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, run: Pass, values: Tensor, centred: Tensor, weight: Tensor, pre_bias: Tensor
+    ) -> Tensor:
+        ctx.run = run
+        ctx.save_for_backward(centred, weight)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        run: Pass = ctx.run
+        centred, weight = ctx.saved_tensors
+        of_weight = of_pre_bias = None
+        if ctx.needs_input_grad[3]:
+            of_weight = torch.zeros_like(weight)
+            run.backend.accumulate(gradient, run.support, centred, of_weight)
+            for codes, errors in run.decoded:
+                run.backend.accumulate(codes, run.support, errors, of_weight)
+            run.decoded.clear()
+        if ctx.needs_input_grad[4]:
+            by_latent = gradient.new_zeros(len(weight)).index_add(0, run.support.latents, gradient)
+            of_pre_bias = -(by_latent @ weight)
+        return None, None, None, of_weight, of_pre_bias
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Pass, values: Tensor, directions: Tensor) -> Tensor:
+        ctx.run = run
+        ctx.save_for_backward(values, directions)
+        return run.backend.decode(values, run.support, directions)
+
+    @staticmethod
+    def backward(ctx: Any, errors: Tensor) -> tuple[Tensor | None, ...]:
+        run: Pass = ctx.run
+        values, directions = ctx.saved_tensors
+        errors = errors.contiguous()
+        of_values = of_directions = None
+        if ctx.needs_input_grad[1]:
+            of_values = run.backend.dots(errors, run.support, directions)
+        if ctx.needs_input_grad[2]:
+            if run.tied:
+                # the codes depend on the weight, so the backward pass comes to _Encode after this
+                run.decoded.append((values, errors))
+            else:
+                of_directions = torch.zeros_like(directions)
+                run.backend.accumulate(values, run.support, errors, of_directions)
+        return None, of_values, of_directions

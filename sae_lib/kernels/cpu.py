@@ -1,0 +1,81 @@
+"""The operations of the sparse step on a CPU, by compiled loops; see ``reference`` for what they do."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_lib.kernels import loops
+from sae_lib.kernels.loops import LANES
+from sae_lib.kernels.support import Support
+
+# latents encoded at a time: large enough for the product to run at full speed, small enough for
+# 1,024 rows of pre-activations (4 MiB) to stay in cache until they have been looked through
+CHUNK = 1024
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    """As arrays, and with as many threads as PyTorch may use."""
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    numba.set_num_threads(threads)
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+def index(rows: Tensor, latents: Tensor, shape: tuple[int, int]) -> tuple[Support, Tensor]:
+    """See :func:`sae_lib.kernels.reference.index`."""
+    i, m = _arrays(rows, latents)
+    by_row, _ = loops.order(i, shape[0])
+    order, latent_ends = loops.order(m[by_row], shape[1])
+    order = by_row[order]
+    i, m = i[order], m[order]
+    row_order, row_ends = loops.order(i, shape[0])
+    return Support(*map(torch.from_numpy, (i, m, latent_ends, row_order, row_ends))), torch.from_numpy(order)
+
+
+def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tensor]:
+    """See :func:`sae_lib.kernels.reference.scan`; the pre-activations are never stored whole."""
+    (n_rows, _), width = x.shape, len(weight)
+    chunk = min(CHUNK, -(-width // LANES) * LANES)
+    padded = -(-width // chunk) * chunk
+    # above every number, so that what the buffer holds beyond the last latent is not looked at
+    limit = torch.full((padded,), torch.inf, dtype=x.dtype)
+    limit[:width] = bar
+    highest = torch.empty(padded, dtype=x.dtype)
+    buffer = torch.zeros(n_rows, chunk, dtype=x.dtype)
+    u, limits, tops = _arrays(buffer, limit, highest)
+    counts = np.empty((n_rows, chunk // LANES), np.int32)
+    found = []
+    for first in range(0, width, chunk):
+        part = weight[first : first + chunk]
+        torch.mm(x, part.T, out=buffer[:, : len(part)])
+        here = slice(first, first + chunk)
+        loops.count(u, limits[here], tops[here], counts)
+        ends = np.cumsum(counts.sum(axis=0))
+        starts = np.concatenate([[0], ends[:-1]])
+        entries = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.int64), np.empty(ends[-1], u.dtype)
+        loops.collect(u, limits[here], counts, starts, first, *entries)
+        found.append(entries)
+    rows, latents, values = (torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True))
+    support, order = index(rows, latents, (n_rows, width))
+    return highest[:width], support, values[order]
+
+
+def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:
+    """See :func:`sae_lib.kernels.reference.decode`."""
+    out = torch.empty(support.shape[0], directions.shape[1], dtype=directions.dtype)
+    loops.decode(*_arrays(values, support.latents, support.row_order, support.row_ends, directions, out))
+    return out
+
+
+def dots(errors: Tensor, support: Support, directions: Tensor) -> Tensor:
+    """See :func:`sae_lib.kernels.reference.dots`."""
+    out = torch.empty(len(support), dtype=directions.dtype)
+    loops.dots(*_arrays(errors, support.latents, support.row_order, support.row_ends, directions, out))
+    return out
+
+
+def accumulate(values: Tensor, support: Support, vectors: Tensor, out: Tensor) -> None:
+    """See :func:`sae_lib.kernels.reference.accumulate`."""
+    loops.accumulate(*_arrays(values, support.rows, support.latent_ends, vectors, out))
