@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from sae_lib.language_models import LanguageModel, Site
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
 
+T = TypeVar("T")
 # rows that suffice to fit a scale
 _FIT_ROWS = 2_048
 
@@ -73,6 +76,16 @@ def enough(model: LanguageModel, blocks: Iterator[Tensor], skip_first: int, n_ro
         yield block
 
 
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made in a thread while the one before is in use."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
 class ActivationStream:
     """Training batches straight from the model, without a file; a new document order every pass.
 
@@ -109,8 +122,10 @@ class ActivationStream:
 
     def _blocks(self, seed: int) -> Iterator[Tensor]:
         """The endless stream of blocks, pass after pass."""
+        # a copy: tokenizers refuse to be used by two threads at once
+        tokenizer = copy.deepcopy(self.model.tokenizer)
         for epoch in itertools.count():
-            blocks = token_blocks(self.corpus, self.model.tokenizer, self.block_size, seed=seed, epoch=epoch)
+            blocks = token_blocks(self.corpus, tokenizer, self.block_size, seed=seed, epoch=epoch)
             first = next(blocks, None)
             if first is None:
                 raise ValueError(
@@ -143,8 +158,12 @@ class ActivationStream:
             raise ValueError(f"batch size is {batch_size}; expected at least 1")
         per_buffer = max(1, round(self.buffer_rows / batch_size))
         blocks = self._blocks(seed)
-        for buffer in itertools.count():
-            mine = list(enough(self.model, blocks, self.skip_first, per_buffer * batch_size))
+        texts = (
+            list(enough(self.model, blocks, self.skip_first, per_buffer * batch_size))
+            for _ in itertools.count()
+        )
+        # one core tokenises while the device reads and trains; on a GPU reading would otherwise wait for it
+        for buffer, mine in enumerate(ahead(texts)):
             # buffers before the first batch asked for are only counted off
             first = max(0, start - buffer * per_buffer)
             if first >= per_buffer:

@@ -1,0 +1,125 @@
+"""Harvesting and streaming against the bare forward pass to the same layer.
+
+    python -m benchmarks.harvest                              # SmolLM2-135M, layer 10, this machine
+    python -m benchmarks.harvest --random --layer 13 --device cuda --tokens 400000
+
+The bare pass runs the model's own layers up to the hooked one on packed blocks of tokens that are ready,
+and throws the result away. Harvesting tokenises, runs the model, and writes a store of float16 rows;
+streaming tokenises, runs the model, shuffles and hands out batches. All three see the same number of
+tokens, in turn, round after round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.step import seconds
+from sae_lib import activations, corpora, language_models, records
+from sae_lib.activations import ActivationStream
+from sae_lib.stream import enough
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run the benchmark; returns its rows."""
+    options = parser().parse_args(arguments)
+    started = time.perf_counter()
+    device = torch.device(options.device)
+    model = load(options, device)
+    corpus = corpora.standard_library()
+    site = f"resid_post.{options.layer}"
+    endless = itertools.cycle(corpora.token_blocks(corpus, model.tokenizer))
+    blocks = torch.stack(list(enough(model, endless, 2, options.tokens)))
+    stream = ActivationStream(model, corpus, site, batch_blocks=options.blocks)
+
+    def bare() -> None:
+        for batch in blocks.split(options.blocks):
+            model.activations(batch, site)
+
+    def harvest() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            activations.harvest(
+                model, corpus, site, folder, n_tokens=options.tokens, batch_blocks=options.blocks
+            )
+
+    def streamed() -> None:
+        batches = stream.batches(1024, seed=0)
+        for _ in range(options.tokens // 1024):
+            next(batches)
+
+    calls = {"bare forward": bare, "harvest": harvest, "stream": streamed}
+    times = in_turn(calls, device, options.rounds)
+    rows = [
+        {"name": name, "model": model.name, "layer": options.layer, "tokens": options.tokens,
+         "tokens_per_s": options.tokens / statistics.median(taken),
+         "of_bare": statistics.median(times["bare forward"]) / statistics.median(taken)}
+        for name, taken in times.items()
+    ]  # fmt: skip
+    if options.record:
+        records.write(options.record, rows, seconds=time.perf_counter() - started)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            print(f"{row['name']:14} {row['tokens_per_s']:10.0f} tokens/s {row['of_bare']:6.1%} of bare")
+    return rows
+
+
+def in_turn(
+    calls: dict[str, Callable[[], None]], device: torch.device, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each call, one after the other in every round, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            taken = seconds(call, device)
+            if number:
+                times[name].append(taken)
+        print(f"\rround {number} of {rounds}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return times
+
+
+def load(options: argparse.Namespace, device: torch.device) -> language_models.LanguageModel:
+    """The default model, or one with random weights of another's shape and the default's tokenizer."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = language_models.load(device=device, dtype=dtype)
+    if not options.random:
+        return model
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    # Qwen/Qwen2.5-1.5B's config.json
+    config = Qwen2Config(
+        vocab_size=151_936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
+        num_attention_heads=12, num_key_value_heads=2, max_position_embeddings=131_072,
+        rope_theta=1e6, rms_norm_eps=1e-6, tie_word_embeddings=True,
+    )  # fmt: skip
+    with device:
+        random = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return language_models.LanguageModel(random.eval(), model.tokenizer, "Qwen2.5-1.5B, random weights")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m benchmarks.harvest", description=__doc__.split("\n")[0])
+    for name, value in {"layer": 10, "tokens": 8192, "blocks": 8, "rounds": 5}.items():
+        found.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
+    found.add_argument("--random", action="store_true", help="a Qwen2.5-1.5B with random weights")
+    found.add_argument("--device", default="cpu", help="cpu or cuda")
+    found.add_argument("--json", action="store_true", help="rows as JSON")
+    found.add_argument("--record", type=Path, help="write a record here")
+    return found
+
+
+if __name__ == "__main__":
+    main()

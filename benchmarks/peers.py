@@ -1,0 +1,96 @@
+"""Training steps of other libraries, as closures, for those that are installed.
+
+Each is the library's own forward pass and loss with the optimiser and the care for decoder norms that its
+trainer has; logging and data handling are left out, which favours them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+# small enough that L0 does not move while steps are timed
+RATE = 1e-7
+
+
+def available(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Name and step of every peer that is installed; x is the batch (B, d)."""
+    if find_spec("sae_lens"):
+        yield from _sae_lens(x, width, l0)
+    if find_spec("sparsify"):
+        yield from _sparsify(x, width, l0)
+    if find_spec("dictionary_learning"):
+        yield from _dictionary_learning(x, width, l0)
+
+
+def _sae_lens(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    import sae_lens
+    from sae_lens.saes.sae import TrainStepInput
+
+    size = {"d_in": x.shape[1], "d_sae": width, "device": str(x.device)}
+    kinds = {
+        "TopK": (sae_lens.TopKTrainingSAE, sae_lens.TopKTrainingSAEConfig, {"k": l0}),
+        "BatchTopK": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig, {"k": l0}),
+        "JumpReLU": (sae_lens.JumpReLUTrainingSAE, sae_lens.JumpReLUTrainingSAEConfig, {}),
+        "L1": (sae_lens.StandardTrainingSAE, sae_lens.StandardTrainingSAEConfig, {}),
+    }
+    for name, (kind, config, settings) in kinds.items():
+        sae = kind(config(**size, **settings))
+        optimiser = torch.optim.Adam(sae.parameters(), lr=RATE)
+        if name in ("JumpReLU", "L1"):
+            _set_l0(sae, x, l0)
+        given = TrainStepInput(
+            sae_in=x, coefficients={"l0": 1e-6, "l1": 1e-6}, dead_neuron_mask=None, n_training_steps=1,
+            is_logging_step=False,
+        )  # fmt: skip
+
+        def step(sae=sae, optimiser=optimiser, given=given) -> None:  # type: ignore[no-untyped-def]
+            optimiser.zero_grad()
+            sae.training_forward_pass(given).loss.backward()
+            torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+            optimiser.step()
+
+        yield f"SAELens {name}", step
+
+
+@torch.no_grad()
+def _set_l0(sae: torch.nn.Module, x: Tensor, l0: int) -> None:
+    """Encoder biases (and thresholds) at which ``l0`` latents fire on a row."""
+    width = sae.W_enc.shape[1]
+    cut = (x @ sae.W_enc).flatten()[: 2**24].float().cpu().kthvalue(
+        int((1 - l0 / width) * min(x.shape[0] * width, 2**24))
+    ).values  # fmt: skip
+    if hasattr(sae, "log_threshold"):
+        cut = cut - sae.threshold[0].cpu()
+    sae.b_enc.fill_(-cut.item())
+
+
+def _sparsify(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    sae = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=width, k=l0), device=x.device)
+    optimiser = torch.optim.Adam(sae.parameters(), lr=RATE)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        sae(x).fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        optimiser.step()
+        sae.set_decoder_norm_to_unit_norm()
+
+    yield "sparsify TopK", step
+
+
+def _dictionary_learning(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    for name, kind in {"TopK": TopKTrainer, "BatchTopK": BatchTopKTrainer}.items():
+        trainer = kind(
+            steps=10**6, activation_dim=x.shape[1], dict_size=width, k=l0, layer=0, lm_name="", lr=RATE,
+            device=str(x.device),
+        )  # fmt: skip
+        yield f"dictionary_learning {name}", lambda trainer=trainer: trainer.update(1, x)

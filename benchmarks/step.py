@@ -1,0 +1,156 @@
+"""One training step, optimiser included, as a multiple of the encoder product at the same shapes.
+
+    python -m benchmarks.step                                  # d 576, width 9,216, batch 1,024, L0 32
+    python -m benchmarks.step --d 1536 --width 65536 --batch 8192 --l0 64 --device cuda --bf16
+    python -m benchmarks.step --json           # rows {name, ms, x_gemm, ...} on standard output
+    python -m benchmarks.step --record book/results/14_step.json
+
+All contestants are timed in one process, in turn, round after round; numbers are medians over the rounds.
+Rows are random, as are weights; biases are set so that ``--l0`` latents fire on a row. Peers are timed
+where they are installed (``pip install sae_lib[bench]``; sparsify and dictionary_learning by hand).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import sae_lib
+from benchmarks import memory, peers
+from sae_lib import records
+from sae_lib.methods import BatchTopK, JumpReLU
+
+RATE = peers.RATE
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run the benchmark; returns its rows."""
+    options = parser().parse_args(arguments)
+    started = time.perf_counter()
+    x = normalize(torch.randn(options.batch, options.d, device=options.device), dim=1)
+    precision = torch.autocast(x.device.type, torch.bfloat16, enabled=options.bf16)
+    with precision:
+        rows = [
+            {"d": options.d, "width": options.width, "batch": options.batch, "l0": options.l0,
+             "bf16": options.bf16, "threads": torch.get_num_threads(), "rounds": options.rounds, **row}
+            for row in measure(x, options.width, options.l0, options.rounds, options.only)
+        ]  # fmt: skip
+    if options.record:
+        records.write(options.record, rows, seconds=time.perf_counter() - started)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            print(f"{row['name']:32} {row['ms']:9.2f} ms {row['x_gemm']:7.2f} × product "
+                  f"{row['peak_mib']:7.0f} MiB above the state")  # fmt: skip
+    return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n")[0])
+    for name, value in {"d": 576, "width": 9216, "batch": 1024, "l0": 32, "rounds": 15}.items():
+        found.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
+    found.add_argument("--device", default="cpu", help="cpu or cuda")
+    found.add_argument("--bf16", action="store_true", help="products in bfloat16 (autocast)")
+    found.add_argument("--only", default="", help="only contestants whose name has this in it")
+    found.add_argument("--json", action="store_true", help="rows as JSON")
+    found.add_argument("--record", type=Path, help="write a record here")
+    return found
+
+
+def measure(x: Tensor, width: int, l0: int, rounds: int, only: str = "") -> list[dict[str, Any]]:
+    """Median milliseconds of each contestant, as a multiple of the product, and peak memory in MiB."""
+    steps = {name: step for name, step in contestants(x, width, l0) if only.lower() in name.lower()}
+    weight, out = torch.randn(width, x.shape[1], device=x.device), x.new_empty(len(x), width)
+    steps = {"encoder product": lambda: torch.mm(x, weight.T, out=out)} | steps
+    if torch.is_autocast_enabled(x.device.type):
+        low, low_weight = x.bfloat16(), weight.bfloat16()
+        steps["encoder product"] = lambda: low @ low_weight.T
+    peak = {}
+    for name, step in steps.items():
+        for _ in range(3):
+            step()
+        peak[name] = memory.peak(step, x.device) / 2**20
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds):
+        for name, step in steps.items():
+            times[name].append(seconds(step, x.device))
+        print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    product = statistics.median(times["encoder product"])
+    return [
+        {"name": name, "ms": 1e3 * statistics.median(times[name]),
+         "x_gemm": statistics.median(times[name]) / product, "peak_mib": peak[name]}
+        for name in steps
+    ]  # fmt: skip
+
+
+def seconds(step: Callable[[], object], device: torch.device) -> float:
+    """One call, waiting for the device."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    step()
+    wait()
+    return time.perf_counter() - started
+
+
+def contestants(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Name and step of ours, sparse and dense, then of the peers."""
+    ours = {
+        "GBA": sae_lib.GroupBiasAdaptation(),
+        "L1": sae_lib.L1(0.0),
+        "TopK": sae_lib.TopK(k=l0),
+        "BatchTopK": BatchTopK(k=l0),
+        "JumpReLU": JumpReLU(0.0),
+    }
+    for name, method in ours.items():
+        yield f"sae_lib {name}", ours_step(method, x, width, l0, dense=False)
+    yield "sae_lib GBA, dense", ours_step(ours["GBA"], x, width, l0, dense=True)
+    yield from peers.available(x, width, l0)
+
+
+def ours_step(method: sae_lib.Method, x: Tensor, width: int, l0: int, *, dense: bool) -> Callable[[], object]:
+    """A step as ``train`` makes it, at biases with which ``l0`` latents fire on a row."""
+    sae = method.build(x.shape[1], width, normalisation=sae_lib.Normalisation(), seed=0).to(x.device)
+    run = method.start(sae, x[: min(len(x), 1024)])
+    with torch.no_grad():
+        if sae.threshold is None or isinstance(method, JumpReLU):
+            # of a row of products with random unit rows, N(0, 1/d), the share l0 / M lies above this
+            level = torch.distributions.Normal(0, x.shape[1] ** -0.5).icdf(torch.tensor(1 - l0 / width))
+            sae.bias.fill_(-level.item())
+    one_pass = run.dense if dense else run.sparse
+    optimiser = method.optimiser(
+        [p for p in (*sae.parameters(), *run.parameters()) if p.requires_grad], RATE, 0.0
+    )
+    number = 0
+
+    def step() -> None:
+        nonlocal number
+        number += 1
+        found = one_pass(sae, x)
+        optimiser.zero_grad()
+        found.loss.backward()
+        optimiser.step()
+        sae.unit_rows_()
+        # never a number at which the bias rule is applied: L0 has to stay
+        run.after_step(sae, found, 10 * number + 1)
+
+    return step
+
+
+if __name__ == "__main__":
+    gc.disable()
+    main()
