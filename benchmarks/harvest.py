@@ -112,7 +112,7 @@ def load(options: argparse.Namespace, device: torch.device) -> language_models.L
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(prog="python -m benchmarks.harvest", description=__doc__.split("\n")[0])
-    for name, value in {"layer": 10, "tokens": 8192, "blocks": 8, "rounds": 5}.items():
+    for name, value in {"layer": 10, "tokens": 16_384, "blocks": 8, "rounds": 3}.items():
         found.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
     found.add_argument("--random", action="store_true", help="a Qwen2.5-1.5B with random weights")
     found.add_argument("--device", default="cpu", help="cpu or cuda")

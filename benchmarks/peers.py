@@ -6,54 +6,60 @@ trainer has; logging and data handling are left out, which favours them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+Step = Callable[[], object]
 # small enough that L0 does not move while steps are timed
 RATE = 1e-7
 
 
-def available(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Name and step of every peer that is installed; x is the batch (B, d)."""
+def available(x: Tensor, width: int, l0: int) -> dict[str, Callable[[], Step]]:
+    """What builds the step of every peer that is installed, by name; x is the batch (B, d)."""
+    found: dict[str, Callable[[], Step]] = {}
     if find_spec("sae_lens"):
-        yield from _sae_lens(x, width, l0)
+        names = ("TopK", "BatchTopK", "JumpReLU", "L1")
+        found |= {f"SAELens {name}": partial(_sae_lens, name, x, width, l0) for name in names}
     if find_spec("sparsify"):
-        yield from _sparsify(x, width, l0)
+        found["sparsify TopK"] = partial(_sparsify, x, width, l0)
     if find_spec("dictionary_learning"):
-        yield from _dictionary_learning(x, width, l0)
+        names = ("TopK", "BatchTopK")
+        found |= {
+            f"dictionary_learning {name}": partial(_dictionary_learning, name, x, width, l0) for name in names
+        }
+    return found
 
 
-def _sae_lens(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def _sae_lens(name: str, x: Tensor, width: int, l0: int) -> Step:
     import sae_lens
     from sae_lens.saes.sae import TrainStepInput
 
-    size = {"d_in": x.shape[1], "d_sae": width, "device": str(x.device)}
-    kinds = {
+    kind, config, settings = {
         "TopK": (sae_lens.TopKTrainingSAE, sae_lens.TopKTrainingSAEConfig, {"k": l0}),
         "BatchTopK": (sae_lens.BatchTopKTrainingSAE, sae_lens.BatchTopKTrainingSAEConfig, {"k": l0}),
         "JumpReLU": (sae_lens.JumpReLUTrainingSAE, sae_lens.JumpReLUTrainingSAEConfig, {}),
         "L1": (sae_lens.StandardTrainingSAE, sae_lens.StandardTrainingSAEConfig, {}),
-    }
-    for name, (kind, config, settings) in kinds.items():
-        sae = kind(config(**size, **settings))
-        optimiser = torch.optim.Adam(sae.parameters(), lr=RATE)
-        if name in ("JumpReLU", "L1"):
-            _set_l0(sae, x, l0)
-        given = TrainStepInput(
-            sae_in=x, coefficients={"l0": 1e-6, "l1": 1e-6}, dead_neuron_mask=None, n_training_steps=1,
-            is_logging_step=False,
-        )  # fmt: skip
+    }[name]
+    sae = kind(config(d_in=x.shape[1], d_sae=width, device=str(x.device), **settings))
+    optimiser = torch.optim.Adam(sae.parameters(), lr=RATE)
+    if name in ("JumpReLU", "L1"):
+        _set_l0(sae, x, l0)
+    given = TrainStepInput(
+        sae_in=x, coefficients={"l0": 1e-6, "l1": 1e-6}, dead_neuron_mask=None, n_training_steps=1,
+        is_logging_step=False,
+    )  # fmt: skip
 
-        def step(sae=sae, optimiser=optimiser, given=given) -> None:  # type: ignore[no-untyped-def]
-            optimiser.zero_grad()
-            sae.training_forward_pass(given).loss.backward()
-            torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-            optimiser.step()
+    def step() -> None:
+        optimiser.zero_grad()
+        sae.training_forward_pass(given).loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimiser.step()
 
-        yield f"SAELens {name}", step
+    return step
 
 
 @torch.no_grad()
@@ -68,7 +74,7 @@ def _set_l0(sae: torch.nn.Module, x: Tensor, l0: int) -> None:
     sae.b_enc.fill_(-cut.item())
 
 
-def _sparsify(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def _sparsify(x: Tensor, width: int, l0: int) -> Step:
     from sparsify import SparseCoder, SparseCoderConfig
 
     sae = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=width, k=l0), device=x.device)
@@ -81,16 +87,16 @@ def _sparsify(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[]
         optimiser.step()
         sae.set_decoder_norm_to_unit_norm()
 
-    yield "sparsify TopK", step
+    return step
 
 
-def _dictionary_learning(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[], object]]]:
+def _dictionary_learning(name: str, x: Tensor, width: int, l0: int) -> Step:
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    for name, kind in {"TopK": TopKTrainer, "BatchTopK": BatchTopKTrainer}.items():
-        trainer = kind(
-            steps=10**6, activation_dim=x.shape[1], dict_size=width, k=l0, layer=0, lm_name="", lr=RATE,
-            device=str(x.device),
-        )  # fmt: skip
-        yield f"dictionary_learning {name}", lambda trainer=trainer: trainer.update(1, x)
+    kind = {"TopK": TopKTrainer, "BatchTopK": BatchTopKTrainer}[name]
+    trainer = kind(
+        steps=10**6, activation_dim=x.shape[1], dict_size=width, k=l0, layer=0, lm_name="", lr=RATE,
+        device=str(x.device),
+    )  # fmt: skip
+    return partial(trainer.update, 1, x)

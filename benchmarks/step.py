@@ -18,7 +18,8 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(x: Tensor, width: int, l0: int, rounds: int, only: str = "") -> list[dict[str, Any]]:
     """Median milliseconds of each contestant, as a multiple of the product, and peak memory in MiB."""
-    steps = {name: step for name, step in contestants(x, width, l0) if only.lower() in name.lower()}
+    built = contestants(x, width, l0).items()
+    steps = {name: build() for name, build in built if only.lower() in name.lower()}
     weight, out = torch.randn(width, x.shape[1], device=x.device), x.new_empty(len(x), width)
     steps = {"encoder product": lambda: torch.mm(x, weight.T, out=out)} | steps
     if torch.is_autocast_enabled(x.device.type):
@@ -107,8 +109,8 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def contestants(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Name and step of ours, sparse and dense, then of the peers."""
+def contestants(x: Tensor, width: int, l0: int) -> dict[str, Callable[[], Callable[[], object]]]:
+    """What builds the step of each contestant, by name: ours, sparse and dense, then the peers'."""
     ours = {
         "GBA": sae_lib.GroupBiasAdaptation(),
         "L1": sae_lib.L1(0.0),
@@ -116,10 +118,11 @@ def contestants(x: Tensor, width: int, l0: int) -> Iterator[tuple[str, Callable[
         "BatchTopK": BatchTopK(k=l0),
         "JumpReLU": JumpReLU(0.0),
     }
-    for name, method in ours.items():
-        yield f"sae_lib {name}", ours_step(method, x, width, l0, dense=False)
-    yield "sae_lib GBA, dense", ours_step(ours["GBA"], x, width, l0, dense=True)
-    yield from peers.available(x, width, l0)
+    found: dict[str, Callable[[], Callable[[], object]]] = {
+        f"sae_lib {name}": partial(ours_step, method, x, width, l0) for name, method in ours.items()
+    }
+    found["sae_lib GBA, dense"] = partial(ours_step, ours["GBA"], x, width, l0, dense=True)
+    return found | peers.available(x, width, l0)
 
 
 def ours_step(method: sae_lib.Method, x: Tensor, width: int, l0: int, *, dense: bool) -> Callable[[], object]:

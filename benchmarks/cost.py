@@ -1,0 +1,61 @@
+"""What a GBA step costs against each of its sizes, sparse and dense.
+
+    python -m benchmarks.cost                                       # about three minutes on two cores
+    python -m benchmarks.cost --record book/results/14_cost.json
+
+One size at a time is moved away from d 576, width 9,216, batch 1,024, L0 32; rules and contestants are those
+of ``benchmarks.step``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+
+from benchmarks import step
+from sae_lib import records
+
+BASE = {"d": 576, "width": 9216, "batch": 1024, "l0": 32}
+VALUES = {
+    "d": (128, 256, 576, 1152),
+    "width": (576, 2304, 9216, 36_864),
+    "batch": (64, 256, 1024, 4096),
+    "l0": (4, 16, 32, 128, 512, 2048),
+}
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Run the benchmark; returns its rows."""
+    options = parser().parse_args(arguments)
+    started = time.perf_counter()
+    shapes = [BASE | {size: value} for size, values in VALUES.items() for value in values]
+    rows = []
+    for shape in {tuple(s.items()): s for s in shapes}.values():
+        x = normalize(torch.randn(shape["batch"], shape["d"]), dim=1)
+        found = step.measure(x, shape["width"], shape["l0"], options.rounds, only="GBA")
+        rows += [shape | row for row in found]
+        print(shape, {row["name"]: round(row["x_gemm"], 2) for row in found})
+    if options.record:
+        records.write(options.record, rows, seconds=time.perf_counter() - started)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__.split("\n")[0])
+    found.add_argument("--rounds", type=int, default=5, help="default 5")
+    found.add_argument("--json", action="store_true", help="rows as JSON")
+    found.add_argument("--record", type=Path, help="write a record here")
+    return found
+
+
+if __name__ == "__main__":
+    main()
