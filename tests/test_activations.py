@@ -3,12 +3,8 @@
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -317,49 +313,6 @@ def test_a_crash_around_any_renaming_costs_only_time(lm, corpus, whole, tmp_path
         assert not list(folder.glob(".*.tmp"))
     # renamed are the empty manifest, six shards with a manifest each, the finished manifest
     assert moment == 2 * (1 + 2 * 6 + 1)
-
-
-KILLED = """
-import sys
-import torch
-from lm_fixtures import language_model, text_corpus
-from sae_lib.activations import harvest
-torch.set_num_threads(1)
-model, corpus = language_model(), text_corpus(60)
-print("ready", flush=True)
-harvest(model, corpus, "resid_post.1", sys.argv[1], n_tokens=6_000, block_size=16,
-        batch_blocks=3, shard_rows=90, skip_first=1)
-"""
-
-
-def test_kill_at_a_random_moment_then_resume_gives_the_same_bytes(lm, tmp_path):
-    def run(folder):
-        options = {**SMALL, "n_tokens": 6_000, "shard_rows": 90}
-        return harvest(lm, text_corpus(60), SITE, folder, **options)
-
-    unbroken = run(tmp_path / "unbroken")
-    total = len(unbroken.manifest.shards)
-    moments = random.Random(0)
-    interrupted = 0
-    for trial in range(2):
-        folder = tmp_path / f"killed-{trial}"
-        child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, cwd=Path(__file__).parent
-        )
-        assert child.stdout.readline() == b"ready\n"
-        # a random shard and a random moment within it: how fast the machine is does not matter
-        reached = moments.randrange(1, total // 2)
-        while len(list(folder.glob("shard-*"))) < reached:
-            assert child.poll() is None
-        time.sleep(moments.uniform(0, 0.02))
-        child.kill()
-        child.wait()
-        child.stdout.close()
-        shards = len(list(folder.glob("shard-*")))
-        interrupted += 0 < shards < total
-        run(folder)
-        assert contents(folder) == contents(unbroken.folder)
-    assert interrupted
 
 
 def test_ctrl_c_says_how_to_go_on(corpus, whole, tmp_path, request):

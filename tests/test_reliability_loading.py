@@ -1,0 +1,315 @@
+"""What is loaded: never unpickled, never believed before it is checked."""
+
+import ast
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lm_fixtures import D_MODEL, language_model, text_corpus, tokenizer
+
+import sae_lib
+from sae_lib import GroupBiasAdaptation, SparseAutoencoder, language_models, records, sweeps
+from sae_lib.activations import ActivationStore, harvest
+from sae_lib.checkpoint import CheckpointError
+from sae_lib.files import JSON_BYTES
+from sae_lib.manifest import Manifest, write_shard
+from sae_lib.storage import StorageError
+
+RUN = {"width": 16, "steps": 20, "batch_size": 32, "log_every": 5}
+METHOD = GroupBiasAdaptation(groups=2)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return sae_lib.synthetic.preset("uniform", n_features=24, d_in=12, n_rows=500)
+
+
+# ---- nothing is unpickled
+
+
+def a_run(a):
+    return {"b": a}
+
+
+def test_no_loader_unpickles(data, tmp_path, monkeypatch):
+    lm, model_folder = language_model(), tmp_path / "model"
+    lm.model.save_pretrained(model_folder)
+    tokenizer().save_pretrained(model_folder)
+    sae_lib.train(data, METHOD, folder=tmp_path / "run", **RUN)
+    harvest(lm, text_corpus(), "resid_post.1", tmp_path / "store", n_tokens=100, block_size=16)
+    records.write(tmp_path / "record.json", [{"a": 1}], seconds=1)
+    sweeps.sweep(a_run, [{"a": 1}], folder=tmp_path / "sweep", workers=1)
+
+    def refuse(*_, **__):
+        raise AssertionError("something is unpickled")
+
+    for module, names in {pickle: ("load", "loads", "Unpickler"), torch: ("load",)}.items():
+        for name in names:
+            monkeypatch.setattr(module, name, refuse)
+    sae_lib.load(tmp_path / "run")
+    sae_lib.train(data, METHOD, folder=tmp_path / "run", resume=True, **RUN)
+    ActivationStore.open(tmp_path / "store").rows([0])
+    records.read(tmp_path / "record.json")
+    sweeps.sweep(a_run, [{"a": 1}], folder=tmp_path / "sweep", workers=1)
+    assert language_models.load(model_folder).d_model == D_MODEL
+    for evil in ("sae_weights.safetensors", "checkpoint.safetensors"):
+        (tmp_path / "run" / evil).write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(StorageError, match="damaged"):
+        sae_lib.load(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="damaged"):
+        sae_lib.train(data, METHOD, folder=tmp_path / "run", resume=True, **RUN)
+
+
+UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
+
+
+def unsafe_calls(source):
+    """What in a source text could run code from a file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] in UNSAFE_MODULES)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in UNSAFE_MODULES:
+            yield node.module
+        elif isinstance(node, ast.Call):
+            call = ast.unparse(node.func)
+            options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if (
+                (call == "torch.load" and options.get("weights_only") != "True")
+                or call in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "joblib.load", "eval", "exec")
+                or options.get("allow_pickle", "False") != "False"
+                or options.get("trust_remote_code", "False") != "False"
+            ):
+                yield call
+
+
+def test_no_source_can_run_code_from_a_file():
+    root = Path(sae_lib.__file__).parents[1]
+    assert list(unsafe_calls("import pickle\ntorch.load(x)\nyaml.load(x)\nnp.load(x, allow_pickle=True)"))
+    found = {
+        str(path.relative_to(root)): unsafe
+        for part in ("sae_lib", "tools", "benchmarks")
+        for path in (root / part).rglob("*.py")
+        if (unsafe := list(unsafe_calls(path.read_text("utf8"))))
+    }
+    assert not found
+
+
+# ---- sizes before memory
+
+
+def put_header(path, header, body=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def sparse(path, header, size):
+    """A file that has as many bytes as its header claims, without taking them on the disk."""
+    put_header(path, header)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + size)
+
+
+def test_sizes_are_checked_before_memory_is_taken(tmp_path):
+    SparseAutoencoder(4, 8).save(tmp_path)
+    config, weights = tmp_path / "cfg.json", tmp_path / "sae_weights.safetensors"
+    good, trillion = config.read_text(), 10**12
+    # the header and the configuration claim 10^12 numbers, the file does not have them
+    config.write_text(json.dumps(json.loads(good) | {"d_in": 10**6, "d_sae": 10**6}))
+    with pytest.raises(StorageError, match=r"W_enc is torch.float32 \(4, 8\); cfg.json says"):
+        sae_lib.load(tmp_path)
+    claim = {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 4 * trillion]}
+    put_header(weights, {"W_enc": claim})
+    with pytest.raises(StorageError, match="damaged"):
+        sae_lib.load(tmp_path)
+    # the file has them, as a hole
+    config.write_text(good)
+    sparse(weights, {"W_enc": claim | {"dtype": "U8", "data_offsets": [0, trillion]}}, trillion)
+    with pytest.raises(StorageError, match="W_enc is torch.uint8"):
+        sae_lib.load(tmp_path)
+    config.write_bytes(b" " * (JSON_BYTES + 1))
+    with pytest.raises(StorageError, match=f"has {JSON_BYTES + 1} bytes; expected at most"):
+        sae_lib.load(tmp_path)
+
+
+def test_a_manifest_cannot_claim_more_rows_than_the_file_holds(store):
+    folder, _ = store
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    values["settings"] |= {"block_size": 10**12}
+    values["shards"][0] |= {"rows": 10**12}
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"shards\[0\].bytes is \d+, but its rows alone take"):
+        ActivationStore.open(folder)
+    values["shards"][0] |= {"rows": 0}
+    values |= {"d_in": 10**12}
+    values["settings"] |= {"block_size": 16}
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="finished is True but there are no rows"):
+        ActivationStore.open(folder)
+
+
+# ---- fuzz
+
+ODD = [
+    None, True, 0, -1, 1, 2, 3.5, 10**12, -(10**12), 10**400, 1e308, float("nan"), float("inf"), "", "1", "topk",
+    "jumprelu", "unit", "bfloat16", [], [1], {}, {"kind": "scale"}, {"scale": 10**400}, {"kind": []},
+    {"kind": "scale", "scale": "x"}, "\ud800", "x" * 10_000,
+]  # fmt: skip
+for _ in range(300):
+    ODD[-1] = [ODD[-1]]
+FUZZ = settings(
+    deadline=None,
+    max_examples=80,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def places(value, path=()):
+    """Where something stands in a JSON value."""
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield (*path, key)
+            yield from places(value[key], (*path, key))
+
+
+@st.composite
+def changed_json(draw, good):
+    """A valid JSON text with one to three values changed, dropped or added."""
+    value = json.loads(good)
+    for _ in range(draw(st.integers(1, 3))):
+        if not (spots := list(places(value))):
+            break
+        *way, last = draw(st.sampled_from(spots))
+        part = value
+        for key in way:
+            part = part[key]
+        action = draw(st.sampled_from(["set", "set", "set", "drop", "add"]))
+        if action == "drop":
+            del part[last]
+        elif action == "add" and isinstance(part, dict):
+            part[draw(st.text(max_size=5))] = draw(st.sampled_from(ODD))
+        else:
+            part[last] = draw(st.sampled_from(ODD))
+    return json.dumps(value).encode()
+
+
+def changed_bytes(good):
+    """Random bytes, deep nesting, or the good ones cut, with some replaced."""
+    return st.one_of(
+        st.binary(max_size=60),
+        st.sampled_from([b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5_000, b"NaN", b"null", b"\xff\xfe"]),
+        st.integers(0, len(good)).map(lambda n: good[:n]),
+        st.tuples(st.integers(0, len(good) - 1), st.binary(min_size=1, max_size=4)).map(
+            lambda change: good[: change[0]] + change[1] + good[change[0] + len(change[1]) :]
+        ),
+    )
+
+
+@st.composite
+def changed_header(draw, good):
+    """A safetensors file whose header, or its length, is not what it was."""
+    length = struct.unpack("<Q", good[:8])[0]
+    header, body = good[8 : 8 + length], good[8 + length :]
+    if draw(st.booleans()):
+        header = draw(changed_json(header))
+    else:
+        header = draw(changed_bytes(header))
+    claimed = draw(st.sampled_from([len(header)] * 6 + [0, len(header) - 1, 10**9, 2**63, 2**64 - 1]))
+    return struct.pack("<Q", max(claimed, 0)) + header + body
+
+
+def only_documented(use, path, *errors):
+    """Call it; an error must be one of ``errors``, name the file and say something."""
+    try:
+        use()
+    except errors as error:
+        assert str(path.parent) in str(error), error
+        assert 30 < len(str(error)) < 5_000
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    sae = SparseAutoencoder(4, 8, tied=False, free_encoder=True, activation="topk", k=2)
+    sae.metadata = {"training": {"data": {"source": "test"}}}
+    sae.save(folder)
+    return folder, {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.fixture
+def store(tmp_path):
+    manifest = Manifest(
+        {"block_size": 16, "blocks_per_shard": 4, "dtype": "float16", "n_tokens": 60}, 3, finished=True,
+        normalisation={"kind": "scale", "scale": 2.0},
+    )  # fmt: skip
+    for i in range(2):
+        acts, blocks = torch.randn(60, 3).half(), torch.zeros(4, 16)
+        manifest.shards.append(write_shard(tmp_path, i, acts, blocks, torch.arange(60)))
+    manifest.write(tmp_path)
+    return tmp_path, {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def restored(fixture):
+    folder, good = fixture
+    for name, content in good.items():
+        (folder / name).write_bytes(content)
+    return folder, good
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+@FUZZ
+@given(choice=st.data())
+def test_fuzz_autoencoders(name, saved, choice):
+    folder, good = restored(saved)
+    kinds = [changed_json, changed_bytes] if name == "cfg.json" else [changed_header, changed_bytes]
+    (folder / name).write_bytes(choice.draw(choice.draw(st.sampled_from(kinds))(good[name])))
+    only_documented(lambda: sae_lib.load(folder), folder / name, StorageError)
+
+
+def read_all(folder, verify):
+    store = ActivationStore.open(folder, verify=verify)
+    store.rows(range(store.n_rows))
+    store.context(0)
+    next(store.batches(1, seed=0))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00001.safetensors"])
+@FUZZ
+@given(choice=st.data())
+def test_fuzz_stores(name, store, choice):
+    folder, good = restored(store)
+    if name == "manifest.json":
+        content = choice.draw(choice.draw(st.sampled_from([changed_json, changed_bytes]))(good[name]))
+        verify = choice.draw(st.booleans())
+    else:
+        # a manifest that agrees on the size, hashes unread: the header alone has to tell
+        content, verify = choice.draw(changed_header(good[name])), False
+        manifest = json.loads(good["manifest.json"])
+        manifest["shards"][1]["bytes"] = len(content)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / name).write_bytes(content)
+    only_documented(lambda: read_all(folder, verify), folder / name, ValueError, FileNotFoundError)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    sae_lib.train(data, METHOD, folder=folder, **RUN)
+    return folder, {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@FUZZ
+@given(choice=st.data())
+def test_fuzz_checkpoints(trained, data, choice):
+    folder, good = restored(trained)
+    name = "checkpoint.safetensors"
+    (folder / name).write_bytes(choice.draw(changed_header(good[name])))
+    only_documented(
+        lambda: sae_lib.train(data, METHOD, folder=folder, resume=True, **RUN), folder / name, CheckpointError
+    )
