@@ -101,5 +101,6 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except SafetensorError as error:
+    # RuntimeError: more bytes than can be mapped
+    except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from None
