@@ -104,8 +104,7 @@ class Manifest:
             manifest = _built(cls, "manifest", values)
             manifest.shards = [_built(Shard, f"shards[{i}]", s) for i, s in enumerate(manifest.shards)]
             manifest._check()
-        # an OverflowError comes from a whole number too large for a float
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}; {remedy}") from None
         return manifest
 
@@ -124,7 +123,13 @@ class Manifest:
         if self.shards and self.normalisation is None:
             raise ValueError("normalisation is missing")
         if self.normalisation is not None:
-            Normalisation(**self.normalisation)
+            try:
+                Normalisation(**self.normalisation)
+            # TypeError, OverflowError: entries or numbers that no normalisation has
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ValueError(
+                    f"normalisation is {short(self.normalisation)}, expected a kind and a scale ({error})"
+                ) from None
         if self.finished and not any(shard.rows > 0 for shard in self.shards):
             raise ValueError("finished is True but there are no rows")
         for i, shard in enumerate(self.shards):

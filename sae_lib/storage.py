@@ -130,19 +130,26 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
         activation = "threshold"
     tied, free = metadata.pop("tied", False), metadata.pop("free_encoder", activation != "jumprelu")
     kind = "unit" if config["normalize_activations"] == "constant_norm_rescale" else "none"
+    scaling = metadata.pop("normalisation", {"kind": kind})
     try:
-        normalisation = Normalisation(**metadata.pop("normalisation", {"kind": kind}))
-        if (normalisation.kind == "unit") != (kind == "unit"):
-            raise ValueError(
-                f"normalize_activations is {config['normalize_activations']!r}, but the normalisation in "
-                f"metadata.sae_lib is {normalisation.kind!r}"
-            )
+        normalisation = Normalisation(**scaling)
+    # TypeError, OverflowError: entries or numbers that no normalisation has
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StorageError(
+            f"{folder / CONFIG}: metadata.sae_lib.normalisation is {short(scaling)}; "
+            f"expected a kind and a scale ({error})"
+        ) from error
+    if (normalisation.kind == "unit") != (kind == "unit"):
+        raise StorageError(
+            f"{folder / CONFIG}: normalize_activations is {config['normalize_activations']!r}, but the "
+            f"normalisation in metadata.sae_lib is {normalisation.kind!r}; they must agree"
+        )
+    try:
         sae = SparseAutoencoder(
             d_in, width, tied=tied, free_encoder=free, activation=activation,
             k=config["k"] if activation == "topk" else None, normalisation=normalisation,
         )  # fmt: skip
-    # TypeError, OverflowError: entries or numbers that no normalisation has
-    except (TypeError, ValueError, OverflowError) as error:
+    except ValueError as error:
         raise StorageError(f"{folder / CONFIG}: {error}") from error
     s = _input_scale(normalisation, d_in)
     magnitude = torch.ones(width) if free else tensors["W_enc"].norm(dim=0).clamp(min=TINY)

@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import math
 import pickle
 import struct
 from pathlib import Path
@@ -215,12 +216,32 @@ def changed_bytes(good):
 
 
 @st.composite
+def changed_entry(draw, good):
+    """A header that still covers its file: another type or shape of the same size, another name, no texts."""
+    header = json.loads(good)
+    name = draw(st.sampled_from(sorted(header)))
+    action = draw(st.sampled_from(["type", "shape", "name", "drop"]))
+    if name == "__metadata__":
+        header.pop(name) if action == "drop" else header[name].popitem()
+    elif action == "type":
+        same = {"F32": "I32", "I32": "F32", "F16": "BF16", "I64": "C64", "F64": "I64", "BOOL": "F8_E5M2"}
+        header[name]["dtype"] = draw(st.sampled_from([same[header[name]["dtype"]], "F4", "U8"]))
+    elif action == "shape":
+        shape = header[name]["shape"]
+        others = [shape[::-1], [1, *shape], [math.prod(shape)], [*shape, 0], [0, 2**60]]
+        header[name]["shape"] = draw(st.sampled_from(others))
+    elif action == "name":
+        header[draw(st.text(max_size=8))] = header.pop(name)
+    return json.dumps(header).encode()
+
+
+@st.composite
 def changed_header(draw, good):
     """A safetensors file whose header, or its length, is not what it was."""
     length = struct.unpack("<Q", good[:8])[0]
     header, body = good[8 : 8 + length], good[8 + length :]
-    header = draw(draw(st.sampled_from([changed_json, changed_bytes]))(header))
-    claimed = draw(st.sampled_from([len(header)] * 6 + [0, len(header) - 1, 10**9, 2**63, 2**64 - 1]))
+    header = draw(draw(st.sampled_from([changed_entry, changed_entry, changed_json, changed_bytes]))(header))
+    claimed = draw(st.sampled_from([len(header)] * 20 + [0, len(header) - 1, 10**9, 2**63, 2**64 - 1]))
     return struct.pack("<Q", max(claimed, 0)) + header + body
 
 
