@@ -17,10 +17,11 @@ from sae_lib.kernels.support import SparseCodes, Support
 
 __all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported"]
 
-# below this many multiplications in the encoder product the dense step is faster at any density
-SMALLEST = 2**29
-# share of nonzero codes up to which the sparse step is faster (benchmarks, chapter 14)
-DENSEST = 0.02
+# multiplications in the encoder product (batch × d × width) from which on the sparse pass is considered: below,
+# there is little to win, and small experiments stay free of compiled code
+SMALLEST = 2**26
+# share of nonzero codes up to which the sparse step is faster; they meet at about 0.1 (chapter 14)
+DENSEST = 0.08
 
 
 def backend(device: torch.device) -> ModuleType:
