@@ -1,0 +1,179 @@
+"""The operations of the sparse step on a GPU, by Triton kernels; see ``reference`` for what they do.
+
+All sums are taken in float32; float64 is left to the reference. Results repeat to the bit on one machine.
+Block sizes are estimates: no GPU was at hand to tune them.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from sae_lib.kernels import reference
+from sae_lib.kernels.support import Support
+from sae_lib.kernels.triton_entries import accumulate_latent, decode_row, dot_entries
+from sae_lib.kernels.triton_scan import scan_tile
+
+# room for entries: this share of all codes at first, then that of the last scan times this factor
+FIRST_ROOM, HEADROOM = 0.02, 1.5
+# bytes of shared memory that the larger tiles of the scan need
+LARGE = 160_000
+
+# number of entries of the last scan as a share of B·M, by device; a wrong guess costs time, never an entry
+_shares: dict[torch.device, float] = {}
+
+
+def _plain(*tensors: Tensor) -> bool:
+    return any(tensor.dtype == torch.float64 for tensor in tensors)
+
+
+def _small(numbers: int) -> torch.dtype:
+    """The integers that sort fastest among those that can count so far."""
+    return torch.int32 if numbers < 2**31 else torch.int64
+
+
+def _ends(sorted_places: Tensor, size: int) -> Tensor:
+    """Where the runs of sorted places end, after a leading 0: (size + 1,) int64."""
+    places = torch.arange(-1, size, dtype=sorted_places.dtype, device=sorted_places.device)
+    return torch.searchsorted(sorted_places, places, right=True)
+
+
+def _support(keys: Tensor, shape: tuple[int, int]) -> Support:
+    """From sorted keys latent · B + row."""
+    n_rows, width = shape
+    latents = torch.div(keys, n_rows, rounding_mode="floor")
+    rows = keys - latents * n_rows
+    by_row = rows.to(_small(n_rows)).sort(stable=True)
+    latent_ends, row_ends = _ends(latents, width), _ends(by_row.values, n_rows)
+    return Support(rows.long(), latents.long(), latent_ends, by_row.indices, row_ends)
+
+
+def index(rows: Tensor, latents: Tensor, shape: tuple[int, int]) -> tuple[Support, Tensor]:
+    """See :func:`sae_lib.kernels.reference.index`."""
+    keys, order = (latents * shape[0] + rows).to(_small(shape[0] * shape[1])).sort()
+    return _support(keys, shape), order
+
+
+def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, str]:
+    """Both factors as they are multiplied, and the precision that float32 asks for."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        x, weight = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (x, weight))
+    precision = "tf32" if kind == "cuda" and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return x.detach().contiguous(), weight.detach().contiguous(), precision
+
+
+def _tiles(x: Tensor) -> dict[str, int]:
+    """Sizes of the tiles of the scan; small ones in the interpreter, which is slow."""
+    if x.device.type == "cpu":
+        return {"ROWS": 16, "LATENTS": 32, "DEPTH": 16, "GROUP": 2}
+    if x.element_size() == 4:
+        return {"ROWS": 128, "LATENTS": 128, "DEPTH": 32, "GROUP": 16, "num_warps": 8, "num_stages": 3}
+    device = torch.cuda.get_device_properties(x.device)
+    if device.shared_memory_per_block_optin < LARGE:
+        return {"ROWS": 128, "LATENTS": 128, "DEPTH": 64, "GROUP": 16, "num_warps": 8, "num_stages": 2}
+    return {"ROWS": 128, "LATENTS": 256, "DEPTH": 64, "GROUP": 16, "num_warps": 8, "num_stages": 3}
+
+
+def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tensor]:
+    """See :func:`sae_lib.kernels.reference.scan`; the pre-activations are never stored.
+
+    Under autocast the factors are rounded to its type, otherwise float32 is multiplied as PyTorch is set to:
+    exactly, or as TF32 where that is allowed.
+    """
+    if _plain(x, weight, bar):
+        return reference.scan(x, weight, bar)
+    dtype, codes = x.dtype, len(x) * len(weight)
+    x, weight, precision = _operands(x, weight)
+    bar = bar.detach().to(torch.float32).contiguous()
+    room = _shares.get(x.device)
+    capacity = int(FIRST_ROOM * codes if room is None else HEADROOM * room * codes) + 1
+    while True:
+        tops, keys, values, total = _scan(x, weight, bar, precision, min(capacity, codes))
+        found = int(total)
+        if found <= len(keys):
+            break
+        capacity = found
+    _shares[x.device] = found / codes
+    keys, order = keys[:found].sort()
+    return tops.amax(dim=0).to(dtype), _support(keys, (len(x), len(weight))), values[order].to(dtype)
+
+
+def _scan(
+    x: Tensor, weight: Tensor, bar: Tensor, precision: str, capacity: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Peaks by tile of rows, keys and values of the entries in any order, and how many there are.
+
+    If there are more than the capacity, keys and values are of no use.
+    """
+    (n_rows, d), width, device = x.shape, len(weight), x.device
+    tiles = _tiles(x)
+    down, across = triton.cdiv(n_rows, tiles["ROWS"]), triton.cdiv(width, tiles["LATENTS"])
+    tops = torch.empty(down, width, device=device)
+    cursors = torch.zeros(down * across, dtype=torch.int32, device=device)
+    total = torch.zeros((), dtype=torch.int64, device=device)
+    keys = torch.empty(capacity, dtype=_small(n_rows * width), device=device)
+    values = torch.empty(capacity, device=device)
+    whole = d % tiles["DEPTH"] == 0
+    with torch.cuda.device_of(x):
+        scan_tile[(down * across,)](
+            x, weight, bar, tops, cursors, total, keys, values, n_rows, width, d, capacity,
+            WHOLE=whole, PRECISION=precision, **tiles,
+        )  # fmt: skip
+    return tops, keys, values, total
+
+
+def _columns(d: int, most: int) -> int:
+    """Columns that a program works on."""
+    return min(most, max(16, triton.next_power_of_2(d)))
+
+
+def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:
+    """See :func:`sae_lib.kernels.reference.decode`."""
+    if _plain(values, directions):
+        return reference.decode(values, support, directions)
+    values, directions = values.detach().contiguous(), directions.detach().contiguous()
+    n_rows, d = support.shape[0], directions.shape[1]
+    out = directions.new_empty(n_rows, d)
+    columns = _columns(d, 256)
+    with torch.cuda.device_of(out):
+        decode_row[(n_rows, triton.cdiv(d, columns))](
+            values, support.latents, support.row_order, support.row_ends, directions, out, d,
+            ENTRIES=16, COLUMNS=columns, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def dots(errors: Tensor, support: Support, directions: Tensor) -> Tensor:
+    """See :func:`sae_lib.kernels.reference.dots`."""
+    if _plain(errors, directions):
+        return reference.dots(errors, support, directions)
+    errors, directions = errors.detach().contiguous(), directions.detach().contiguous()
+    d, entries = directions.shape[1], 16
+    out = directions.new_empty(len(support))
+    if len(support):
+        with torch.cuda.device_of(out):
+            dot_entries[(triton.cdiv(len(support), entries),)](
+                errors, support.rows, support.latents, directions, out, len(support), d,
+                ENTRIES=entries, COLUMNS=_columns(d, 128), num_warps=4,
+            )  # fmt: skip
+    return out
+
+
+def accumulate(values: Tensor, support: Support, vectors: Tensor, out: Tensor) -> None:
+    """See :func:`sae_lib.kernels.reference.accumulate`."""
+    if _plain(values, vectors, out):
+        reference.accumulate(values, support, vectors, out)
+        return
+    values, vectors = values.detach().contiguous(), vectors.detach().contiguous()
+    total = out.contiguous()
+    d = vectors.shape[1]
+    columns = _columns(d, 256)
+    with torch.cuda.device_of(out):
+        accumulate_latent[(len(total), triton.cdiv(d, columns))](
+            values, support.rows, support.latent_ends, vectors, total, d,
+            ENTRIES=8, COLUMNS=columns, num_warps=4,
+        )  # fmt: skip
+    if total is not out:
+        out.copy_(total)
