@@ -13,18 +13,18 @@ from torch import Tensor
 from sae_lib.kernels import reference
 from sae_lib.kernels.support import Support
 from sae_lib.kernels.triton_entries import accumulate_latent, decode_row, dot_entries
-from sae_lib.kernels.triton_scan import scan_tile
+from sae_lib.kernels.triton_scan import LANES, collect_groups, scan_tile
 
-# room for entries: this share of all codes at first, then that of the last scan times this factor
+# room for groups with an entry: this share of all groups at first, then that of the last scan times this factor
 FIRST_ROOM, HEADROOM = 0.02, 1.5
 # bytes of shared memory that the larger tiles of the scan need
 LARGE = 160_000
 
-# number of entries of the last scan as a share of B·M, by device; a wrong guess costs time, never an entry
+# share of the groups that had an entry in the last scan, by device; a wrong guess costs time, never an entry
 _shares: dict[torch.device, float] = {}
 
 
-def _plain(*tensors: Tensor) -> bool:
+def _double(*tensors: Tensor) -> bool:
     return any(tensor.dtype == torch.float64 for tensor in tensors)
 
 
@@ -82,46 +82,62 @@ def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tenso
     Under autocast the factors are rounded to its type, otherwise float32 is multiplied as PyTorch is set to:
     exactly, or as TF32 where that is allowed.
     """
-    if _plain(x, weight, bar):
+    if _double(x, weight, bar):
         return reference.scan(x, weight, bar)
-    dtype, codes = x.dtype, len(x) * len(weight)
+    dtype, n_rows, width = x.dtype, len(x), len(weight)
     x, weight, precision = _operands(x, weight)
     bar = bar.detach().to(torch.float32).contiguous()
-    room = _shares.get(x.device)
-    capacity = int(FIRST_ROOM * codes if room is None else HEADROOM * room * codes) + 1
+    most = n_rows * triton.cdiv(width, LANES.value)
+    share = _shares.get(x.device)
+    room = int((FIRST_ROOM if share is None else HEADROOM * share) * most) + 1
     while True:
-        tops, keys, values, total = _scan(x, weight, bar, precision, min(capacity, codes))
-        found = int(total)
-        if found <= len(keys):
+        tops, groups, kept, totals = _scan(x, weight, bar, precision, min(room, most))
+        n_groups, n_entries = totals.tolist()
+        if n_groups <= len(groups):
             break
-        capacity = found
-    _shares[x.device] = found / codes
-    keys, order = keys[:found].sort()
-    return tops.amax(dim=0).to(dtype), _support(keys, (len(x), len(weight))), values[order].to(dtype)
+        room = n_groups
+    _shares[x.device] = n_groups / most
+    keys, values = _collect(groups[:n_groups], kept, bar, n_entries, n_rows)
+    keys, order = keys.sort()
+    return tops.amax(dim=0).to(dtype), _support(keys, (n_rows, width)), values[order].to(dtype)
 
 
 def _scan(
-    x: Tensor, weight: Tensor, bar: Tensor, precision: str, capacity: int
+    x: Tensor, weight: Tensor, bar: Tensor, precision: str, room: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Peaks by tile of rows, keys and values of the entries in any order, and how many there are.
+    """Peaks by tile of rows, keys and values of the groups with an entry, numbers of groups and entries.
 
-    If there are more than the capacity, keys and values are of no use.
+    If there are more groups than room for them, keys and values are of no use.
     """
     (n_rows, d), width, device = x.shape, len(weight), x.device
     tiles = _tiles(x)
     down, across = triton.cdiv(n_rows, tiles["ROWS"]), triton.cdiv(width, tiles["LATENTS"])
     tops = torch.empty(down, width, device=device)
-    cursors = torch.zeros(down * across, dtype=torch.int32, device=device)
-    total = torch.zeros((), dtype=torch.int64, device=device)
-    keys = torch.empty(capacity, dtype=_small(n_rows * width), device=device)
-    values = torch.empty(capacity, device=device)
+    totals = torch.zeros(2, dtype=torch.int64, device=device)
+    groups = torch.empty(room, dtype=_small(n_rows * (width + LANES.value)), device=device)
+    kept = torch.empty(room, LANES.value, device=device)
     whole = d % tiles["DEPTH"] == 0
     with torch.cuda.device_of(x):
         scan_tile[(down * across,)](
-            x, weight, bar, tops, cursors, total, keys, values, n_rows, width, d, capacity,
+            x, weight, bar, tops, totals, groups, kept, n_rows, width, d, room,
             WHOLE=whole, PRECISION=precision, **tiles,
         )  # fmt: skip
-    return tops, keys, values, total
+    return tops, groups, kept, totals
+
+
+def _collect(
+    groups: Tensor, kept: Tensor, bar: Tensor, n_entries: int, n_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of the entries (E,), in any order, from groups."""
+    keys = torch.empty(n_entries, dtype=groups.dtype, device=groups.device)
+    values = torch.empty(n_entries, device=groups.device)
+    if n_entries:
+        total = torch.zeros((), dtype=torch.int64, device=groups.device)
+        with torch.cuda.device_of(groups):
+            collect_groups[(triton.cdiv(len(groups), 128),)](
+                groups, kept, bar, total, keys, values, len(groups), n_rows, len(bar), BLOCK=128, num_warps=4
+            )
+    return keys, values
 
 
 def _columns(d: int, most: int) -> int:
@@ -131,7 +147,7 @@ def _columns(d: int, most: int) -> int:
 
 def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:
     """See :func:`sae_lib.kernels.reference.decode`."""
-    if _plain(values, directions):
+    if _double(values, directions):
         return reference.decode(values, support, directions)
     values, directions = values.detach().contiguous(), directions.detach().contiguous()
     n_rows, d = support.shape[0], directions.shape[1]
@@ -147,7 +163,7 @@ def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:
 
 def dots(errors: Tensor, support: Support, directions: Tensor) -> Tensor:
     """See :func:`sae_lib.kernels.reference.dots`."""
-    if _plain(errors, directions):
+    if _double(errors, directions):
         return reference.dots(errors, support, directions)
     errors, directions = errors.detach().contiguous(), directions.detach().contiguous()
     d, entries = directions.shape[1], 16
@@ -163,7 +179,7 @@ def dots(errors: Tensor, support: Support, directions: Tensor) -> Tensor:
 
 def accumulate(values: Tensor, support: Support, vectors: Tensor, out: Tensor) -> None:
     """See :func:`sae_lib.kernels.reference.accumulate`."""
-    if _plain(values, vectors, out):
+    if _double(values, vectors, out):
         reference.accumulate(values, support, vectors, out)
         return
     values, vectors = values.detach().contiguous(), vectors.detach().contiguous()
