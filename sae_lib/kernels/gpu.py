@@ -15,10 +15,12 @@ from sae_lib.kernels.support import Support
 from sae_lib.kernels.triton_entries import accumulate_latent, decode_row, dot_entries
 from sae_lib.kernels.triton_scan import LANES, collect_groups, scan_tile
 
-# room for groups with an entry: this share of all groups at first, then that of the last scan times this factor
+# room for groups with an entry: this share of all groups at first, then the last scan's times this factor
 FIRST_ROOM, HEADROOM = 0.02, 1.5
-# bytes of shared memory that the larger tiles of the scan need
-LARGE = 160_000
+# compute capabilities whose programs may use the shared memory that the larger tiles take, 144 KiB
+ROOMY = {(8, 0), (9, 0), (10, 0), (10, 3)}
+# entries and columns that a program works on at a time; groups of the scan that it looks through
+DECODE, DOTS, ACCUMULATE, BLOCK = (16, 256), (16, 128), (8, 256), 128
 
 # share of the groups that had an entry in the last scan, by device; a wrong guess costs time, never an entry
 _shares: dict[torch.device, float] = {}
@@ -64,16 +66,21 @@ def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, str]:
     return x.detach().contiguous(), weight.detach().contiguous(), precision
 
 
+def gpu_tiles(element_size: int, capability: tuple[int, int]) -> dict[str, int]:
+    """Tiles of the scan for numbers of so many bytes on a GPU of this compute capability."""
+    tiles = {"ROWS": 128, "LATENTS": 128, "DEPTH": 32, "GROUP": 16, "num_warps": 8, "num_stages": 3}
+    if element_size == 4:
+        return tiles
+    if capability not in ROOMY:
+        return tiles | {"DEPTH": 64, "num_stages": 2}
+    return tiles | {"DEPTH": 64, "LATENTS": 256}
+
+
 def _tiles(x: Tensor) -> dict[str, int]:
-    """Sizes of the tiles of the scan; small ones in the interpreter, which is slow."""
+    """Tiles of the scan for this factor; small ones in the interpreter, which is slow."""
     if x.device.type == "cpu":
         return {"ROWS": 16, "LATENTS": 32, "DEPTH": 16, "GROUP": 2}
-    if x.element_size() == 4:
-        return {"ROWS": 128, "LATENTS": 128, "DEPTH": 32, "GROUP": 16, "num_warps": 8, "num_stages": 3}
-    device = torch.cuda.get_device_properties(x.device)
-    if device.shared_memory_per_block_optin < LARGE:
-        return {"ROWS": 128, "LATENTS": 128, "DEPTH": 64, "GROUP": 16, "num_warps": 8, "num_stages": 2}
-    return {"ROWS": 128, "LATENTS": 256, "DEPTH": 64, "GROUP": 16, "num_warps": 8, "num_stages": 3}
+    return gpu_tiles(x.element_size(), torch.cuda.get_device_capability(x.device))
 
 
 def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tensor]:
@@ -125,24 +132,23 @@ def _scan(
     return tops, groups, kept, totals
 
 
-def _collect(
-    groups: Tensor, kept: Tensor, bar: Tensor, n_entries: int, n_rows: int
-) -> tuple[Tensor, Tensor]:
+def _collect(groups: Tensor, kept: Tensor, bar: Tensor, n_entries: int, n_rows: int) -> tuple[Tensor, Tensor]:
     """Keys and values of the entries (E,), in any order, from groups."""
     keys = torch.empty(n_entries, dtype=groups.dtype, device=groups.device)
     values = torch.empty(n_entries, device=groups.device)
     if n_entries:
         total = torch.zeros((), dtype=torch.int64, device=groups.device)
         with torch.cuda.device_of(groups):
-            collect_groups[(triton.cdiv(len(groups), 128),)](
-                groups, kept, bar, total, keys, values, len(groups), n_rows, len(bar), BLOCK=128, num_warps=4
+            collect_groups[(triton.cdiv(len(groups), BLOCK),)](
+                groups, kept, bar, total, keys, values, len(groups), n_rows, len(bar), BLOCK=BLOCK
             )
     return keys, values
 
 
-def _columns(d: int, most: int) -> int:
-    """Columns that a program works on."""
-    return min(most, max(16, triton.next_power_of_2(d)))
+def _block(d: int, most: tuple[int, int]) -> tuple[int, int]:
+    """Entries and columns that a program works on at a time, no more columns than there may be."""
+    entries, columns = most
+    return entries, min(columns, max(16, triton.next_power_of_2(d)))
 
 
 def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:
@@ -152,11 +158,11 @@ def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:
     values, directions = values.detach().contiguous(), directions.detach().contiguous()
     n_rows, d = support.shape[0], directions.shape[1]
     out = directions.new_empty(n_rows, d)
-    columns = _columns(d, 256)
+    entries, columns = _block(d, DECODE)
     with torch.cuda.device_of(out):
         decode_row[(n_rows, triton.cdiv(d, columns))](
             values, support.latents, support.row_order, support.row_ends, directions, out, d,
-            ENTRIES=16, COLUMNS=columns, num_warps=4,
+            ENTRIES=entries, COLUMNS=columns,
         )  # fmt: skip
     return out
 
@@ -166,13 +172,14 @@ def dots(errors: Tensor, support: Support, directions: Tensor) -> Tensor:
     if _double(errors, directions):
         return reference.dots(errors, support, directions)
     errors, directions = errors.detach().contiguous(), directions.detach().contiguous()
-    d, entries = directions.shape[1], 16
+    d = directions.shape[1]
+    entries, columns = _block(d, DOTS)
     out = directions.new_empty(len(support))
     if len(support):
         with torch.cuda.device_of(out):
             dot_entries[(triton.cdiv(len(support), entries),)](
                 errors, support.rows, support.latents, directions, out, len(support), d,
-                ENTRIES=entries, COLUMNS=_columns(d, 128), num_warps=4,
+                ENTRIES=entries, COLUMNS=columns,
             )  # fmt: skip
     return out
 
@@ -185,11 +192,11 @@ def accumulate(values: Tensor, support: Support, vectors: Tensor, out: Tensor) -
     values, vectors = values.detach().contiguous(), vectors.detach().contiguous()
     total = out.contiguous()
     d = vectors.shape[1]
-    columns = _columns(d, 256)
+    entries, columns = _block(d, ACCUMULATE)
     with torch.cuda.device_of(out):
         accumulate_latent[(len(total), triton.cdiv(d, columns))](
             values, support.rows, support.latent_ends, vectors, total, d,
-            ENTRIES=8, COLUMNS=columns, num_warps=4,
+            ENTRIES=entries, COLUMNS=columns,
         )  # fmt: skip
     if total is not out:
         out.copy_(total)

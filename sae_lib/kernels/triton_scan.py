@@ -1,8 +1,8 @@
 """Encoder product and gate in one kernel, for Triton: pre-activations live only inside a tile.
 
-Most of a tile is below the bar. Entries are picked in two steps: ``scan_tile`` keeps whole groups of 8 latents
-of a row, those with an entry among them, which takes an eighth of the bookkeeping next to the product;
-``collect_groups`` picks the entries from what was kept.
+Most of a tile is below the bar. Entries are picked in two steps: ``scan_tile`` keeps whole groups of 8
+latents of a row, those with an entry among them, which takes an eighth of the bookkeeping next to the
+product; ``collect_groups`` picks the entries from what was kept.
 """
 # mypy: disallow-untyped-defs=False, disable-error-code="untyped-decorator"
 
@@ -87,9 +87,7 @@ def scan_tile(
 
 
 @triton.jit
-def collect_groups(
-    groups, kept, bar, total, keys, values, n_groups, n_rows, width, BLOCK: tl.constexpr
-):
+def collect_groups(groups, kept, bar, total, keys, values, n_groups, n_rows, width, BLOCK: tl.constexpr):
     """Keys latent · B + row and values of the entries in some groups, in any order.
 
     groups: their keys. kept: their values (G, LANES). total: int64, 0; counts the entries.
