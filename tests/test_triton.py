@@ -25,9 +25,7 @@ def installed() -> tuple[int, ...]:
 
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed (Linux only)")
 # before, the interpreter breaks off where NumPy ≥ 2.4 turns no array of one number into a number
-needs_interpreter = pytest.mark.skipif(
-    installed() < (3, 7), reason="the interpreter of Triton < 3.7 or none at all"
-)
+needs_interpreter = pytest.mark.skipif(installed() < (3, 7), reason="no Triton, or one before 3.7")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 

@@ -15,6 +15,7 @@ TYPES = {
 }
 # bytes of shared memory that a program may use, by capability
 SHARED = {80: 166_912, 86: 101_376, 90: 232_448}
+SMALL = {"ROWS": 16, "LATENTS": 32, "DEPTH": 16}
 
 
 def compile_for(capability, kernel, constants, types=(), **options):
@@ -44,6 +45,9 @@ def main(capability):
         types = {"x": "*" + factors, "weight": "*" + factors, "keys": keys}
         constants = {**tiles, "WHOLE": whole, "PRECISION": precision}
         compile_for(capability, triton_scan.scan_tile, constants, types, **options)
+    # a size of 1 is a constant to Triton
+    sizes = dict.fromkeys(["n_rows", "width", "d", "capacity"], 1)
+    compile_for(capability, triton_scan.scan_tile, constants | sizes | SMALL, types)
     for keys in ("*i32", "*i64"):
         types = {"groups": keys, "keys": keys}
         compile_for(capability, triton_scan.collect_groups, {"BLOCK": gpu.BLOCK}, types)

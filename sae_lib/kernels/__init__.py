@@ -19,7 +19,7 @@ from sae_lib.kernels.support import SparseCodes, Support
 
 __all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported"]
 
-# Both by type of device. Those for "cpu" are measured (benchmarks, chapter 14). Those for "cuda" are ESTIMATES
+# Both by type of device. For "cpu" they are measured (benchmarks, chapter 14), for "cuda" they are ESTIMATES
 # that were never measured, made without a GPU at hand.
 # Below this many multiplications in the encoder product the dense step is faster at any density; on a GPU
 # the product must outlast the launch of some twenty small kernels and one wait for the number of entries.

@@ -16,7 +16,7 @@ from sae_lib.kernels.triton_entries import accumulate_latent, decode_row, dot_en
 from sae_lib.kernels.triton_scan import LANES, collect_groups, scan_tile
 
 # room for groups with an entry: this share of all groups at first, then the last scan's times this factor
-FIRST_ROOM, HEADROOM = 0.02, 1.5
+FIRST_ROOM, HEADROOM = 0.05, 1.5
 # compute capabilities whose programs may use the shared memory that the larger tiles take, 144 KiB
 ROOMY = {(8, 0), (9, 0), (10, 0), (10, 3)}
 # entries and columns that a program works on at a time; groups of the scan that it looks through
