@@ -20,9 +20,9 @@ from sae_lib.kernels.support import SparseCodes, Support
 __all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported"]
 
 # Both by type of device: "cpu" measured (chapter 14), "cuda" ESTIMATED, no GPU having been at hand.
-# Multiplications in the encoder product (batch × d × width) from which on the sparse pass is considered. Below,
-# small experiments stay free of compiled code; on a GPU the product must outlast the launch of some twenty
-# small kernels and one wait for the number of entries.
+# Multiplications in the encoder product (batch × d × width) from which on the sparse pass is considered.
+# Below, small experiments stay free of compiled code; on a GPU the product must outlast the launch of some
+# twenty small kernels and one wait for the number of entries.
 SMALLEST = {"cpu": 2**26, "cuda": 2**36}
 # Share of nonzero codes up to which the sparse step is faster; on a CPU the two meet at about 0.1.
 DENSEST = {"cpu": 0.08, "cuda": 0.005}
