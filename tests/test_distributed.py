@@ -14,7 +14,8 @@ from distributed_worker import FEW, METHODS, SHARED, begun, harvested, run, spar
 from safetensors.torch import load_file
 
 import sae_lib
-from sae_lib import distributed
+from sae_lib import Rows, distributed
+from sae_lib.activations import ActivationStore
 from sae_lib.distributed import Axis, World
 
 HERE = Path(__file__).parent
@@ -209,6 +210,19 @@ def test_one_process_goes_on_with_what_several_began(job, store):
         warnings.simplefilter("error")
         harvested(unfinished)
     assert contents(unfinished) == store
+
+
+def test_processes_read_their_own_rows_of_a_store_and_cut_other_batches(tmp_path):
+    harvested(tmp_path)
+    store = ActivationStore.open(tmp_path)
+    rows = Rows(store.rows(range(store.n_rows)))
+    for source in (store, rows):
+        whole = source.batches(50, seed=1, start=3)
+        parts = [
+            World(rank, 4, rows=Axis(50, rank, 4)).batches(source, 50, seed=1, start=3) for rank in range(4)
+        ]
+        for _ in range(3):
+            assert torch.equal(next(whole), torch.cat([next(part) for part in parts]))
 
 
 # ---- the pieces
