@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
@@ -210,3 +211,31 @@ class Baseline(Method):
         sae.bias.requires_grad_(True)
         if self.centre:
             sae.centre_(sample)
+
+
+@dataclass(frozen=True)
+class Penalised(Baseline):
+    """What the baselines with a penalty share: its coefficient.
+
+    coefficient: λ, at least 0.
+    """
+
+    coefficient: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
+            raise ValueError(f"coefficient is {self.coefficient}; expected a finite number, at least 0")
+
+
+class MomentumFree(Penalised):
+    """What JumpReLU and the gated autoencoder share: bias and threshold apart, Adam without momentum."""
+
+    def kind(self) -> dict[str, Any]:
+        """A gate with bias and threshold."""
+        return {"activation": "threshold"}
+
+    def optimiser(
+        self, parameters: list[nn.Parameter], lr: float, weight_decay: float
+    ) -> torch.optim.Optimizer:
+        """AdamW with β₁ = 0, β₂ = 0.999, as both were published."""
+        return torch.optim.AdamW(parameters, lr=lr, betas=(0.0, 0.999), weight_decay=weight_decay, fused=True)

@@ -5,20 +5,18 @@ One path decides whether a latent fires and is charged for it, the other says ho
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sae_lib.methods.base import Baseline, Run, Step
-from sae_lib.methods.jump_relu import momentum_free
+from sae_lib.methods.base import MomentumFree, Run, Step
 from sae_lib.sae import SparseAutoencoder
 
 
 @dataclass(frozen=True)
-class Gated(Baseline):
+class Gated(MomentumFree):
     """½‖f(x) − x‖² + coefficient · Σ_m relu(π_m) + ½‖f_gate(x) − x‖², averaged over the batch.
 
     With u = W_gate (x − b_pre): the gate is π = u + b_gate, the magnitude y = exp(r) u + b_mag, the code
@@ -35,16 +33,7 @@ class Gated(Baseline):
     one: W = exp(r) W_gate, b = b_mag, θ = max(0, b_mag − exp(r) b_gate).
     """
 
-    coefficient: float = 0.03
     name: ClassVar[str] = "gated"
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
-            raise ValueError(f"coefficient is {self.coefficient}; expected a finite number, at least 0")
-
-    def kind(self) -> dict[str, Any]:
-        """A gate with bias and threshold."""
-        return {"activation": "threshold"}
 
     def parallel(self) -> tuple[str, ...]:
         """Rows."""
@@ -57,12 +46,6 @@ class Gated(Baseline):
         run = GatedRun(self, sae).to(sae.weight.device)
         run.fold(sae)
         return run
-
-    def optimiser(
-        self, parameters: list[nn.Parameter], lr: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
-        """See :func:`~sae_lib.methods.jump_relu.momentum_free`."""
-        return momentum_free(parameters, lr, weight_decay)
 
 
 class GatedRun(Run):

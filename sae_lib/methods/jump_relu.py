@@ -16,13 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sae_lib.kernels import SparseCodes, Support
-from sae_lib.methods.base import Baseline, Run, Step
+from sae_lib.methods.base import MomentumFree, Run, Step
 from sae_lib.sae import SparseAutoencoder
-
-
-def momentum_free(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW with β₁ = 0, β₂ = 0.999, as the JumpReLU and the gated autoencoder were published."""
-    return torch.optim.AdamW(parameters, lr=lr, betas=(0.0, 0.999), weight_decay=weight_decay, fused=True)
 
 
 class _Jump(torch.autograd.Function):
@@ -58,7 +53,7 @@ def jump(y: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor
 
 
 @dataclass(frozen=True)
-class JumpReLU(Baseline):
+class JumpReLU(MomentumFree):
     """½‖f(x) − x‖² + coefficient · L0, averaged over the batch; thresholds trained straight through the jump.
 
     coefficient: λ, at least 0. The source has no ½, so its λ is twice ours.
@@ -79,17 +74,12 @@ class JumpReLU(Baseline):
     name: ClassVar[str] = "jumprelu"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
-            raise ValueError(f"coefficient is {self.coefficient}; expected a finite number, at least 0")
+        super().__post_init__()
         for name, value in {"bandwidth": self.bandwidth, "threshold": self.threshold}.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value}; expected a finite number above 0")
         if self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}; expected at least 0 steps")
-
-    def kind(self) -> dict[str, Any]:
-        """A gate with bias and threshold."""
-        return {"activation": "threshold"}
 
     def parallel(self) -> tuple[str, ...]:
         """Rows or latents."""
@@ -101,12 +91,6 @@ class JumpReLU(Baseline):
         run = JumpReLURun(self, sae.width).to(sae.weight.device)
         run.publish(sae)
         return run
-
-    def optimiser(
-        self, parameters: list[nn.Parameter], lr: float, weight_decay: float
-    ) -> torch.optim.Optimizer:
-        """See :func:`momentum_free`."""
-        return momentum_free(parameters, lr, weight_decay)
 
 
 class JumpReLURun(Run):

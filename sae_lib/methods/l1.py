@@ -6,31 +6,25 @@ biases, pre-bias on the input.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from sae_lib.kernels import SparseCodes
-from sae_lib.methods.base import Baseline, Run
+from sae_lib.methods.base import Penalised, Run
 from sae_lib.sae import SparseAutoencoder
 
 
 @dataclass(frozen=True)
-class L1(Baseline):
+class L1(Penalised):
     """½‖f(x) − x‖² + coefficient · Σ_m |z_m|, averaged over the batch.
 
     coefficient: λ of the paper, at least 0.
     centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
     """
 
-    coefficient: float = 0.03
     name: ClassVar[str] = "l1"
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
-            raise ValueError(f"coefficient is {self.coefficient}; expected a finite number, at least 0")
 
     def kind(self) -> dict[str, Any]:
         """A ReLU gate."""
