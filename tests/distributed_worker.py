@@ -118,7 +118,7 @@ def sparse(method: Any, parallel: str = "auto") -> dict[str, Any]:
     """The same through the sparse pass."""
     before = kernels.SMALLEST, kernels.DENSEST, kernels.backend
     # density falls below this on the way; the plain backend, as the other one would be compiled first
-    kernels.SMALLEST, kernels.DENSEST, kernels.backend = 1, 0.15, lambda device: reference
+    kernels.SMALLEST, kernels.DENSEST, kernels.backend = {"cpu": 1}, {"cpu": 0.15}, lambda device: reference
     try:
         return run(method, parallel, steps=HALF)
     finally:
