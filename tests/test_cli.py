@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
 
 def test_train_writes_an_autoencoder_log_and_checkpoint(trained):
     assert {p.name for p in trained.iterdir()} == {
-        "cfg.json", "sae_weights.safetensors", "checkpoint.safetensors", "metrics.jsonl",
+        "cfg.json", "sae_weights.safetensors", "checkpoint.safetensors", "metrics.jsonl", ".lock",
     }  # fmt: skip
     loaded = sae_lib.load(trained)
     assert (loaded.d_in, loaded.width, loaded.activation) == (42, 64, "jumprelu")
