@@ -75,8 +75,11 @@ def _set_l0(sae: torch.nn.Module, x: Tensor, l0: int) -> None:
 
 
 def _sparsify(x: Tensor, width: int, l0: int) -> Step:
-    from sparsify import SparseCoder, SparseCoderConfig
+    from sparsify import SparseCoder, SparseCoderConfig, sparse_coder, utils
 
+    if x.device.type == "cpu":
+        # where Triton is installed it takes its Triton decoder, which needs a GPU
+        sparse_coder.decoder_impl = utils.eager_decode
     sae = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=width, k=l0), device=x.device)
     optimiser = torch.optim.Adam(sae.parameters(), lr=RATE)
 

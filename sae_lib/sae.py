@@ -127,10 +127,10 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def unit_rows_(self) -> None:
         """Put the rows that must have unit norm back on the sphere (after an optimiser step)."""
-        if not self.free_encoder:
-            self.weight.copy_(normalize(self.weight, dim=1))
-        if self.decoder is not None:
-            self.decoder.copy_(normalize(self.decoder, dim=1))
+        held = [] if self.free_encoder else [self.weight]
+        for rows in held if self.decoder is None else [*held, self.decoder]:
+            # as torch.nn.functional.normalize, in place: without a second copy of the weights
+            rows.div_(rows.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
     @torch.no_grad()
     def centre_(self, sample: Tensor) -> None:
