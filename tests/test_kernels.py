@@ -1,5 +1,8 @@
 """The sparse step against plain PyTorch and autograd in float64."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -210,3 +213,15 @@ def test_small_steps_and_other_devices_stay_dense():
     assert kernels.supported(torch.zeros(1024, 576), 9216)
     assert not kernels.supported(torch.zeros(1024, 576, dtype=torch.bfloat16), 9216)
     assert not kernels.supported(torch.zeros(1024, 576, device="meta"), 9216)
+
+
+def test_the_number_of_threads_stays_as_it_was_set():
+    """Numba's first parallel loop would otherwise give PyTorch all cores."""
+    code = """
+import torch
+from sae_lib.kernels import cpu
+torch.set_num_threads(1)
+cpu.scan(torch.randn(8, 4), torch.randn(6, 4), torch.zeros(6))
+assert torch.get_num_threads() == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

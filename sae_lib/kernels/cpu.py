@@ -18,8 +18,11 @@ CHUNK = 1024
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     """As arrays, and with as many threads as PyTorch may use."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(threads)
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    # Numba's first call makes its own number of threads that of everyone who uses OpenMP
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
