@@ -125,7 +125,9 @@ def contestants(x: Tensor, width: int, l0: int) -> dict[str, Callable[[], Callab
     return found | peers.available(x, width, l0)
 
 
-def ours_step(method: sae_lib.Method, x: Tensor, width: int, l0: int, *, dense: bool) -> Callable[[], object]:
+def ours_step(
+    method: sae_lib.Method, x: Tensor, width: int, l0: int, *, dense: bool = False
+) -> Callable[[], object]:
     """A step as ``train`` makes it, at biases with which ``l0`` latents fire on a row."""
     sae = method.build(x.shape[1], width, normalisation=sae_lib.Normalisation(), seed=0).to(x.device)
     run = method.start(sae, x[: min(len(x), 1024)])

@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
 from sae_lib.corpora import Corpus, token_blocks
+from sae_lib.files import only_writer, short
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.manifest import DTYPES, MANIFEST, Manifest, check_shard, shard_name, write_shard
 from sae_lib.normalisation import KINDS, Normalisation
@@ -27,24 +26,12 @@ __all__ = ["ActivationStore", "ActivationStream", "harvest"]
 _FIT_ROWS = 16_384
 
 
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system frees it when the process ends, however it ends."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise RuntimeError(
-            f"another process is harvesting into {folder}; wait for it, or choose another folder"
-        ) from None
-
-
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     elif old != new:
-        yield f"{where} is {old!r} in the store and {new!r} now"
+        yield f"{where} is {short(old)} in the store and {short(new)} now"
 
 
 def _resumed(folder: Path, fresh: Manifest) -> Manifest:
@@ -57,7 +44,9 @@ def _resumed(folder: Path, fresh: Manifest) -> Manifest:
         fresh.write(folder)
         return fresh
     manifest = Manifest.read(folder)
-    if different := list(_differences(manifest.settings, fresh.settings)):
+    if different := list(
+        _differences({"d_in": manifest.d_in, **manifest.settings}, {"d_in": fresh.d_in, **fresh.settings})
+    ):
         raise ValueError(
             f"{folder} was begun with other settings: {'; '.join(different)}. "
             "Use the same ones to go on, or another folder"
@@ -83,8 +72,9 @@ def _storable(rows: Tensor, dtype: torch.dtype, model: LanguageModel, site: Site
                 f"an activation of {rows.abs().max().item():.4g} at {site} does not fit {dtype}; "
                 'use dtype="bfloat16" or dtype="float32"'
             )
+        bad = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
         raise ValueError(
-            f"{model.name} gives NaN or infinity at {site}; "
+            f"{model.name} gives NaN or infinity at {site}, first in row {bad} of {len(rows)} of a batch; "
             "load it with dtype=torch.float32 or torch.bfloat16"
         )
     return stored.cpu()
@@ -165,8 +155,7 @@ def harvest(
     settings["blocks_per_shard"] = per_shard
     fresh = Manifest(settings, model.d_model)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_writer(folder):
+    with only_writer(folder, "harvesting into"):
         manifest = _resumed(folder, fresh)
         if manifest.finished:
             return ActivationStore(folder, manifest)

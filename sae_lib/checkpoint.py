@@ -1,8 +1,8 @@
 """The complete state of a training run in one safetensors file.
 
-Weights, optimiser moments and counters are tensors; the step and the settings stand in the header as
-JSON. Nothing is pickled. Batches are a function of (seed, step) and training draws no other random
-number, so the step is also the random state and the position in the data.
+Weights, optimiser moments and counters are tensors; the step, the settings and a SHA-256 of everything
+stand in the header. Nothing is pickled. Batches are a function of (seed, step) and training draws no other
+random number, so the step is also the random state and the position in the data.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_lib.files import replacing
+from sae_lib.files import parsed, replacing, short
 from sae_lib.methods.base import Run
 from sae_lib.sae import SparseAutoencoder
+from sae_lib.tensor_files import read_metadata, read_tensors, tensors_sha256, write_tensors
 
 NAME = "checkpoint.safetensors"
-FORMAT = "sae_lib.checkpoint.1"
+FORMAT = "sae_lib.checkpoint.2"
+REMEDY = "start without resume in a new folder"
 
 
 class CheckpointError(ValueError):
@@ -42,10 +42,11 @@ def write(
     tensors |= {f"run.{k}": v for k, v in run.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-    # one key: safetensors writes several in no fixed order, and equal states should be equal files
-    header = {FORMAT: json.dumps({"step": step, "settings": settings}, sort_keys=True)}
+    tensors = {k: v.detach().cpu() for k, v in tensors.items()}
+    content = json.dumps({"step": step, "settings": settings}, sort_keys=True)
+    header = {FORMAT: content, "sha256": tensors_sha256(tensors, content)}
     with replacing(folder / NAME) as path:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=header)
+        write_tensors(path, tensors, header)
 
 
 def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]]:
@@ -58,15 +59,16 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
     if not path.is_file():
         raise CheckpointError(f"no checkpoint to resume from: {path} does not exist; start without resume")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if FORMAT not in header:
-                raise CheckpointError(f"{path} is not a {FORMAT} file; start without resume in a new folder")
-            content = json.loads(header[FORMAT])
-            step, saved = int(content["step"]), content["settings"]
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); start without resume in a new folder") from error
+        header = read_metadata(path)
+        if FORMAT not in header:
+            raise ValueError(f"{path} is not a {FORMAT} file")
+        content = parsed(header[FORMAT], f"the header of {path}")
+        tensors = read_tensors(path)
+        if tensors_sha256(tensors, header[FORMAT]) != header.get("sha256"):
+            raise ValueError(f"{path} is damaged: its SHA-256 is not the one in its header")
+        step, saved = _checked(content, path)
+    except ValueError as error:
+        raise CheckpointError(f"{error}; {REMEDY}") from error
     settings = json.loads(json.dumps(settings))
     different = [
         f"{key}={saved.get(key)!r}, this run has {settings.get(key)!r}"
@@ -81,6 +83,14 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
     return step, tensors
 
 
+def _checked(content: Any, path: Path) -> tuple[int, dict[str, Any]]:
+    if isinstance(content, dict):
+        step, settings = content.get("step"), content.get("settings")
+        if type(step) is int and step >= 0 and isinstance(settings, dict):
+            return step, settings
+    raise ValueError(f"the header of {path} is {short(content)}; expected a step from 0 on and settings")
+
+
 def restore(
     tensors: dict[str, Tensor], *, sae: SparseAutoencoder, run: Run, optimiser: torch.optim.Optimizer
 ) -> None:
@@ -89,10 +99,15 @@ def restore(
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    sae.load_state_dict(part("sae."))
-    run.load_state_dict(part("run."))
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in part("optimiser.").items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    try:
+        sae.load_state_dict(part("sae."))
+        run.load_state_dict(part("run."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in part("optimiser.").items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint does not fit this version of sae_lib ({error}); {REMEDY}"
+        ) from error

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from sae_lib.files import read_json, replacing, short
 from sae_lib.normalisation import Normalisation
+from sae_lib.tensor_files import write_tensors
 
 FORMAT = "sae_lib activations"
 VERSION = 1
@@ -77,13 +77,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Replace the folder's manifest at once: readers see the old one or the new one."""
-        temporary = folder / f".{MANIFEST}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, indent=1, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        _commit(temporary, folder / MANIFEST)
+        with replacing(folder / MANIFEST) as path:
+            path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -93,25 +88,24 @@ class Manifest:
             raise FileNotFoundError(
                 f"no activation store in {folder}: it has no {MANIFEST}; harvest one first"
             )
+        remedy = "restore it, or harvest into a new folder"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path} is not JSON ({error}); restore it, or harvest into a new folder"
-            ) from None
+            values = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; {remedy}") from None
         if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a {type(values).__name__}; expected an object")
+            raise ValueError(f"{path} holds a {type(values).__name__}; expected an object; {remedy}")
         for name, expected in (("format", FORMAT), ("version", VERSION)):
             if values.get(name) != expected:
                 raise ValueError(
-                    f"{path}: {name} is {values.get(name)!r}; this version of sae_lib reads {expected!r}"
+                    f"{path}: {name} is {short(values.get(name))}; this version of sae_lib reads {expected!r}"
                 )
         try:
-            values["shards"] = [_built(Shard, f"shards[{i}]", s) for i, s in enumerate(values["shards"])]
             manifest = _built(cls, "manifest", values)
+            manifest.shards = [_built(Shard, f"shards[{i}]", s) for i, s in enumerate(manifest.shards)]
             manifest._check()
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: {error}; restore it, or harvest into a new folder") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}; {remedy}") from None
         return manifest
 
     def _check(self) -> None:
@@ -120,18 +114,27 @@ class Manifest:
         for name, least in (("block_size", 1), ("blocks_per_shard", 1)):
             value = self.settings.get(name)
             if type(value) is not int or value < least:
-                raise ValueError(f"settings.{name} is {value!r}, expected a whole number from {least} on")
-        if self.settings.get("dtype") not in DTYPES:
+                raise ValueError(f"settings.{name} is {short(value)}, expected a whole number ≥ {least}")
+        # a list, say, cannot be looked up
+        if self.settings.get("dtype") not in tuple(DTYPES):
             raise ValueError(
-                f"settings.dtype is {self.settings.get('dtype')!r}, expected {', '.join(DTYPES)}"
+                f"settings.dtype is {short(self.settings.get('dtype'))}, expected {', '.join(DTYPES)}"
             )
         if self.shards and self.normalisation is None:
             raise ValueError("normalisation is missing")
         if self.normalisation is not None:
-            Normalisation(**self.normalisation)
+            try:
+                Normalisation(**self.normalisation)
+            # TypeError, OverflowError: entries or numbers that no normalisation has
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ValueError(
+                    f"normalisation is {short(self.normalisation)}, expected a kind and a scale ({error})"
+                ) from None
+        if self.finished and not any(shard.rows > 0 for shard in self.shards):
+            raise ValueError("finished is True but there are no rows")
         for i, shard in enumerate(self.shards):
             if shard.file != shard_name(i):
-                raise ValueError(f"shards[{i}].file is {shard.file!r}, expected {shard_name(i)!r}")
+                raise ValueError(f"shards[{i}].file is {short(shard.file)}, expected {shard_name(i)!r}")
             least = self.blocks_per_shard if i < len(self.shards) - 1 else 1
             if not least <= shard.blocks <= self.blocks_per_shard:
                 raise ValueError(
@@ -141,6 +144,10 @@ class Manifest:
                 raise ValueError(
                     f"shards[{i}].rows is {shard.rows}, expected 0..{shard.blocks * self.block_size}"
                 )
+            # whoever reads the rows can then take memory for what the file, whose size is compared, holds
+            least = shard.rows * (self.d_in * self.dtype.itemsize + 4) + shard.blocks * self.block_size * 4
+            if shard.bytes < least:
+                raise ValueError(f"shards[{i}].bytes is {shard.bytes}, but its rows alone take {least}")
 
 
 def _built(cls: type, where: str, values: Any) -> Any:
@@ -149,23 +156,13 @@ def _built(cls: type, where: str, values: Any) -> Any:
         raise TypeError(f"{where} is a {type(values).__name__}, expected an object")
     for name, annotation in cls.__annotations__.items():
         if name not in values:
-            raise KeyError(f"{where}.{name} is missing")
+            raise ValueError(f"{where}.{name} is missing")
         # exact types: True is no count of rows
         if type(values[name]) not in _JSON_TYPES[annotation]:
-            raise TypeError(f"{where}.{name} is {values[name]!r}, expected {annotation}")
+            raise TypeError(f"{where}.{name} is {short(values[name])}, expected {annotation}")
     if unknown := values.keys() - cls.__annotations__.keys():
-        raise ValueError(f"{where} has unknown entries {', '.join(sorted(unknown))}")
+        raise ValueError(f"{where} has unknown entries {short(sorted(unknown))}")
     return cls(**values)
-
-
-def _commit(temporary: Path, target: Path) -> None:
-    """Give a finished file its name, and make both survive a power cut."""
-    os.replace(temporary, target)
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _sha256(path: Path) -> str:
@@ -181,12 +178,9 @@ def shard_name(index: int) -> str:
 def write_shard(folder: Path, index: int, acts: Tensor, blocks: Tensor, places: Tensor) -> Shard:
     """Write acts (rows, d_in), blocks (n_blocks, block_size) and places (rows,), whole or not at all."""
     target = folder / shard_name(index)
-    temporary = folder / f".{target.name}.tmp"
-    save_file({"acts": acts.contiguous(), "blocks": blocks.int(), "places": places.int()}, temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    digest, size = _sha256(temporary), temporary.stat().st_size
-    _commit(temporary, target)
+    with replacing(target) as path:
+        write_tensors(path, {"acts": acts, "blocks": blocks.int(), "places": places.int()}, {})
+        digest, size = _sha256(path), path.stat().st_size
     return Shard(target.name, len(acts), len(blocks), size, digest)
 
 

@@ -9,6 +9,9 @@ x_n = s·x, output scale a and pre-bias b_pre that means (formats: SAELens ≥ 6
 
 so a code in the file is |a| z / s. A GBA autoencoder is a ``jumprelu`` one, exactly. In a ``topk`` one the
 size of a code decides which fire, so |a| goes into W_dec instead.
+
+Both files carry one SHA-256 of the weights, which tells damage, and weights beside the ``cfg.json`` of
+another save. Weights that another program wrote carry none, and are taken as they are.
 """
 
 from __future__ import annotations
@@ -19,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_lib.files import replacing
+from sae_lib.files import read_json, replacing, short
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
+from sae_lib.tensor_files import read_metadata, read_tensors, tensors_sha256, write_tensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 # our activation → SAELens's architecture
@@ -33,6 +35,9 @@ ARCHITECTURES = {"jumprelu": "jumprelu", "relu": "standard", "threshold": "jumpr
 ACTIVATIONS = {"jumprelu": "jumprelu", "standard": "relu", "topk": "topk"}
 # the oldest version whose loader applies no legacy conversion
 SAE_LENS_VERSION = "6.0.0"
+SHA256 = "sae_lib.weights_sha256"
+# types that weights may have in the file
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # keeps 0/0 out of rows of zero norm
 TINY = 1e-30
 
@@ -63,6 +68,8 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
         tensors["threshold"] = -gate
     elif sae.threshold is not None:
         tensors["threshold"] = magnitude * sae.threshold / s
+    tensors = {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
+    digest = tensors_sha256(tensors)
     config: dict[str, Any] = {
         "architecture": ARCHITECTURES[sae.activation],
         "d_in": sae.d_in,
@@ -81,13 +88,14 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
                 "free_encoder": sae.free_encoder,
                 "normalisation": sae.normalisation.to_dict(),
                 **sae.metadata,
+                SHA256: digest,
             },
         },
     }
     if sae.activation == "topk":
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     with replacing(folder / WEIGHTS) as path:
-        save_file({k: v.detach().float().cpu().contiguous() for k, v in tensors.items()}, path)
+        write_tensors(path, tensors, {SHA256: digest})
     with replacing(folder / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n")
 
@@ -114,19 +122,35 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
     """
     folder = Path(folder)
     config = _read_config(folder)
-    tensors = _read_tensors(folder, config)
+    metadata = dict(config["metadata"].get("sae_lib", {}))
+    tensors = _read_tensors(folder, config, metadata.pop(SHA256, None))
     d_in, width = config["d_in"], config["d_sae"]
-    metadata = dict(config.get("metadata", {}).get("sae_lib", {}))
     activation, saved = ACTIVATIONS[config["architecture"]], metadata.pop("activation", None)
     if activation == "jumprelu" and (saved == "threshold" or tensors["b_enc"].any()):
         activation = "threshold"
     tied, free = metadata.pop("tied", False), metadata.pop("free_encoder", activation != "jumprelu")
     kind = "unit" if config["normalize_activations"] == "constant_norm_rescale" else "none"
-    normalisation = Normalisation(**metadata.pop("normalisation", {"kind": kind}))
-    sae = SparseAutoencoder(
-        d_in, width, tied=tied, free_encoder=free, activation=activation,
-        k=config.get("k"), normalisation=normalisation,
-    )  # fmt: skip
+    scaling = metadata.pop("normalisation", {"kind": kind})
+    try:
+        normalisation = Normalisation(**scaling)
+    # TypeError, OverflowError: entries or numbers that no normalisation has
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StorageError(
+            f"{folder / CONFIG}: metadata.sae_lib.normalisation is {short(scaling)}; "
+            f"expected a kind and a scale ({error})"
+        ) from error
+    if (normalisation.kind == "unit") != (kind == "unit"):
+        raise StorageError(
+            f"{folder / CONFIG}: normalize_activations is {config['normalize_activations']!r}, but the "
+            f"normalisation in metadata.sae_lib is {normalisation.kind!r}; they must agree"
+        )
+    try:
+        sae = SparseAutoencoder(
+            d_in, width, tied=tied, free_encoder=free, activation=activation,
+            k=config["k"] if activation == "topk" else None, normalisation=normalisation,
+        )  # fmt: skip
+    except ValueError as error:
+        raise StorageError(f"{folder / CONFIG}: {error}") from error
     s = _input_scale(normalisation, d_in)
     magnitude = torch.ones(width) if free else tensors["W_enc"].norm(dim=0).clamp(min=TINY)
     length = tensors["W_dec"].norm(dim=1)
@@ -145,6 +169,8 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
     else:
         sae.decoder.copy_(directions)
         sae.scale.copy_(magnitude * length)
+    if not all(torch.isfinite(parameter).all() for parameter in sae.parameters()):
+        raise StorageError(f"{folder / WEIGHTS}: weights, or their products with a, s or θ, leave float32")
     sae.metadata = metadata
     return sae.eval().requires_grad_(False).to(device)
 
@@ -154,33 +180,39 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise StorageError(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}")
     try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path} is not valid JSON ({error})") from error
+        config = read_json(path)
+    except ValueError as error:
+        raise StorageError(str(error)) from error
     if not isinstance(config, dict):
         raise StorageError(f"{path} holds a {type(config).__name__}; expected an object")
-    if config.get("architecture") not in ACTIVATIONS:
+    # a tuple: a list, say, cannot be looked up in a dictionary
+    if config.get("architecture") not in tuple(ACTIVATIONS):
         raise StorageError(
-            f"{path}: architecture is {config.get('architecture')!r}; "
+            f"{path}: architecture is {short(config.get('architecture'))}; "
             f"expected one of {', '.join(ACTIVATIONS)}"
         )
     for key in ("d_in", "d_sae", *(["k"] if config["architecture"] == "topk" else [])):
-        if not isinstance(config.get(key), int) or config[key] < 1:
-            raise StorageError(f"{path}: {key} is {config.get(key)!r}; expected a whole number above 0")
+        # exact types: True is no number of latents
+        if type(config.get(key)) is not int or config[key] < 1:
+            raise StorageError(f"{path}: {key} is {short(config.get(key))}; expected a whole number above 0")
     config.setdefault("normalize_activations", "none")
     if config["normalize_activations"] not in ("none", "constant_norm_rescale"):
         raise StorageError(
-            f"{path}: normalize_activations is {config['normalize_activations']!r}; "
+            f"{path}: normalize_activations is {short(config['normalize_activations'])}; "
             "fold it into the weights first, expected 'none' or 'constant_norm_rescale'"
         )
     if not config.get("apply_b_dec_to_input", True):
         raise StorageError(f"{path}: apply_b_dec_to_input is false; only true can be read")
-    if not isinstance(config.get("metadata", {}), dict):
-        raise StorageError(f"{path}: metadata is not an object")
+    metadata = config.setdefault("metadata", {})
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("sae_lib", {}), dict):
+        raise StorageError(f"{path}: metadata, or sae_lib in it, is not an object")
+    for key in ("tied", "free_encoder"):
+        if type(value := metadata.get("sae_lib", {}).get(key, False)) is not bool:
+            raise StorageError(f"{path}: metadata.sae_lib.{key} is {short(value)}; expected true or false")
     return config
 
 
-def _read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, config: dict[str, Any], digest: Any) -> dict[str, Tensor]:
     d_in, width = config["d_in"], config["d_sae"]
     shapes = {"W_enc": (d_in, width), "W_dec": (width, d_in), "b_enc": (width,), "b_dec": (d_in,)}
     if config["architecture"] == "jumprelu":
@@ -189,16 +221,18 @@ def _read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     if not path.is_file():
         raise StorageError(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}")
     try:
-        with safe_open(path, framework="pt") as file:
-            for name, shape in shapes.items():
-                if name not in file.keys():  # noqa: SIM118
-                    raise StorageError(f"{path} lacks {name}; it has {', '.join(file.keys())}")
-                found = tuple(file.get_slice(name).get_shape())
-                if found != shape:
-                    raise StorageError(f"{path}: {name} has shape {found}; {CONFIG} says {shape}")
-            tensors = {name: file.get_tensor(name).float() for name in shapes}
-    except SafetensorError as error:
-        raise StorageError(f"{path} is damaged ({error})") from error
+        tensors = read_tensors(path, {name: (FLOATS, shape) for name, shape in shapes.items()}, CONFIG)
+        written = read_metadata(path).get(SHA256)
+    except ValueError as error:
+        raise StorageError(str(error)) from error
+    if written and written != tensors_sha256(tensors):
+        raise StorageError(f"{path} is damaged: its SHA-256 is not the one in its header; save it again")
+    if written and written != digest:
+        raise StorageError(
+            f"{path} and {CONFIG} beside it are from different saves: the SHA-256 of the weights in {CONFIG} "
+            f"is {short(digest)}, expected {written}; save the autoencoder again"
+        )
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise StorageError(f"{path}: {name} holds NaN or infinity")

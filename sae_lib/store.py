@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_lib.manifest import RESUME, Manifest, check_shard
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
+from sae_lib.tensor_files import read_tensors
 
 
 class ActivationStore:
@@ -58,22 +58,14 @@ class ActivationStore:
             shard = self.manifest.shards[index]
             path = self.folder / shard.file
             expected = {
-                "acts": (self.manifest.dtype, (shard.rows, self.d_in)),
-                "blocks": (torch.int32, (shard.blocks, self.manifest.block_size)),
-                "places": (torch.int32, (shard.rows,)),
+                "acts": ({self.manifest.dtype}, (shard.rows, self.d_in)),
+                "blocks": ({torch.int32}, (shard.blocks, self.manifest.block_size)),
+                "places": ({torch.int32}, (shard.rows,)),
             }
             try:
-                with safe_open(path, framework="pt") as file:
-                    found = {name: file.get_tensor(name) for name in expected}
-            except SafetensorError as error:
-                raise ValueError(f"{path} is not a shard ({error}); {RESUME} to write it anew") from None
-            for name, (dtype, shape) in expected.items():
-                if (found[name].dtype, tuple(found[name].shape)) != (dtype, shape):
-                    raise ValueError(
-                        f"{path}: {name} is {found[name].dtype} {tuple(found[name].shape)}, "
-                        f"the manifest says {dtype} {shape}"
-                    )
-            self._open[index] = found
+                self._open[index] = read_tensors(path, expected, "the manifest")
+            except ValueError as error:
+                raise ValueError(f"{error}; {RESUME} to write it anew") from None
         return self._open[index]
 
     def _locate(self, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from sae_lib import checkpoint
 from sae_lib.batches import BatchSource, Rows
-from sae_lib.files import replacing
+from sae_lib.files import only_writer, parsed, replacing
 from sae_lib.methods.base import Method, Step
 from sae_lib.sae import SparseAutoencoder
 
@@ -27,6 +28,7 @@ SCHEDULES = ("linear", "cosine", "constant")
 # rows drawn once, before training, for centring and starting biases
 SAMPLE_ROWS = 16_384
 LOG = "metrics.jsonl"
+KEPT = "The last checkpoint, if any, is from before this step and intact"
 
 
 class NonFiniteLossError(RuntimeError):
@@ -101,8 +103,18 @@ def train(
     progress: show a bar; default only where standard error is a terminal.
     callback: called after every logged step with the step number and the autoencoder.
 
-    Returns the autoencoder and its log. Raises ValueError for impossible settings, CheckpointError when
-    resume is impossible, NonFiniteLossError, and KeyboardInterrupt on Ctrl-C (after saving).
+    Rows must be finite: a tensor, a store or a stream refuses others, and where another source serves one,
+    the error names the step and the row. A spike of the loss is no error as long as it is finite: training
+    goes on, and unit rows stay unit. Constant, zero and repeated rows are rows like others; the NMSE of a
+    batch of zeros is NaN. Latents that never fire keep finite weights; reviving them is up to the method. One
+    row, d = 1 and width = 1 are allowed.
+
+    The process may be killed at any moment, and the disk may fill up: each file is then the old one or the
+    new one, and whole. One process at a time may train in a folder.
+
+    Returns the autoencoder and its log. Raises ValueError for impossible settings and rows, CheckpointError
+    when resume is impossible, NonFiniteLossError, RuntimeError when another process trains in the folder,
+    OSError when a file cannot be written, and KeyboardInterrupt on Ctrl-C (after saving).
     """
     source = Rows(data) if isinstance(data, Tensor) else data
     if not isinstance(source, BatchSource):
@@ -117,8 +129,7 @@ def train(
         weight_decay=weight_decay, checkpoint_every=checkpoint_every, resume=resume, folder=folder,
     )  # fmt: skip
     folder = None if folder is None else Path(folder)
-    if folder and not resume and (folder / checkpoint.NAME).exists():
-        raise ValueError(f"{folder} already holds a training run; pass resume=True or choose another folder")
+    _check_unused(folder, resume)
     settings = {
         "data": source.describe(), "normalisation": source.normalisation.to_dict(),
         "method": method.describe(), "width": width, "steps": steps, "batch_size": batch_size, "lr": lr,
@@ -137,12 +148,27 @@ def train(
         log = _read_log(folder / LOG, first)
 
     def save(step: int) -> None:
+        for name, parameter in sae.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteLossError(
+                    f"{name} holds NaN or infinity after step {step}. {_advice(lr)}. {KEPT}"
+                )
         if folder:
             _write_log(folder / LOG, log)
             checkpoint.write(folder, step=step, settings=settings, sae=sae, run=run, optimiser=optimiser)
 
+    def check(number: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            # rows are looked at only now; the loss before this one was checked log_every steps ago or later
+            since = max(first, number - log_every)
+            suspects = source.batches(batch_size, seed=seed, start=since)
+            row = _bad_row(itertools.islice(suspects, number - since), since)
+            raise NonFiniteLossError(f"the loss is {loss} at step {number}. {row or _advice(lr)}. {KEPT}")
+
     batches = source.batches(batch_size, seed=seed, start=first)
-    with _interruptible() as interrupted, _bar(progress, steps, first, method.name) as bar:
+    only = only_writer(folder, "training in") if folder else nullcontext()
+    with only, _interruptible() as interrupted, _bar(progress, steps, first, method.name) as bar:
+        _check_unused(folder, resume)
         for number in range(first + 1, steps + 1):
             rate = learning_rate(number - 1, steps, peak=lr, warmup=warmup, schedule=schedule)
             for group in optimiser.param_groups:
@@ -156,23 +182,23 @@ def train(
             run.after_step(sae, step, number)
             if number % log_every == 0 or number == steps:
                 log.append(_record(number, step, x, rate) | run.metrics(sae))
-                _check_finite(log[-1], lr)
+                check(number, log[-1]["loss"])
                 bar.set_postfix(nmse=f"{log[-1]['nmse']:.4f}", l0=f"{log[-1]['l0']:.1f}", refresh=False)
                 if callback:
                     callback(number, sae)
             bar.update()
             if interrupted.is_set():
-                _check_finite({"step": number, "loss": step.loss.item()}, lr)
+                check(number, step.loss.item())
                 save(number)
                 where = f"; continue with resume=True, folder={str(folder)!r}" if folder else ""
                 raise KeyboardInterrupt(f"training stopped after step {number} of {steps}{where}")
             if number % checkpoint_every == 0 and number < steps:
-                _check_finite({"step": number, "loss": step.loss.item()}, lr)
+                check(number, step.loss.item())
                 save(number)
-    save(steps)
-    sae.eval().requires_grad_(False)
-    if folder:
-        sae.save(folder)
+        save(steps)
+        sae.eval().requires_grad_(False)
+        if folder:
+            sae.save(folder)
     return sae, log
 
 
@@ -206,7 +232,11 @@ def _check(**s: Any) -> None:
 
 def _sample(source: BatchSource, batch_size: int, seed: int) -> Tensor:
     batches = source.batches(batch_size, seed=seed)
-    return torch.cat([next(batches) for _ in range(math.ceil(SAMPLE_ROWS / batch_size))])
+    sample = [next(batches) for _ in range(math.ceil(SAMPLE_ROWS / batch_size))]
+    rows = torch.cat(sample)
+    if not torch.isfinite(rows).all():
+        raise ValueError(_bad_row(sample, 0))
+    return rows
 
 
 def _record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
@@ -220,13 +250,25 @@ def _record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
     return {"step": number, "loss": values[0], "nmse": values[1], "l0": values[2], "lr": rate}
 
 
-def _check_finite(record: dict[str, Any], lr: float) -> None:
-    if not math.isfinite(record["loss"]):
-        raise NonFiniteLossError(
-            f"the loss is {record['loss']} at step {record['step']}. Try a lower learning rate than "
-            f"{lr:.3g} or a longer warm-up, and check that the rows are finite and scaled (a norm around 1). "
-            "The last checkpoint, if any, is from before this step and intact"
-        )
+def _advice(lr: float) -> str:
+    return (
+        f"Try a lower learning rate than {lr:.3g} or a longer warm-up, and check that the rows are scaled "
+        "(a norm around 1)"
+    )
+
+
+def _bad_row(batches: Iterable[Tensor], first: int) -> str | None:
+    """Say which row of batches number ``first``, … holds NaN or infinity, if one does."""
+    for number, x in enumerate(batches, first + 1):
+        if not torch.isfinite(x).all():
+            row = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
+            return f"Row {row} of the batch of step {number} holds NaN or infinity; remove such rows"
+    return None
+
+
+def _check_unused(folder: Path | None, resume: bool) -> None:
+    if folder and not resume and (folder / checkpoint.NAME).exists():
+        raise ValueError(f"{folder} already holds a training run; pass resume=True or choose another folder")
 
 
 def _write_log(path: Path, log: TrainingLog) -> None:
@@ -236,8 +278,15 @@ def _write_log(path: Path, log: TrainingLog) -> None:
 
 def _read_log(path: Path, last_step: int) -> TrainingLog:
     """The records up to the checkpoint; what was logged after it will be logged again."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return TrainingLog(r for r in map(json.loads, lines) if r["step"] <= last_step)
+    lines = path.read_text("utf8", "replace").splitlines() if path.exists() else []
+    log = TrainingLog()
+    for number, line in enumerate(lines, 1):
+        record = parsed(line, f"line {number} of {path}")
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f"line {number} of {path} is no record; restore it, or delete the file")
+        if record["step"] <= last_step:
+            log.append(record)
+    return log
 
 
 def _bar(progress: bool | None, steps: int, first: int, name: str) -> tqdm[Any]:

@@ -3,12 +3,8 @@
 import itertools
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,10 +14,10 @@ from hypothesis import strategies as st
 from lm_fixtures import D_MODEL, language_model, text_corpus
 from safetensors.torch import load_file, save_file
 
-from sae_lib import activations, manifest
 from sae_lib.activations import ActivationStore, ActivationStream, harvest
 from sae_lib.batches import BatchSource
 from sae_lib.corpora import token_blocks
+from sae_lib.files import only_writer
 from sae_lib.manifest import Manifest, write_shard
 from sae_lib.normalisation import Normalisation
 
@@ -222,11 +218,11 @@ def test_without_verifying_a_shard_of_the_wrong_shape_is_still_found(copy):
     edit(copy, lambda m: m["shards"][0].update(bytes=path.stat().st_size))
     store = ActivationStore.open(copy, verify=False)
     with pytest.raises(
-        ValueError, match=r"acts is torch\.float16 \(32, \d+\), the manifest says .*\(\d+, 32\)"
+        ValueError, match=r"acts is torch\.float16 \(32, \d+\); the manifest says .*\(\d+, 32\)"
     ):
         store.rows([0])
     path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(ValueError, match=r"shard-00000\.safetensors is not a shard"):
+    with pytest.raises(ValueError, match=r"shard-00000\.safetensors is damaged"):
         ActivationStore.open(copy, verify=False).rows([0])
 
 
@@ -240,7 +236,7 @@ def test_without_verifying_a_shard_of_the_wrong_shape_is_still_found(copy):
         (lambda m: m.update(d_in=0), "d_in is 0, expected at least 1"),
         (lambda m: m.pop("finished"), "manifest.finished is missing"),
         (lambda m: m.pop("shards"), "shards"),
-        (lambda m: m.update(extra=1), "unknown entries extra"),
+        (lambda m: m.update(extra=1), r"unknown entries \['extra'\]"),
         (lambda m: m.update(normalisation=None), "normalisation is missing"),
         (lambda m: m["normalisation"].update(scale=-1), "scale is -1"),
         (lambda m: m["settings"].update(dtype="int8"), "settings.dtype is 'int8'"),
@@ -263,7 +259,7 @@ def test_a_wrong_manifest_value_is_refused_by_name(copy, change, message):
 @pytest.mark.parametrize("text", ["{", "[]", "\x00"])
 def test_a_manifest_that_is_no_manifest_is_refused(copy, text):
     (copy / "manifest.json").write_text(text)
-    with pytest.raises(ValueError, match=r"is not JSON|expected an object"):
+    with pytest.raises(ValueError, match=r"is not valid JSON|expected an object"):
         ActivationStore.open(copy)
 
 
@@ -305,7 +301,7 @@ def test_a_crash_around_any_renaming_costs_only_time(lm, corpus, whole, tmp_path
     for moment in itertools.count():
         folder = tmp_path / str(moment)
         with monkeypatch.context() as patch:
-            patch.setattr(manifest.os, "replace", crash_at(moment))
+            patch.setattr(os, "replace", crash_at(moment))
             try:
                 harvest(lm, corpus, SITE, folder, **SMALL)
             except CrashError:
@@ -317,49 +313,6 @@ def test_a_crash_around_any_renaming_costs_only_time(lm, corpus, whole, tmp_path
         assert not list(folder.glob(".*.tmp"))
     # renamed are the empty manifest, six shards with a manifest each, the finished manifest
     assert moment == 2 * (1 + 2 * 6 + 1)
-
-
-KILLED = """
-import sys
-import torch
-from lm_fixtures import language_model, text_corpus
-from sae_lib.activations import harvest
-torch.set_num_threads(1)
-model, corpus = language_model(), text_corpus(60)
-print("ready", flush=True)
-harvest(model, corpus, "resid_post.1", sys.argv[1], n_tokens=6_000, block_size=16,
-        batch_blocks=3, shard_rows=90, skip_first=1)
-"""
-
-
-def test_kill_at_a_random_moment_then_resume_gives_the_same_bytes(lm, tmp_path):
-    def run(folder):
-        options = {**SMALL, "n_tokens": 6_000, "shard_rows": 90}
-        return harvest(lm, text_corpus(60), SITE, folder, **options)
-
-    unbroken = run(tmp_path / "unbroken")
-    total = len(unbroken.manifest.shards)
-    moments = random.Random(0)
-    interrupted = 0
-    for trial in range(2):
-        folder = tmp_path / f"killed-{trial}"
-        child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(folder)], stdout=subprocess.PIPE, cwd=Path(__file__).parent
-        )
-        assert child.stdout.readline() == b"ready\n"
-        # a random shard and a random moment within it: how fast the machine is does not matter
-        reached = moments.randrange(1, total // 2)
-        while len(list(folder.glob("shard-*"))) < reached:
-            assert child.poll() is None
-        time.sleep(moments.uniform(0, 0.02))
-        child.kill()
-        child.wait()
-        child.stdout.close()
-        shards = len(list(folder.glob("shard-*")))
-        interrupted += 0 < shards < total
-        run(folder)
-        assert contents(folder) == contents(unbroken.folder)
-    assert interrupted
 
 
 def test_ctrl_c_says_how_to_go_on(corpus, whole, tmp_path, request):
@@ -415,7 +368,7 @@ def test_shards_without_a_manifest_are_not_overwritten(copy, lm, corpus):
 
 def test_one_writer_at_a_time(lm, corpus, tmp_path):
     with (
-        activations._only_writer(tmp_path),
+        only_writer(tmp_path, "harvesting into"),
         pytest.raises(RuntimeError, match="another process is harvesting into"),
     ):
         harvest(lm, corpus, SITE, tmp_path, **SMALL)

@@ -1,6 +1,7 @@
 """The lock pins all that pyproject.toml asks for, and every way to install agrees with it."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,19 +16,21 @@ from packaging.specifiers import SpecifierSet
 from tools import lock
 from tools.layout import REPOSITORY
 
-PIN = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)")
+PIN = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)( ; platform_system == \"(\w+)\")?")
 
 
 def pins(path: Path) -> dict[str, str]:
     lines = [line for line in path.read_text("utf8").splitlines() if line and not line.startswith("#")]
     matches = [PIN.fullmatch(line) for line in lines]
     assert all(matches), f"{path.name} holds lines other than name==version: {lines}"
-    return {lock.canonical(match[1]): match[2] for match in matches if match}
+    here = [match for match in matches if match and match[4] in (None, platform.system())]
+    return {lock.canonical(match[1]): match[2] for match in here}
 
 
 def test_lock_covers_what_is_declared() -> None:
     pinned = pins(lock.LOCK)
-    for requirement in lock.declared():
+    here = [r for r in lock.declared() if not r.marker or r.marker.evaluate()]
+    for requirement in here:
         name = lock.canonical(requirement.name)
         assert name in pinned, f"{name} is not in {lock.LOCK.name}: run `make lock`"
         assert requirement.specifier.contains(pinned[name]), (

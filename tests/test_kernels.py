@@ -159,8 +159,8 @@ def test_a_step_without_any_code_has_a_loss_and_zero_gradients():
 @pytest.fixture
 def always(monkeypatch):
     """Every step is worth the sparse path."""
-    monkeypatch.setattr(kernels, "SMALLEST", 0)
-    monkeypatch.setattr(kernels, "DENSEST", 1.0)
+    monkeypatch.setitem(kernels.SMALLEST, "cpu", 0)
+    monkeypatch.setitem(kernels.DENSEST, "cpu", 1.0)
 
 
 @pytest.mark.parametrize("name", ["gba", "topk", "jumprelu"])
@@ -168,8 +168,8 @@ def test_training_by_sparse_steps_ends_where_dense_ones_do(name, monkeypatch):
     data = sae_lib.synthetic.preset("imbalanced", n_rows=2000)
     settings = {"width": 64, "steps": 30, "batch_size": 64, "log_every": 10}
     dense, dense_log = sae_lib.train(data, METHODS[name], **settings)
-    monkeypatch.setattr(kernels, "SMALLEST", 0)
-    monkeypatch.setattr(kernels, "DENSEST", 1.0)
+    monkeypatch.setitem(kernels.SMALLEST, "cpu", 0)
+    monkeypatch.setitem(kernels.DENSEST, "cpu", 1.0)
     monkeypatch.setattr(Run, "dense", None)  # not to be called
     sparse, log = sae_lib.train(data, METHODS[name], **settings)
     torch.testing.assert_close(sparse.weight, dense.weight, rtol=1e-3, atol=1e-4)
@@ -194,7 +194,7 @@ def test_a_run_of_sparse_steps_resumes_to_the_same_bits(always, tmp_path):
 
 
 def test_dense_until_few_codes_are_left_and_again_when_they_return(monkeypatch):
-    monkeypatch.setattr(kernels, "SMALLEST", 0)
+    monkeypatch.setitem(kernels.SMALLEST, "cpu", 0)
     sae, run, x = begin(METHODS["gba"], (50, 100, 10), 0)
     taken = []
     for bias in (-0.1, -3.0, -3.0, -0.1, -0.1):

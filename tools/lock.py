@@ -64,7 +64,11 @@ def closure(wanted: list[Requirement]) -> dict[str, str]:
 
 def main() -> None:
     """Write the lock."""
-    pins = [f"{name}=={version}" for name, version in sorted(closure(declared()).items()) if name != "pip"]
+    wanted = declared()
+    # a package that exists on one platform only keeps its condition
+    where = {canonical(r.name): f" ; {r.marker}" for r in wanted if r.marker}
+    versions = sorted(closure(wanted).items())
+    pins = [f"{name}=={version}{where.get(name, '')}" for name, version in versions if name != "pip"]
     LOCK.write_text(HEADER + "\n".join(pins) + "\n", "utf8")
     print(f"{LOCK.name}: {len(pins)} packages")
 

@@ -1,11 +1,13 @@
 """The sparse training step: encoder product, gate and counts in one pass, then work only where codes are.
 
 A backend is a module with five functions: ``scan``, ``index``, ``decode``, ``dots`` and ``accumulate``. Plain
-ones are in ``reference``, fast ones in ``cpu``. A :class:`Pass` makes them differentiable.
+ones are in ``reference``, fast ones in ``cpu`` and, for CUDA devices where Triton is installed, in ``gpu``.
+A :class:`Pass` makes them differentiable.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -17,27 +19,54 @@ from sae_lib.kernels.support import SparseCodes, Support
 
 __all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported"]
 
-# below this many multiplications in the encoder product the dense step is faster at any density
-SMALLEST = 2**29
-# share of nonzero codes up to which the sparse step is faster (benchmarks, chapter 14)
-DENSEST = 0.02
+# Both by type of device: "cpu" measured (chapter 14), "cuda" ESTIMATED, no GPU having been at hand.
+# Multiplications in the encoder product (batch × d × width) from which on the sparse pass is considered.
+# Below, small experiments stay free of compiled code; on a GPU the product must outlast the launch of some
+# twenty small kernels and one wait for the number of entries.
+SMALLEST = {"cpu": 2**26, "cuda": 2**36}
+# Share of nonzero codes up to which the sparse step is faster; on a CPU the two meet at about 0.1.
+DENSEST = {"cpu": 0.08, "cuda": 0.005}
+
+
+@cache
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def backend(device: torch.device) -> ModuleType:
     """The fastest backend for a device."""
+    # what compiles is imported only where it is used
     if device.type == "cpu":
-        from sae_lib.kernels import cpu  # compiles: only where it is used
+        from sae_lib.kernels import cpu
 
         return cpu
+    if device.type == "cuda" and _has_triton():
+        from sae_lib.kernels import gpu
+
+        return gpu
     return reference
 
 
 def supported(x: Tensor, width: int) -> bool:
-    """Whether a step on rows x (B, d) may ever be worth the sparse path."""
-    fast = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return fast and x.numel() * width >= SMALLEST
+    """Whether a step on rows x (B, d) may ever be worth the sparse path.
+
+    On CUDA, for float32 and with Triton only; the size from which on is an estimate there, not measured.
+    """
+    kind = x.device.type
+    if kind == "cuda":
+        fast = x.dtype == torch.float32 and _has_triton()
+    else:
+        fast = kind == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return fast and x.numel() * width >= SMALLEST[kind]
 
 
-def pays(density: float) -> bool:
-    """Whether the sparse step is faster than the dense one when this share of the codes is nonzero."""
-    return density <= DENSEST
+def pays(density: float, device: torch.device) -> bool:
+    """Whether the sparse step is faster than the dense one when this share of the codes is nonzero.
+
+    On CUDA an estimate, not measured.
+    """
+    return density <= DENSEST[device.type]

@@ -60,7 +60,8 @@ class Run(nn.Module):
         """One pass over a batch x (B, d): sparse where that is possible and faster, otherwise dense."""
         if not (self.has_sparse_pass(sae) and kernels.supported(x, sae.width)):
             return self.dense(sae, x)
-        step = self.sparse(sae, x) if kernels.pays(self.density.item()) else self.dense(sae, x)
+        pays = kernels.pays(self.density.item(), x.device)
+        step = self.sparse(sae, x) if pays else self.dense(sae, x)
         self.density.copy_(step.codes.count_nonzero() / (len(x) * sae.width))
         return step
 
