@@ -33,6 +33,7 @@ _MODULES = (
     "activations",
     "batches",
     "corpora",
+    "distributed",
     "identifiability",
     "language_models",
     "methods",

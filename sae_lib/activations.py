@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_lib.corpora import Corpus, token_blocks
+from sae_lib.distributed import World
 from sae_lib.files import only_writer, short
 from sae_lib.language_models import LanguageModel, Site
-from sae_lib.manifest import DTYPES, MANIFEST, Manifest, check_shard, shard_name, write_shard
+from sae_lib.manifest import DTYPES, MANIFEST, Manifest, Shard, check_shard, shard_name, write_shard
 from sae_lib.normalisation import KINDS, Normalisation
 from sae_lib.store import ActivationStore
 from sae_lib.stream import ActivationStream, enough, forward, kept, origin
@@ -55,7 +59,7 @@ def _resumed(folder: Path, fresh: Manifest) -> Manifest:
         try:
             check_shard(folder, shard, hashes=True)
         except (FileNotFoundError, ValueError) as error:
-            warnings.warn(f"harvesting again from shard {i} on: {error}", stacklevel=3)
+            warnings.warn(f"harvesting again from shard {i} on: {error}", stacklevel=5)
             manifest.shards, manifest.finished = manifest.shards[:i], False
             manifest.normalisation = manifest.normalisation if i else None
             manifest.write(folder)
@@ -101,6 +105,15 @@ def _fill_shard(
     return acts, places
 
 
+def _turn(blocks: Iterator[Tensor], per_shard: int, first: int, world: World) -> dict[int, Tensor | None]:
+    """Numbers of the next shards, one a process, with the blocks (B, T) of the one that is ours."""
+    turn: dict[int, Tensor | None] = {}
+    for index in range(first, first + world.size):
+        if batch := list(itertools.islice(blocks, per_shard)):
+            turn[index] = torch.stack(batch) if index % world.size == world.rank else None
+    return turn
+
+
 def harvest(
     model: LanguageModel,
     corpus: Corpus,
@@ -116,6 +129,7 @@ def harvest(
     seed: int = 0,
     skip_first: int = 2,
     progress: bool | None = None,
+    parallel: str = "auto",
 ) -> ActivationStore:
     """Write the activations of at least ``n_tokens`` tokens to a store, or go on with one begun earlier.
 
@@ -132,10 +146,13 @@ def harvest(
         attention on both, with rows up to a hundred times as long as the others
         (:func:`sae_lib.stream.kept`). Now and then the second position is such a place, hence 2.
     progress: show a bar; None shows it on a terminal.
+    parallel: ``"auto"`` shares the shards out among the processes that ``torchrun`` has started, which must
+        all see the folder; ``"off"`` does not.
 
     May be killed at any moment: the same call goes on after the last whole shard, and ends with the same
-    bytes as an unbroken run (on the same machine with as many threads). A damaged shard is written anew. One
-    process at a time may write to a folder.
+    bytes as an unbroken run (on the same machine with as many threads). A damaged shard is written anew.
+    Processes may differ in number from call to call: in rounds, process r writes the shards r, r + R, …, the
+    first one the manifest after each round. One such job at a time may write to a folder.
     Raises ValueError when the folder was begun with other settings, or when an activation does not fit
     ``dtype``; RuntimeError when another process is writing.
     """
@@ -155,8 +172,15 @@ def harvest(
     settings["blocks_per_shard"] = per_shard
     fresh = Manifest(settings, model.d_model)
 
-    with only_writer(folder, "harvesting into"):
-        manifest = _resumed(folder, fresh)
+    world = World.joined(parallel)
+    with ExitStack() as locked:
+
+        def begin() -> dict[str, Any]:
+            locked.enter_context(only_writer(folder, "harvesting into"))
+            return asdict(_resumed(folder, fresh))
+
+        found = world.by_first(begin)
+        manifest = Manifest(**found | {"shards": [Shard(**shard) for shard in found["shards"]]})
         if manifest.finished:
             return ActivationStore(folder, manifest)
         done = len(manifest.shards) * per_shard
@@ -164,21 +188,30 @@ def harvest(
         blocks = itertools.islice(enough(model, everything, skip_first, n_tokens), done, None)
         with tqdm(
             total=n_tokens, initial=sum(shard.rows for shard in manifest.shards), unit=" tokens",
-            desc=f"{site} of {model.name}", disable=None if progress is None else not progress,
+            desc=f"{site} of {model.name}",
+            disable=not world.first or (None if progress is None else not progress),
         ) as bar:  # fmt: skip
             try:
-                while batch := list(itertools.islice(blocks, per_shard)):
-                    tokens = torch.stack(batch)
-                    acts, places = _fill_shard(
-                        model, site, tokens, DTYPES[dtype], batch_blocks, skip_first, bar
-                    )
-                    if manifest.normalisation is None:
-                        every = max(1, len(acts) // _FIT_ROWS)
-                        manifest.normalisation = Normalisation.fit(
-                            normalisation, acts[::every].float()
-                        ).to_dict()
-                    manifest.shards.append(write_shard(folder, len(manifest.shards), acts, tokens, places))
-                    manifest.write(folder)
+                while turn := _turn(blocks, per_shard, len(manifest.shards), world):
+                    entry = None
+                    for index, tokens in turn.items():
+                        if tokens is None:
+                            continue
+                        acts, places = _fill_shard(
+                            model, site, tokens, DTYPES[dtype], batch_blocks, skip_first, bar
+                        )
+                        if index == 0:
+                            every = max(1, len(acts) // _FIT_ROWS)
+                            manifest.normalisation = Normalisation.fit(
+                                normalisation, acts[::every].float()
+                            ).to_dict()
+                        entry = asdict(write_shard(folder, index, acts, tokens, places))
+                    entries = [json.loads(text) for text in world.texts(json.dumps(entry))]
+                    shards = [Shard(**entries[index % world.size]) for index in turn]
+                    bar.update(sum(shard.rows for shard in shards) - (entry["rows"] if entry else 0))
+                    manifest.shards += shards
+                    if world.first:
+                        manifest.write(folder)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"harvest stopped; {len(manifest.shards)} whole shards are in {folder}, "
@@ -189,10 +222,13 @@ def harvest(
             raise ValueError(
                 f"corpus {corpus.name!r} does not fill one block of {block_size} tokens; lower block_size"
             )
-        if rows < n_tokens:
+        if rows < n_tokens and world.first:
             warnings.warn(
                 f"corpus {corpus.name!r} gave {rows} rows of the {n_tokens} asked for", stacklevel=2
             )
         manifest.finished = True
-        manifest.write(folder)
+        if world.first:
+            manifest.write(folder)
+        # fitted by the first process, and said when the manifest is written
+        manifest.normalisation = json.loads(world.texts(json.dumps(manifest.normalisation))[0])
     return ActivationStore(folder, manifest)

@@ -31,7 +31,10 @@ class BatchSource(Protocol):
         ...
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
-        """Yield normalised float32 batches (batch_size, d_in) without end, from number ``start`` on."""
+        """Yield normalised float32 batches (batch_size, d_in) without end, from number ``start`` on.
+
+        If it also takes ``part``, a slice, processes that share a batch ask for their own rows of it.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
-from sae_lib import metrics, storage, synthetic
+from sae_lib import distributed, metrics, storage, synthetic
 from sae_lib.batches import BatchSource
 from sae_lib.cli_methods import MethodName, method_of, with_method_options
+from sae_lib.distributed import LostProcessError
 from sae_lib.sae import SparseAutoencoder
 from sae_lib.store import ActivationStore
 from sae_lib.training import NonFiniteLossError, train
@@ -32,6 +33,7 @@ app = typer.Typer(
 Freeze = Literal["decoder", "encoder", "soft-decoder"]
 Kind = Literal["none", "scale", "unit"]
 Split = Literal["train", "held-out", "all"]
+Parallel = Literal["auto", "data", "latents"]
 HELD_OUT = 0.1
 PRESETS = ", ".join(sorted(synthetic.PRESETS))
 
@@ -41,6 +43,9 @@ SiteName = Annotated[str, typer.Option(help="Where to read, such as resid_post.1
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice of this command.")]
 DataSeed = Annotated[int, typer.Option(help="Seed of a synthetic preset.")]
+Timeout = Annotated[
+    float, typer.Option(min=1, help="Under torchrun: seconds until a process that hangs counts as lost.")
+]
 ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print the settings as JSON and stop.")]
 
 
@@ -52,6 +57,12 @@ def _corpus_part(name: str, split: Split) -> Any:
         return whole
     kept, held_out = whole.split(HELD_OUT)
     return kept if split == "train" else held_out
+
+
+def _say(text: str) -> None:
+    """Print a line, once for all processes."""
+    if not distributed.launched() or distributed.World.joined("auto").first:
+        typer.echo(text)
 
 
 def _print(values: dict[str, Any]) -> None:
@@ -71,6 +82,7 @@ def harvest(
     dtype: Annotated[str, typer.Option(help="float16, bfloat16 or float32, on disk.")] = "float16",
     device: Device = "cpu",
     seed: Seed = 0,
+    timeout: Timeout = distributed.TIMEOUT,
     show_config: ShowConfig = False,
 ) -> None:
     """Run a language model over a corpus and store its activations.
@@ -78,6 +90,8 @@ def harvest(
     Example:  sae harvest runs/code --site resid_post.10 --tokens 150000
 
     Stop it at any time; the same command goes on where it was.
+
+    On several GPUs or machines:  torchrun --nproc-per-node 8 -m sae_lib harvest runs/code --device cuda
     """
     settings: dict[str, Any] = {
         "n_tokens": tokens, "normalisation": normalisation, "block_size": block_size,
@@ -97,12 +111,17 @@ def harvest(
         return
     from sae_lib import activations, language_models
 
+    distributed.join(timeout)
     documents = _corpus_part(corpus, split)
     with _stopping_cleanly():
         store = activations.harvest(
-            language_models.load(model, device=device), documents, site, out, **settings
+            language_models.load(model, device=str(distributed.local(device))),
+            documents,
+            site,
+            out,
+            **settings,
         )
-    typer.echo(f"{store.n_rows:,} rows of dimension {store.d_in} in {out}")
+    _say(f"{store.n_rows:,} rows of dimension {store.d_in} in {out}")
 
 
 def _source(data: str, data_seed: int, *, model: str, corpus: str, site: str, device: str) -> BatchSource:
@@ -114,7 +133,9 @@ def _source(data: str, data_seed: int, *, model: str, corpus: str, site: str, de
         from sae_lib import language_models
 
         return activations.ActivationStream(
-            language_models.load(model, device=device), _corpus_part(corpus, "train"), site
+            language_models.load(model, device=str(distributed.local(device))),
+            _corpus_part(corpus, "train"),
+            site,
         )
     if not Path(data).is_dir():
         raise ValueError(f"no data {data!r}; expected a preset ({PRESETS}), 'stream', or a store's folder")
@@ -146,6 +167,10 @@ def train_command(
     data_seed: DataSeed = 0,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, bit for bit.")] = False,
+    parallel: Annotated[
+        Parallel, typer.Option(help="Under torchrun: share out rows (data) or latents. auto is data.")
+    ] = "auto",
+    timeout: Timeout = distributed.TIMEOUT,
     show_config: ShowConfig = False,
     **options: Any,
 ) -> None:
@@ -160,6 +185,8 @@ def train_command(
       sae train runs/code-top32 --data runs/code --width 2048 --method batch_topk --k 32
 
       sae train runs/random --data imbalanced --method topk --k 3 --freeze decoder
+
+      torchrun --nproc-per-node 8 -m sae_lib train runs/code-gba --data runs/code --device cuda
     """
     chosen = method_of(method, options, freeze)
     settings: dict[str, Any] = {
@@ -169,11 +196,14 @@ def train_command(
     if show_config:
         _print({"out": str(out), "data": data, "method": chosen.describe(), **settings})
         return
+    distributed.join(timeout)
     source = _source(data, data_seed, model=model, corpus=corpus, site=site, device=device)
     with _stopping_cleanly():
-        _, log = train(source, chosen, device=device, folder=out, resume=resume, **settings)
+        _, log = train(
+            source, chosen, device=device, folder=out, resume=resume, parallel=parallel, **settings
+        )
     last = log[-1]
-    typer.echo(f"step {last['step']}: nmse {last['nmse']:.4f}, l0 {last['l0']:.1f}; saved in {out}")
+    _say(f"step {last['step']}: nmse {last['nmse']:.4f}, l0 {last['l0']:.1f}; saved in {out}")
 
 
 @app.command()
@@ -268,7 +298,7 @@ def _stopping_cleanly() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        typer.echo(f"sae: {interrupt}", err=True)
+        typer.echo(f"sae{distributed.place()}: {interrupt}", err=True)
         raise typer.Exit(130) from interrupt
 
 
@@ -276,6 +306,6 @@ def main() -> None:
     """Entry point of ``sae``: errors a user can mend are one line on standard error, exit status 2."""
     try:
         app()
-    except (ValueError, OSError, ImportError, NonFiniteLossError) as error:
-        typer.echo(f"sae: error: {error}", err=True)
+    except (ValueError, OSError, ImportError, NonFiniteLossError, LostProcessError) as error:
+        typer.echo(f"sae: error{distributed.place()}: {error}", err=True)
         sys.exit(2)

@@ -102,10 +102,13 @@ class ActivationStore:
         block, position = divmod(int(tensors["places"][within]), self.manifest.block_size)
         return tensors["blocks"][block, : position + 1].long()
 
-    def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
+    def batches(
+        self, batch_size: int, *, seed: int, start: int = 0, part: slice = slice(None)
+    ) -> Iterator[Tensor]:
         """Yield normalised float32 batches (batch_size, d_in) without end, from number ``start`` on.
 
         Every pass is one permutation of all rows, cut into batches; the tail that fills no batch is dropped.
+        part: the rows of each batch that are read and served.
         """
         per_epoch = self.n_rows // batch_size
         if per_epoch == 0:
@@ -117,7 +120,7 @@ class ActivationStore:
             # int32 halves the one thing held in memory for every row
             order = torch.randperm(self.n_rows, generator=generator(seed, "order", epoch), dtype=torch.int32)
             for i in range(position, per_epoch):
-                yield self.normalisation.apply(self.rows(order[i * batch_size : (i + 1) * batch_size]))
+                yield self.normalisation.apply(self.rows(order[i * batch_size : (i + 1) * batch_size][part]))
             epoch, position = epoch + 1, 0
 
     def describe(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_lib import checkpoint
+from sae_lib import checkpoint, distributed
 from sae_lib.batches import BatchSource, Rows
+from sae_lib.distributed import World
 from sae_lib.files import only_writer, parsed, replacing
 from sae_lib.methods.base import Method, Step
 from sae_lib.sae import SparseAutoencoder
@@ -74,6 +75,7 @@ def train(
     weight_decay: float = 0.0,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    parallel: str = "auto",
     folder: str | PathLike[str] | None = None,
     checkpoint_every: int = 1000,
     resume: bool = False,
@@ -95,13 +97,19 @@ def train(
     schedule: ``"linear"`` or ``"cosine"`` decay to 0, or ``"constant"``, after ``warmup`` steps.
     weight_decay: of AdamW; 0 is Adam.
     seed: of the initial weights and the order of the data.
+    device: where to train; for ``"cuda"`` each of several processes takes the GPU of its own.
+    parallel: what the processes share out that ``torchrun`` has started: ``"data"``, the rows of every batch
+        (``batch_size`` counts those of all processes); ``"latents"``, where the autoencoder does not fit on
+        one GPU; ``"off"``, nothing: every process trains by itself. ``"auto"`` is data. With one process
+        all are the same. See :mod:`sae_lib.distributed`.
     folder: where to keep ``metrics.jsonl``, ``checkpoint.safetensors`` (every ``checkpoint_every`` steps,
         at the end and on Ctrl-C) and, at the end, the autoencoder itself. None keeps nothing.
     resume: continue from the checkpoint in ``folder``; the result has the same bits as an unbroken run
         on the same machine.
     log_every: steps between two records of the log; the loss is checked for NaN at the same steps.
     progress: show a bar; default only where standard error is a terminal.
-    callback: called after every logged step with the step number and the autoencoder.
+    callback: called after every logged step with the step number and the autoencoder; in every process, and
+        with its own latents where these are shared out.
 
     Rows must be finite: a tensor, a store or a stream refuses others, and where another source serves one,
     the error names the step and the row. A spike of the loss is no error as long as it is finite: training
@@ -112,9 +120,12 @@ def train(
     The process may be killed at any moment, and the disk may fill up: each file is then the old one or the
     new one, and whole. One process at a time may train in a folder.
 
-    Returns the autoencoder and its log. Raises ValueError for impossible settings and rows, CheckpointError
-    when resume is impossible, NonFiniteLossError, RuntimeError when another process trains in the folder,
-    OSError when a file cannot be written, and KeyboardInterrupt on Ctrl-C (after saving).
+    Returns the autoencoder and its log, in every process the whole; where latents are shared out it lies on
+    the CPU. Files are written by the first process, read by all, and may be taken up by any number of them.
+
+    Raises ValueError for impossible settings and rows, CheckpointError when resume is impossible,
+    NonFiniteLossError, RuntimeError when another process trains in the folder, LostProcessError when one of
+    this job has died, OSError when a file cannot be written, and KeyboardInterrupt on Ctrl-C (after saving).
     """
     source = Rows(data) if isinstance(data, Tensor) else data
     if not isinstance(source, BatchSource):
@@ -128,6 +139,8 @@ def train(
         steps=steps, batch_size=batch_size, lr=lr, schedule=schedule, warmup=warmup, log_every=log_every,
         weight_decay=weight_decay, checkpoint_every=checkpoint_every, resume=resume, folder=folder,
     )  # fmt: skip
+    world = World.sharing(parallel, method, batch_size=batch_size, width=width)
+    device = torch.device(device) if parallel == "off" else distributed.local(device)
     folder = None if folder is None else Path(folder)
     _check_unused(folder, resume)
     settings = {
@@ -136,26 +149,30 @@ def train(
         "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "seed": seed,
     }  # fmt: skip
 
-    sae = method.build(source.d_in, width, normalisation=source.normalisation, seed=seed).to(device)
+    sae = method.build(source.d_in, width, normalisation=source.normalisation, seed=seed)
+    sae = world.cut(sae).to(device)
     sae.metadata = {"training": settings}
     run = method.start(sae, _sample(source, batch_size, seed).to(device))
+    world.begin(sae, run)
     parameters = [p for p in (*sae.parameters(), *run.parameters()) if p.requires_grad]
     optimiser = method.optimiser(parameters, lr, weight_decay)
     log, first = TrainingLog(), 0
     if resume and folder:
         first, tensors = checkpoint.read(folder, settings)
-        checkpoint.restore(tensors, sae=sae, run=run, optimiser=optimiser)
+        checkpoint.restore(tensors, sae=sae, run=run, optimiser=optimiser, world=world)
         log = _read_log(folder / LOG, first)
 
     def save(step: int) -> None:
-        for name, parameter in sae.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise NonFiniteLossError(
-                    f"{name} holds NaN or infinity after step {step}. {_advice(lr)}. {KEPT}"
-                )
+        bad = [name for name, value in sae.named_parameters() if not torch.isfinite(value).all()]
+        if world.any(bool(bad)):
+            name = bad[0] if bad else "a parameter of another process"
+            raise NonFiniteLossError(f"{name} holds NaN or infinity after step {step}. {_advice(lr)}. {KEPT}")
         if folder:
-            _write_log(folder / LOG, log)
-            checkpoint.write(folder, step=step, settings=settings, sae=sae, run=run, optimiser=optimiser)
+            if world.first:
+                _write_log(folder / LOG, log)
+            checkpoint.write(
+                folder, step=step, settings=settings, sae=sae, run=run, optimiser=optimiser, world=world
+            )
 
     def check(number: int, loss: float) -> None:
         if not math.isfinite(loss):
@@ -165,18 +182,24 @@ def train(
             row = _bad_row(itertools.islice(suspects, number - since), since)
             raise NonFiniteLossError(f"the loss is {loss} at step {number}. {row or _advice(lr)}. {KEPT}")
 
-    batches = source.batches(batch_size, seed=seed, start=first)
-    only = only_writer(folder, "training in") if folder else nullcontext()
-    with only, _interruptible() as interrupted, _bar(progress, steps, first, method.name) as bar:
-        _check_unused(folder, resume)
+    batches = world.batches(source, batch_size, seed=seed, start=first)
+    shown = (sys.stderr.isatty() if progress is None else progress) and world.first
+    with (
+        ExitStack() as locked,
+        _interruptible() as interrupted,
+        _bar(shown, steps, first, method.name) as bar,
+    ):
+        world.by_first(lambda: _take(folder, resume, locked))
         for number in range(first + 1, steps + 1):
             rate = learning_rate(number - 1, steps, peak=lr, warmup=warmup, schedule=schedule)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             x = next(batches).to(device)
-            step: Step = run(sae, x)
+            step: Step = run(sae, x)._replace(world=world)
+            world.level(run)
             optimiser.zero_grad()
-            step.loss.backward()
+            world.rows.share(step.loss).backward()
+            world.reduce_gradients(sae, parameters)
             optimiser.step()
             sae.unit_rows_()
             run.after_step(sae, step, number)
@@ -187,18 +210,19 @@ def train(
                 if callback:
                     callback(number, sae)
             bar.update()
-            if interrupted.is_set():
-                check(number, step.loss.item())
+            if world.stopped(interrupted.is_set(), number):
+                check(number, world.rows.mean(step.loss.detach()).item())
                 save(number)
                 where = f"; continue with resume=True, folder={str(folder)!r}" if folder else ""
                 raise KeyboardInterrupt(f"training stopped after step {number} of {steps}{where}")
             if number % checkpoint_every == 0 and number < steps:
-                check(number, step.loss.item())
+                check(number, world.rows.mean(step.loss.detach()).item())
                 save(number)
         save(steps)
-        sae.eval().requires_grad_(False)
-        if folder:
+        world.whole(sae).eval().requires_grad_(False)
+        if folder and world.first:
             sae.save(folder)
+        world.wait()
     return sae, log
 
 
@@ -240,11 +264,12 @@ def _sample(source: BatchSource, batch_size: int, seed: int) -> Tensor:
 
 
 def _record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
+    rows, latents = step.world.rows, step.world.latents
     values = torch.stack(
         [
-            step.loss.detach(),
-            step.error.square().sum() / x.square().sum(),
-            step.codes.count_nonzero().float() / len(x),
+            rows.mean(step.loss.detach()),
+            rows.sum(step.error.square().sum()) / rows.sum(x.square().sum()),
+            latents.sum(rows.sum(step.codes.count_nonzero())).float() / step.rows,
         ]
     ).tolist()
     return {"step": number, "loss": values[0], "nmse": values[1], "l0": values[2], "lr": rate}
@@ -271,6 +296,13 @@ def _check_unused(folder: Path | None, resume: bool) -> None:
         raise ValueError(f"{folder} already holds a training run; pass resume=True or choose another folder")
 
 
+def _take(folder: Path | None, resume: bool, locked: ExitStack) -> None:
+    """Lock the folder, and make sure that nobody has begun there meanwhile."""
+    if folder:
+        locked.enter_context(only_writer(folder, "training in"))
+        _check_unused(folder, resume)
+
+
 def _write_log(path: Path, log: TrainingLog) -> None:
     with replacing(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in log))
@@ -289,8 +321,7 @@ def _read_log(path: Path, last_step: int) -> TrainingLog:
     return log
 
 
-def _bar(progress: bool | None, steps: int, first: int, name: str) -> tqdm[Any]:
-    shown = sys.stderr.isatty() if progress is None else progress
+def _bar(shown: bool, steps: int, first: int, name: str) -> tqdm[Any]:
     return tqdm(total=steps, initial=first, desc=name, unit="step", disable=not shown, leave=False)
 
 

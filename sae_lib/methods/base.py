@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lib import kernels
+from sae_lib.distributed import ALONE, World
 from sae_lib.kernels import SparseCodes, Support
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
@@ -24,6 +25,7 @@ class Step(NamedTuple):
     codes: (B, M), without gradient; after a sparse pass only the entries that may be nonzero.
     error: (B, d) reconstruction minus input, without gradient.
     peak: (M,) largest u of each latent, if the pass has found it.
+    world: the processes that share the batch; ``codes`` and the others hold the rows of this one.
     """
 
     loss: Tensor
@@ -31,13 +33,22 @@ class Step(NamedTuple):
     codes: Tensor | SparseCodes
     error: Tensor
     peak: Tensor | None = None
+    world: World = ALONE
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole batch."""
+        return self.world.rows.whole(len(self.error))
+
+    def fired(self) -> Tensor:
+        """How many rows of the whole batch each latent fired on (M,)."""
+        return self.world.rows.sum(self.codes.count_nonzero(dim=0))
 
     def highest(self) -> Tensor:
-        """Largest u of each latent over the batch (M,)."""
-        if self.projection is not None:
-            return self.projection.amax(dim=0)
-        assert self.peak is not None
-        return self.peak
+        """Largest u of each latent over the whole batch (M,)."""
+        peak = self.peak if self.projection is None else self.projection.amax(dim=0)
+        assert peak is not None
+        return self.world.rows.max(peak)
 
 
 class Run(nn.Module):
@@ -48,9 +59,11 @@ class Run(nn.Module):
 
     density: share of the codes that were nonzero in the last step, 1 before; of a run large enough for the
         sparse pass. The next step goes by it, and as a buffer it makes a resumed run decide alike.
+    world: the processes that train together.
     """
 
     density: Tensor
+    world: World = ALONE
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +117,8 @@ class Run(nn.Module):
     ) -> list[Tensor]:
         """What :meth:`errors` gives, from sparse codes."""
         scaled = codes.values * sae.scale.index_select(0, route.support.latents)
-        return [route.decode(scaled, sae.decoder_rows) + (sae.pre_bias - x)]
+        written = self.world.latents.sum(route.decode(scaled, sae.decoder_rows))
+        return [written + (self.world.latents.once(sae.pre_bias) - x)]
 
     def values(self, sae: SparseAutoencoder, u: Tensor, support: Support) -> Tensor:
         """Codes (E,) from u (E,) on the support."""
@@ -116,7 +130,8 @@ class Run(nn.Module):
 
     def errors(self, sae: SparseAutoencoder, codes: Tensor, x: Tensor) -> list[Tensor]:
         """Errors (B, d) that the loss squares. The last is the whole autoencoder's, here the only one."""
-        return [sae.decode(codes) - x]
+        written = self.world.latents.sum((codes * sae.scale) @ sae.decoder_rows)
+        return [written + self.world.latents.once(sae.pre_bias) - x]
 
     def loss(self, codes: Tensor | SparseCodes, errors: list[Tensor]) -> Tensor:
         """½‖error‖², averaged over the batch and added up over ``errors``: the loss of the paper."""
@@ -158,6 +173,14 @@ class Method(ABC):
         """What moves ``parameters``; the training loop sets ``lr`` anew before every step."""
         # fused: one pass over the weights instead of five
         return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+
+    def parallel(self) -> tuple[str, ...]:
+        """What processes that train together may share out: ``"data"``, ``"latents"``; by default nothing.
+
+        Data: loss and gradient are means over rows, and ``after_step`` learns of them through the
+        :class:`Step` alone. Latents: what they have in common goes through ``Run.world.latents``.
+        """
+        return ()
 
     def describe(self) -> dict[str, Any]:
         """Name and settings as plain values."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sae_lib.distributed import ALONE, Axis
 from sae_lib.methods.base import Method, Run, Step
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
@@ -37,6 +38,7 @@ def adapt_bias(
     *,
     gamma: float,
     epsilon: float,
+    latents: Axis = ALONE.latents,
 ) -> Tensor:
     """One application of the bias rule; returns the new bias (M,).
 
@@ -46,10 +48,12 @@ def adapt_bias(
 
     bias, rate, peak: (M,) bias, firing rate p̂ and peak r = max(0, max y) over the buffer.
     group: (M,) group of each latent. target: (K,) target frequency of each group.
+    latents: says who has the other latents of a group.
     """
     positive = (peak > 0).to(peak.dtype)
     zeros = peak.new_zeros(len(target))
-    group_peak = zeros.index_add(0, group, peak) / zeros.index_add(0, group, positive).clamp(min=1)
+    total = latents.sum(zeros.index_add(0, group, peak))
+    group_peak = total / latents.sum(zeros.index_add(0, group, positive)).clamp(min=1)
     lowered = (bias - gamma * peak).clamp(min=-1.0)
     raised = (bias + gamma * group_peak[group]).clamp(max=0.0)
     return torch.where(rate > target[group], lowered, torch.where(rate < epsilon, raised, bias))
@@ -93,6 +97,10 @@ class BiasRule(Method):
             raise ValueError(f"{len(self.targets)} groups do not fit in width {width}; take groups ≤ width")
         return SparseAutoencoder(d_in, width, tied=self.tied, normalisation=normalisation, seed=seed)
 
+    def parallel(self) -> tuple[str, ...]:
+        """Rows or latents."""
+        return ("data", "latents")
+
     def learning_rate(self, d_in: int) -> float:
         """See :func:`unit_row_rate`."""
         return unit_row_rate(d_in)
@@ -101,7 +109,7 @@ class BiasRule(Method):
         """Centre, set the starting bias from the sample, and attach fresh counters."""
         if self.centre:
             sae.centre_(sample)
-        adapter = BiasAdapter(self, sae.width).to(sae.weight.device)
+        adapter = BiasAdapter(self, sae.width, sae.block).to(sae.weight.device)
         if self.start_bias == "quantile":
             with torch.no_grad():
                 sae.bias.copy_(quantile_bias(sae, sample, adapter.target[adapter.group]))
@@ -197,7 +205,7 @@ class BiasAdapter(Run):
     group: Tensor
     rate: Tensor
 
-    def __init__(self, method: BiasRule, width: int) -> None:
+    def __init__(self, method: BiasRule, width: int, block: tuple[int, int]) -> None:
         super().__init__()
         self.method = method
         # whole numbers: a float32 counter stops counting at 2^24
@@ -206,7 +214,9 @@ class BiasAdapter(Run):
         self.register_buffer("highest", torch.full((width,), -torch.inf))
         self.register_buffer("rate", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("target", method.targets, persistent=False)
-        self.register_buffer("group", group_index(width, len(method.targets)), persistent=False)
+        first, whole = block
+        group = group_index(whole, len(method.targets))[first : first + width]
+        self.register_buffer("group", group.clone(), persistent=False)
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
         """Yes: gate, counts and peaks come out of the encoder product."""
@@ -216,9 +226,9 @@ class BiasAdapter(Run):
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
         """Add one batch to the buffer; every ``method.every`` steps adapt the bias and empty it."""
         # the gate fires only where u > −b ≥ 0, so a code is nonzero exactly where its latent fired
-        self.fired += step.codes.count_nonzero(dim=0)
+        self.fired += step.fired()
         torch.maximum(self.highest, step.highest(), out=self.highest)
-        self.rows += len(step.error)
+        self.rows += step.rows
         if number % self.method.every:
             return
         self.rate = self.fired.double() / self.rows
@@ -232,6 +242,7 @@ class BiasAdapter(Run):
                 self.target,
                 gamma=self.method.gamma,
                 epsilon=self.method.epsilon,
+                latents=self.world.latents,
             )
         )
         self.fired.zero_()
@@ -241,8 +252,9 @@ class BiasAdapter(Run):
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
         """Mean firing rate over the last full buffer and mean bias, for each group."""
         groups = len(self.target)
-        size = torch.bincount(self.group, minlength=groups)
+        everyone = self.world.latents
+        size = everyone.sum(torch.bincount(self.group, minlength=groups))
         total = sae.bias.new_zeros(groups).double()
-        rate = total.index_add(0, self.group, self.rate) / size
-        bias = total.index_add(0, self.group, sae.bias.detach().double()) / size
+        rate = everyone.sum(total.index_add(0, self.group, self.rate)) / size
+        bias = everyone.sum(total.index_add(0, self.group, sae.bias.detach().double())) / size
         return {"group_rate": rate.tolist(), "group_bias": bias.tolist()}

@@ -115,6 +115,10 @@ class Frozen(Method):
         """That of the base method."""
         return self.base.optimiser(parameters, lr, weight_decay)
 
+    def parallel(self) -> tuple[str, ...]:
+        """Rows, if the base method lets them be."""
+        return tuple(way for way in self.base.parallel() if way == "data")
+
     def describe(self) -> dict[str, Any]:
         """Name, part and the base method's name and settings."""
         soft = {"cosine": self.cosine} if self.part == "soft decoder" else {}

@@ -46,6 +46,10 @@ class Gated(Baseline):
         """A gate with bias and threshold."""
         return {"activation": "threshold"}
 
+    def parallel(self) -> tuple[str, ...]:
+        """Rows."""
+        return ("data",)
+
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
         """Hand the encoder over to the two paths; centre on the sample if asked to."""
         sae.weight.requires_grad_(False)

@@ -91,6 +91,10 @@ class JumpReLU(Baseline):
         """A gate with bias and threshold."""
         return {"activation": "threshold"}
 
+    def parallel(self) -> tuple[str, ...]:
+        """Rows or latents."""
+        return ("data", "latents")
+
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
         """Turn on the gradients of the biases, set the thresholds; centre on the sample if asked to."""
         self.prepare(sae, sample)
@@ -124,9 +128,10 @@ class JumpReLURun(Run):
         """Reconstruction loss plus the penalty on a batch x (B, d)."""
         projection = sae.project(x)
         codes, fires = jump(projection + sae.bias, self.log_threshold.exp(), self.method.bandwidth)
-        error = sae.decode(codes) - x
-        loss = self.loss(codes, [error]) + self.coefficient() * fires.sum(dim=1).mean()
-        return Step(loss, projection.detach(), codes.detach(), error.detach())
+        errors = self.errors(sae, codes, x)
+        fired = self.world.latents.sum(fires.sum(dim=1).mean())
+        loss = self.loss(codes, errors) + self.coefficient() * fired
+        return Step(loss, projection.detach(), codes.detach(), errors[-1].detach())
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
         """Yes: beside the codes the estimator looks only at pre-activations next to the threshold."""
@@ -148,7 +153,8 @@ class JumpReLURun(Run):
         values, fires = jump(self.values(sae, u, route.support), threshold, self.method.bandwidth)
         codes = SparseCodes(values, route.support)
         errors = self.sparse_errors(sae, route, codes, x)
-        loss = self.loss(codes, errors) + self.coefficient() * fires.sum() / len(x)
+        fired = self.world.latents.sum(fires.sum())
+        loss = self.loss(codes, errors) + self.coefficient() * fired / len(x)
         return Step(loss, None, codes.detach(), errors[-1].detach(), peak)
 
     def coefficient(self) -> float | Tensor:
@@ -172,4 +178,4 @@ class JumpReLURun(Run):
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
         """Mean threshold."""
-        return {"threshold": self.log_threshold.detach().exp().mean().item()}
+        return {"threshold": self.world.latents.mean(self.log_threshold.detach().exp().mean()).item()}

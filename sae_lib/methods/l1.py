@@ -36,6 +36,10 @@ class L1(Baseline):
         """A ReLU gate."""
         return {"activation": "relu"}
 
+    def parallel(self) -> tuple[str, ...]:
+        """Rows or latents."""
+        return ("data", "latents")
+
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
         self.prepare(sae, sample)
@@ -55,7 +59,8 @@ class L1Run(Run):
 
     def loss(self, codes: Tensor | SparseCodes, errors: list[Tensor]) -> Tensor:
         """Reconstruction loss plus penalty; codes are non-negative."""
-        return super().loss(codes, errors) + self.coefficient * codes.sum(dim=1).mean()
+        penalty = self.world.latents.sum(codes.sum(dim=1).mean())
+        return super().loss(codes, errors) + self.coefficient * penalty
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
         """The coefficient, so that logs can be compared."""

@@ -76,6 +76,10 @@ class TopK(LargestCodes):
         """A TopK gate."""
         return super().kind() | {"activation": "topk", "k": self.k}
 
+    def parallel(self) -> tuple[str, ...]:
+        """Rows; the largest codes of a row are chosen among all latents."""
+        return ("data",)
+
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> AuxiliaryRun:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
         self.prepare(sae, sample)
@@ -113,7 +117,9 @@ class AuxiliaryRun(Run):
         top = y.topk(min(max(sae.d_in // 2, 1), sae.width), dim=1, sorted=False)
         codes = torch.zeros_like(y).scatter(1, top.indices, top.values)
         remaining = (codes * sae.scale) @ sae.decoder_rows + error
-        return remaining.square().sum(dim=1).mean() / error.square().sum(dim=1).mean().clamp(min=1e-12)
+        # over the whole batch: a quotient of two means is no mean over rows
+        size = self.world.rows.mean(error.square().sum(dim=1).mean())
+        return remaining.square().sum(dim=1).mean() / size.clamp(min=1e-12)
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
         """Yes; the selection needs all pre-activations, what follows does not."""
@@ -136,7 +142,7 @@ class AuxiliaryRun(Run):
     @torch.no_grad()
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
         """Reset the clock of the latents that fired, advance the others, and now and then list the dead."""
-        fired = step.codes.count_nonzero(dim=0) > 0
+        fired = step.fired() > 0
         self.silent_steps += 1
         self.silent_steps.masked_fill_(fired, 0)
         if number % self.REVIEW == 0:

@@ -1,0 +1,229 @@
+"""What each process of a job does in ``test_distributed``: all scenarios one after another, one job a size.
+
+    python distributed_worker.py RANK SIZE FOLDER
+
+Results lie in FOLDER as ``scenario-rank.pt``; what a process raised, as text in ``scenario-rank.txt``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sae_lib import (
+    L1,
+    BatchTopK,
+    BiasAdaptation,
+    Frozen,
+    Gated,
+    GroupBiasAdaptation,
+    JumpReLU,
+    ModifiedBiasAdaptation,
+    TopK,
+    kernels,
+    synthetic,
+    train,
+)
+from sae_lib.batches import Rows
+from sae_lib.files import only_writer
+from sae_lib.kernels import reference
+
+# neither divides by 4 or by 3
+WIDTH, BATCH = 30, 50
+HALF = 20
+RUN: dict[str, Any] = {
+    "width": WIDTH, "batch_size": BATCH, "steps": 2 * HALF, "log_every": 10, "checkpoint_every": HALF,
+    "lr": 0.02,
+}  # fmt: skip
+GBA = {"groups": 3, "htf": 0.3, "ltf": 0.02, "every": 4, "gamma": 1.0, "epsilon": 0.005}
+METHODS = {
+    "gba": GroupBiasAdaptation(**GBA),
+    "gba-untied": GroupBiasAdaptation(**GBA, tied=False, centre=True),
+    "ba": BiasAdaptation(target_frequency=0.1, every=4, centre=True),
+    "l1": L1(0.01, centre=True),
+    "jumprelu": JumpReLU(coefficient=0.02, bandwidth=0.05, threshold=0.05, warmup=10, centre=True),
+    "topk": TopK(k=1, dead_after=3, centre=True),
+    "gated": Gated(coefficient=0.05, centre=True),
+    "frozen": Frozen(L1(0.01)),
+}
+# parallel → methods
+SHARED = {"data": tuple(METHODS), "latents": ("gba", "gba-untied", "ba", "l1", "jumprelu")}
+# of these a job of more than two processes takes fewer, for the sake of time
+FEW = {"data": ("gba-untied", "topk"), "latents": ("gba-untied", "jumprelu")}
+REFUSED = [
+    ("data", BatchTopK(k=2)),
+    ("data", ModifiedBiasAdaptation()),
+    ("latents", TopK(k=2)),
+    ("latents", Gated()),
+    ("latents", Frozen(L1())),
+]
+
+
+class InDouble:
+    """A method that trains in float64, where the order of a sum hardly matters."""
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
+
+    def build(self, *arguments: Any, **options: Any) -> Any:
+        return self.method.build(*arguments, **options).double()
+
+    def start(self, sae: Any, sample: Any) -> Any:
+        run = self.method.start(sae, sample).double()
+        with torch.no_grad():
+            # a start at a quantile puts a row on the threshold, where rounding decides whether it fires
+            sae.bias.sub_(1e-6)
+        run.REVIEW, self.run = 10, run
+        return run
+
+
+@dataclass
+class InDoubleRows(Rows):
+    """Rows served in float64."""
+
+    rows: Any
+
+    def __post_init__(self) -> None:
+        Rows.__init__(self, self.rows)
+
+    def batches(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+        return (batch.double() for batch in super().batches(*arguments, **options))
+
+
+def data() -> InDoubleRows:
+    return InDoubleRows(synthetic.preset("uniform", n_features=24, d_in=12, n_rows=2000).rows)
+
+
+def run(method: Any, parallel: str = "auto", **options: Any) -> dict[str, Any]:
+    """Weights and log of a run in float64."""
+    method = InDouble(method)
+    sae, log = train(data(), method, parallel=parallel, **RUN | options)
+    counters = {name: value.clone() for name, value in method.run.named_buffers()}
+    return {"weights": sae.state_dict(), "log": list(log), "counters": counters}
+
+
+def sparse(method: Any, parallel: str = "auto") -> dict[str, Any]:
+    """The same through the sparse pass."""
+    before = kernels.SMALLEST, kernels.DENSEST, kernels.backend
+    # density falls below this on the way; the plain backend, as the other one would be compiled first
+    kernels.SMALLEST, kernels.DENSEST, kernels.backend = 1, 0.15, lambda device: reference
+    try:
+        return run(method, parallel, steps=HALF)
+    finally:
+        kernels.SMALLEST, kernels.DENSEST, kernels.backend = before
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(last: int) -> Callable[[int, Any], None]:
+    def crash(step: int, sae: Any) -> None:
+        if step == last:
+            raise Crash
+
+    return crash
+
+
+def begun(folder: Path, method: Any, parallel: str = "auto") -> None:
+    """A run that ends after its checkpoint."""
+    try:
+        run(method, parallel, folder=folder, callback=crash_at(HALF + 10))
+    except Crash:
+        return
+    raise AssertionError("the run did not crash")
+
+
+def harvested(folder: Path, last: int | None = None) -> None:
+    """A small store; ``last``: stop after so many forward passes of this process."""
+    from lm_fixtures import language_model, text_corpus
+
+    from sae_lib.activations import harvest
+
+    model, passes = language_model(), 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if passes == last:
+            raise Crash
+
+    model.model.register_forward_pre_hook(count)
+    options = {"n_tokens": 1000, "block_size": 16, "batch_blocks": 3, "shard_rows": 90, "skip_first": 1}
+    with suppress(Crash):
+        harvest(model, text_corpus(), "resid_post.1", folder, **options)
+
+
+def main(rank: int, size: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=60),
+    )
+
+    def keep(name: str, value: Any) -> None:
+        torch.save(value, folder / f"{name}-{rank}.pt")
+
+    for parallel, names in SHARED.items():
+        for name in names if size == 2 else FEW[parallel]:
+            keep(f"{parallel}.{name}", run(METHODS[name], parallel))
+        keep(f"sparse.{parallel}", sparse(METHODS["gba-untied"], parallel))
+        # what one process began, and what others may go on with
+        resumed = run(METHODS["gba-untied"], parallel, folder=folder / f"from-one-{parallel}", resume=True)
+        keep(f"resumed.{parallel}", resumed)
+        begun(folder / f"to-one-{parallel}", METHODS["gba-untied"], parallel)
+    keep("files", run(METHODS["gba"], folder=folder / "files"))
+    # in the job, but by itself
+    keep("off", run(METHODS["gba"], "off"))
+
+    refusals = []
+    for parallel, method in REFUSED:
+        try:
+            train(data(), method, parallel=parallel, **RUN)
+        except ValueError as error:
+            refusals.append(str(error))
+    for options in ({"batch_size": size - 1}, {"width": size - 1, "parallel": "latents"}):
+        try:
+            train(data(), L1(), **RUN | options)
+        except ValueError as error:
+            refusals.append(str(error))
+    with only_writer(folder / "locked", "harvesting into") if rank == 0 else nullcontext():
+        try:
+            harvested(folder / "locked")
+        except (ValueError, RuntimeError) as error:
+            refusals.append(str(error))
+    keep("refusals", refusals)
+
+    harvested(folder / "store")
+    harvested(folder / "store-from-one")
+    harvested(folder / "store-to-one", last=3)
+
+    def die(step: int, sae: Any) -> None:
+        if step == HALF + 10 and rank == size - 1:
+            os._exit(9)
+
+    try:
+        run(METHODS["gba"], folder=folder / "orphaned", callback=die)
+    except RuntimeError as error:
+        (folder / f"orphaned-{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        # no goodbye to a process that is gone
+        os._exit(3)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
