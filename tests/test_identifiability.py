@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sae_lib import SparseAutoencoder, synthetic
@@ -62,6 +62,7 @@ def test_ambiguities_keep_every_row_and_do_what_they_say():
     most=st.integers(1, 4),
     share=st.floats(0.1, 1.0),
 )
+@example(n=9, d=2, seed=25, most=1, share=0.125)  # a feature that no row holds
 def test_permutation_scaling_and_splitting_are_always_undone(n, d, seed, most, share):
     data = small(n, d, n_rows=40, sparsity=max(1, round(share * n)), seed=seed)
     counts = torch.randint(1, most + 1, (n,), generator=torch.Generator().manual_seed(seed))
@@ -73,9 +74,11 @@ def test_permutation_scaling_and_splitting_are_always_undone(n, d, seed, most, s
         assert found.row_error < 1e-6
         assert found.code_error < 1e-5
     found = certify(data, other, epsilon=1e-6)
-    # Ω carries one into the other, both ways; pieces that no row drew stay out of it
-    merged = certify(other, data, epsilon=1e-6).omega
-    torch.testing.assert_close(merged @ other.dictionary, data.dictionary, atol=1e-5, rtol=1e-4)
+    # Ω carries one into the other, both ways; features and pieces that no row drew stay out of it
+    back = certify(other, data, epsilon=1e-6)
+    merged, seen = back.omega, (data.coefficients > 0).any(dim=0)
+    assert back.unused_second == tuple((~seen).nonzero().flatten().tolist())
+    torch.testing.assert_close((merged @ other.dictionary)[seen], data.dictionary[seen], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(data.coefficients @ merged @ other.dictionary, data.rows, atol=1e-4, rtol=1e-4)
     drawn = [m for block in found.blocks for m in block.second]
     torch.testing.assert_close((found.omega @ data.dictionary)[drawn], other.dictionary[drawn])
