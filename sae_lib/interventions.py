@@ -1,0 +1,274 @@
+"""Changing what a language model computes through the latents of an autoencoder, and reading the effect.
+
+``splice``, ``ablate`` and ``steer`` return context managers. While one is open, forward passes go on with the
+changed activations; they may be nested, and the one opened last acts last. Rows are taken in the model's own
+units: the autoencoder's normalisation is applied, and undone on the way back. Entries that an intervention
+does not move keep their bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_lib.language_models import LanguageModel, Site
+from sae_lib.sae import SparseAutoencoder
+
+ERRORS = ("kept", "dropped")
+
+
+def _chosen(sae: SparseAutoencoder, latents: Sequence[int] | Tensor) -> Tensor:
+    """Latents as an index (n,) on the autoencoder's device."""
+    index = torch.as_tensor(latents)
+    if index.numel() == 0:
+        index = index.long()
+    if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(
+            f"latents have shape {tuple(index.shape)} and type {index.dtype}; expected whole numbers (n,)"
+        )
+    for latent in index.tolist():
+        if not 0 <= latent < sae.width:
+            raise ValueError(f"latent {latent} of {sae.width}: allowed 0..{sae.width - 1}")
+    if len(index.unique()) < len(index):
+        raise ValueError(f"{len(index)} latents, {len(index.unique())} of them different; name each once")
+    return index.to(sae.weight.device)
+
+
+def _checked_width(model: LanguageModel, sae: SparseAutoencoder) -> None:
+    if sae.d_in != model.d_model:
+        raise ValueError(f"the autoencoder reads {sae.d_in} numbers a row, {model.name} has {model.d_model}")
+
+
+def _mask(positions: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
+    if positions.dtype != torch.bool or positions.shape != shape:
+        raise ValueError(
+            f"positions have shape {tuple(positions.shape)} and type {positions.dtype}; "
+            f"expected torch.bool {tuple(shape)}, one for every token"
+        )
+    return positions.to(device)
+
+
+def _at(
+    model: LanguageModel,
+    site: str | Site,
+    sae: SparseAutoencoder,
+    change: Callable[[Tensor], Tensor],
+    positions: Tensor | None,
+) -> AbstractContextManager[None]:
+    """Replace the rows (N, d) at the positions by ``change(rows)``."""
+    site = model.site(site)
+    _checked_width(model, sae)
+
+    def replace(acts: Tensor) -> Tensor:
+        everywhere = torch.ones(acts.shape[:2], dtype=torch.bool)
+        mask = _mask(everywhere if positions is None else positions, acts.shape[:2], acts.device)
+        changed = acts.clone()
+        changed[mask] = change(acts[mask]).to(acts.dtype)
+        return changed
+
+    return model.replaced(site, replace)
+
+
+def _moved(rows: Tensor, shift: Tensor) -> Tensor:
+    """rows + shift, rounded to the type of the rows; −0.0 + 0.0 would be 0.0."""
+    return torch.where(shift == 0, rows, (rows + shift).to(rows.dtype))
+
+
+def ablate(
+    model: LanguageModel,
+    site: str | Site,
+    sae: SparseAutoencoder,
+    latents: Sequence[int] | Tensor,
+    value: float | Tensor = 0.0,
+    *,
+    error: str = "kept",
+    positions: Tensor | None = None,
+) -> AbstractContextManager[None]:
+    """Set the codes of some latents to a value.
+
+    latents: n different numbers; none changes nothing.
+    value: one number or one for each latent (n,), for instance their mean codes; a number above 0 clamps.
+    error: ``"kept"`` moves the activation by the change of these codes alone, so that what the autoencoder
+        does not reconstruct stays; ``"dropped"`` replaces it by the reconstruction from the changed codes.
+    positions: bool (B, T), where to act; by default everywhere.
+    """
+    index = _chosen(sae, latents)
+    if error not in ERRORS:
+        raise ValueError(f"error is {error!r}; expected one of {', '.join(ERRORS)}")
+    values = torch.as_tensor(value, dtype=sae.weight.dtype, device=sae.weight.device)
+    if values.shape not in ((), index.shape) or not values.isfinite().all():
+        raise ValueError(
+            f"value has shape {tuple(values.shape)} and {int(values.isfinite().sum())} finite numbers; "
+            f"expected finite numbers only, one or ({len(index)},)"
+        )
+    values = values.expand_as(index)
+
+    def change(rows: Tensor) -> Tensor:
+        x = rows.to(sae.weight.dtype)
+        codes = sae.encode(sae.normalisation.apply(x))
+        if error == "dropped":
+            codes = codes.index_copy(1, index, values.expand(len(codes), -1))
+            return sae.normalisation.invert(sae.decode(codes), x)
+        shift = ((values - codes[:, index]) * sae.scale[index]) @ sae.decoder_rows[index]
+        return _moved(rows, sae.normalisation.invert(shift, x))
+
+    return _at(model, site, sae, change, positions)
+
+
+def splice(
+    model: LanguageModel,
+    site: str | Site,
+    sae: SparseAutoencoder,
+    *,
+    error: str = "dropped",
+    positions: Tensor | None = None,
+) -> AbstractContextManager[None]:
+    """Put the reconstruction in place of the activations.
+
+    error: ``"dropped"``; with ``"kept"`` the error is added back and nothing changes, bit for bit.
+    positions: bool (B, T), where to act; by default everywhere.
+    """
+    return ablate(model, site, sae, [], error=error, positions=positions)
+
+
+def steer(
+    model: LanguageModel,
+    site: str | Site,
+    sae: SparseAutoencoder,
+    latent: int,
+    coefficient: float,
+    *,
+    positions: Tensor | None = None,
+) -> AbstractContextManager[None]:
+    """Add ``coefficient`` times the latent's unit decoder direction.
+
+    coefficient: on the scale of the latent's own contribution a_m z_m, that is in normalised units. Undoing
+        the normalisation divides the vector by its scale, or, where it gives rows unit norm, multiplies it
+        by the norm of each row. 0 changes nothing, bit for bit.
+    positions: bool (B, T), where to act; by default everywhere.
+    """
+    index = _chosen(sae, [latent])
+    if not math.isfinite(coefficient):
+        raise ValueError(f"coefficient is {coefficient}; expected a finite number")
+
+    def change(rows: Tensor) -> Tensor:
+        x = rows.to(sae.weight.dtype)
+        shift = (coefficient * sae.decoder_rows[index]).expand_as(x)
+        return _moved(rows, sae.normalisation.invert(shift, x))
+
+    return _at(model, site, sae, change, positions)
+
+
+@torch.no_grad()
+def log_prob_changes(
+    model: LanguageModel,
+    blocks: Tensor,
+    intervention: AbstractContextManager[None],
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Change (vocabulary,) that an intervention makes to the log-probabilities of the next token, in nats.
+
+    blocks: tokens (B, T), read in one forward pass.
+    intervention: from this module or :meth:`LanguageModel.replaced`, not yet opened; it is used up.
+    positions: bool (B, T), the predictions to average over; by default after the last token of every block.
+    """
+    if positions is None:
+        positions = torch.zeros(blocks.shape, dtype=torch.bool)
+        positions[..., -1] = True
+    mask = _mask(positions, blocks.shape, model.device)
+    if not mask.any():
+        raise ValueError(f"0 of {mask.numel()} positions chosen; expected at least 1")
+    clean = model.logits(blocks)[mask].float().log_softmax(dim=-1)
+    with intervention:
+        changed = model.logits(blocks)[mask].float().log_softmax(dim=-1)
+    return (changed - clean).mean(dim=0)
+
+
+class TokenScore(NamedTuple):
+    """A token of the vocabulary, its text, and its score."""
+
+    token: int
+    text: str
+    score: float
+
+
+def top_tokens(
+    model: LanguageModel, scores: Tensor, n: int = 10
+) -> tuple[list[TokenScore], list[TokenScore]]:
+    """The n most promoted and the n most demoted tokens, the most extreme first.
+
+    scores: (vocabulary,), from :func:`log_prob_changes` or a row of :func:`logit_weights`.
+    """
+    if scores.shape != (model.vocabulary,):
+        raise ValueError(f"scores have shape {tuple(scores.shape)}; expected ({model.vocabulary},)")
+    if not 1 <= n <= model.vocabulary:
+        raise ValueError(f"n is {n}; expected 1..{model.vocabulary}")
+
+    def named(largest: bool) -> list[TokenScore]:
+        top = scores.topk(n, largest=largest)
+        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return [TokenScore(token, model.tokenizer.decode([token]), score) for token, score in pairs]
+
+    return named(True), named(False)
+
+
+def _normed(model: LanguageModel, stream: Tensor) -> Tensor:
+    """What the unembedding receives when the last residual stream is ``stream`` (N, d)."""
+    caught: list[Tensor] = []
+
+    def catch(_module: Any, inputs: tuple[Tensor, ...]) -> None:
+        caught.append(inputs[0])
+
+    handle = model.model.get_output_embeddings().register_forward_pre_hook(catch)
+    try:
+        with model.replaced(f"resid_post.{model.n_layers - 1}", lambda _: stream[None]):
+            model.logits(torch.zeros(1, len(stream), dtype=torch.long))
+    finally:
+        handle.remove()
+    return caught[0][0]
+
+
+def _through_final_norm(model: LanguageModel, directions: Tensor) -> Tensor:
+    """Directions (n, d) through the linear part of the final norm: its gain, and its centring if it has one.
+
+    A norm is x ↦ g ⊙ C x / s(x) + bias, with C the identity (RMSNorm) or x − mean (LayerNorm). Its odd part
+    at two known vectors gives g and C, whatever the norm is called and however it stores the gain.
+    """
+    device, d = model.device, model.d_model
+    balanced = torch.ones(d, device=device)
+    balanced[1::2] = -1
+    balanced = balanced - balanced.mean()
+    balanced = balanced / balanced.square().mean().sqrt()
+    other = torch.linspace(-1, 2, d, device=device).square()
+    probes = torch.stack([balanced, torch.ones_like(balanced), other])
+    # long enough for the ε under the norm's root not to count
+    out = _normed(model, 64 * torch.cat([probes, -probes])).float()
+    odd = (out[:3] - out[3:]) / 2
+    gain = odd[0] / balanced
+
+    def linear(rows: Tensor) -> Tensor:
+        return rows * gain - rows.mean(dim=-1, keepdim=True) * (gain - odd[1])
+
+    if torch.cosine_similarity(linear(other), odd[2], dim=0) < 0.99:
+        raise ValueError(f"between the last block and the unembedding of {model.name} lies more than a norm")
+    return linear(directions)
+
+
+@torch.no_grad()
+def logit_weights(model: LanguageModel, sae: SparseAutoencoder, latents: Sequence[int] | Tensor) -> Tensor:
+    """What the decoder directions of n latents write straight to the logits: (n, vocabulary), float32.
+
+    Unit directions through the linear part of the final norm and the unembedding. The norm's division by the
+    length of the stream, one factor for all tokens, is left out, and so is a bias. For autoencoders of the
+    residual stream, and the more telling the later their layer.
+    """
+    index = _chosen(sae, latents)
+    _checked_width(model, sae)
+    directions = sae.decoder_rows[index].to(model.device, torch.float32)
+    unembedding: Tensor = model.model.get_output_embeddings().weight
+    return _through_final_norm(model, directions) @ unembedding.float().T
