@@ -85,7 +85,7 @@ class Cooccurrence:
         Entries not stored are pairs that fire together less often; their measure need not be 0. For
         (rows, columns, values) use ``.tocoo()``.
 
-        max_pairs: refuse to hold more than that; 12 bytes each (16 for a count).
+        max_pairs: refuse to hold more than that; 12 bytes each, twice that while they are put together.
         """
         _check(measure, min_count)
         columns, values = [], []

@@ -121,6 +121,7 @@ def test_uniform_rows_have_the_closed_form_mean():
     assert 3 / 19 < found.rho2 < 3 / 19 + 5 * (3 / 19 / 400) ** 0.5
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 def test_every_form_and_any_batches_give_the_same():
     codes = random_codes(1, 50, 9, 0.3)
     forms = [
@@ -186,7 +187,7 @@ def test_65536_latents_in_bounded_memory(monkeypatch):
     assert len(latents) == 5
     # every two of a row, hardly ever twice; a dense table of bytes were 4 GiB
     assert 0.98 * N_WIDE * L0_WIDE * (L0_WIDE - 1) < pairs.nnz <= N_WIDE * L0_WIDE * (L0_WIDE - 1)
-    assert without_pairs < 30 * 2**20
+    assert without_pairs < 15 * 2**20 < 12 * pairs.nnz
     assert peak < 100 * 2**20
 
 
