@@ -1,0 +1,172 @@
+"""p-values from draws of a null, and corrections for asking of many latents at once (arXiv 2512.18792).
+
+The null says how the statistics come out where there is nothing to find: the whole search done again on a
+re-initialised model, or with permuted labels. A p-value is valid if, under the null, what was observed and
+the draws could change places unnoticed; so a draw must repeat *every* step of the search, choices included.
+Statistics are larger where there is more to see; else take the absolute value or flip the sign beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sae_lib.randomness import generator
+
+# p-values from R draws are multiples of 1/(R + 1), which binary fractions miss by a last digit
+_ROUNDING = 1e-12
+
+
+def empirical_p_values(
+    observed: Tensor, null: Tensor, *, two_sided: bool = False, level: float = 0.05
+) -> Tensor:
+    """p = (1 + #{draws ≥ observed}) / (R + 1) of each statistic by itself, (F,) float64.
+
+    The observed value counts as one of the draws, which keeps P(p ≤ α) ≤ α at every α, ties included
+    (Phipson & Smyth 2010).
+
+    observed: (F,).
+    null: (R, F), column f draws of statistic f.
+    two_sided: twice the smaller of the two tails, at most 1; the least p is then 2/(R + 1).
+    level: the largest p that will count as a discovery; only checked against what R draws can attain.
+
+    Not corrected for the number of statistics: that is for :func:`max_statistic_p_values` and
+    :func:`benjamini_hochberg`.
+    """
+    observed, null = _checked(observed, null, level, tails=1 + two_sided)
+    _same_width(observed, null)
+    larger = _p(null >= observed)
+    return (2 * torch.minimum(larger, _p(null <= observed))).clamp(max=1) if two_sided else larger
+
+
+def max_statistic_p_values(
+    observed: Tensor, null: Tensor, *, step_down: bool = False, level: float = 0.05
+) -> Tensor:
+    """Family-wise p-values (F,), float64: each statistic against the *maxima* of the draws.
+
+    Where nothing is to be found, the chance of any p ≤ α is at most α, however the statistics hang together:
+    single-step maxT of Westfall & Young (1993), with the observed maximum counted as a draw. The statistics
+    must be on one scale, else the widest one alone sets the maxima.
+
+    observed: (F,).
+    null: (R, F₀). A column need not be the same latent as in ``observed``, and a re-initialised model may
+        have another number of them: only the maxima count, and (R, 1) of maxima will do.
+    step_down: the k-th largest statistic is held only against those not larger than itself, which finds
+        more. Needs null (R, F) with a column for each statistic, and a null under which a statistic that
+        shows nothing comes out as in the draws even where others show something.
+    level: as for :func:`empirical_p_values`.
+    """
+    observed, null = _checked(observed, null, level)
+    if not step_down:
+        return _p(null.amax(dim=1, keepdim=True) >= observed)
+    _same_width(observed, null)
+    order = observed.argsort(descending=True, stable=True)
+    # maxima over the k-th and all smaller statistics
+    maxima = null[:, order].flip(1).cummax(dim=1).values.flip(1)
+    p = torch.empty_like(observed)
+    # a smaller statistic must not get a smaller p
+    p[order] = _p(maxima >= observed[order]).cummax(dim=0).values
+    return p
+
+
+def benjamini_hochberg(p: Tensor) -> Tensor:
+    """Adjusted p-values (F,), float64: the least false-discovery rate at which each is a discovery.
+
+    Benjamini & Hochberg (1995): those with adjusted p ≤ q hold a share of at most q false ones on average,
+    for independent or positively dependent p-values.
+
+    p: (F,). From R draws they are at least 1/(R + 1), so k discoveries among F need R + 1 ≥ F/(kq):
+        19 draws and q = 0.05 find all or nothing.
+    """
+    p = _probabilities(p)
+    ordered, order = p.sort()
+    # F/k first: F/F = 1 leaves the largest p as it is
+    scaled = ordered * (len(p) / torch.arange(1, len(p) + 1, dtype=p.dtype))
+    adjusted = torch.empty_like(p)
+    adjusted[order] = scaled.flip(0).cummin(dim=0).values.flip(0)
+    return adjusted.clamp(max=1)
+
+
+def discoveries(p: Tensor, level: float = 0.05) -> Tensor:
+    """Which p-values, adjusted or not, are at most ``level``: (F,) bool. 3 · (1/60) counts as 0.05."""
+    _check_level(level)
+    return _probabilities(p) <= level * (1 + _ROUNDING)
+
+
+def label_permutation_null(
+    statistic: Callable[[Tensor, Tensor], Tensor],
+    values: Tensor,
+    labels: Tensor,
+    draws: int,
+    *,
+    seed: int = 0,
+) -> Tensor:
+    """The statistics with the labels in random order, ``draws`` times: (R, F) float64.
+
+    statistic: takes values (N, …) and labels (N, …) to statistics (F,).
+
+    It only asks whether values and labels have to do with each other, not whether training put that there:
+    an untrained model passes too. And rows must be exchangeable: tokens of one document are not.
+    """
+    if len(values) != len(labels) or len(labels) < 2 or draws < 1:
+        raise ValueError(
+            f"{len(values)} values, {len(labels)} labels, {draws} draws; "
+            "expected as many labels as values, at least 2, and at least 1 draw"
+        )
+    stream = generator(seed, "label permutation")
+    orders = (torch.randperm(len(labels), generator=stream).to(labels.device) for _ in range(draws))
+    return torch.stack([statistic(values, labels[order]).double() for order in orders])
+
+
+def _p(at_least_as_large: Tensor) -> Tensor:
+    """(1 + count) / (R + 1) over the draws of a table (R, F)."""
+    return (1 + at_least_as_large.sum(dim=0).double()) / (len(at_least_as_large) + 1)
+
+
+def _checked(observed: Tensor, null: Tensor, level: float, tails: int = 1) -> tuple[Tensor, Tensor]:
+    observed, null = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (observed, null))
+    if observed.ndim != 1 or null.ndim != 2 or 0 in (*observed.shape, null.shape[1]):
+        raise ValueError(
+            f"observed has shape {tuple(observed.shape)} and null {tuple(null.shape)}; "
+            "expected (F,) and (R, F), F at least 1"
+        )
+    for name, x in {"observed": observed, "null": null}.items():
+        if x.isnan().any():
+            place = tuple(x.isnan().nonzero()[0].tolist())
+            raise ValueError(f"{name} is NaN at {place}; expected numbers")
+    _check_level(level)
+    if tails / (len(null) + 1) > level * (1 + _ROUNDING):
+        raise ValueError(
+            f"{len(null)} draws of the null; the least p attainable is {tails}/(R + 1) = "
+            f"{tails / (len(null) + 1):.3g}, above the level {level:g}: "
+            f"expected at least {_draws_needed(level, tails)} draws"
+        )
+    return observed, null
+
+
+def _draws_needed(level: float, tails: int) -> int:
+    """The least R with tails/(R + 1) ≤ level."""
+    return int(-(-tails // (level * (1 + _ROUNDING)))) - 1
+
+
+def _same_width(observed: Tensor, null: Tensor) -> None:
+    if null.shape[1] != len(observed):
+        raise ValueError(f"null has {null.shape[1]} columns for {len(observed)} statistics; need equal")
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; expected 0 < level < 1")
+
+
+def _probabilities(p: Tensor) -> Tensor:
+    p = torch.as_tensor(p, dtype=torch.float64).cpu()
+    if p.ndim != 1 or len(p) == 0:
+        raise ValueError(f"p has shape {tuple(p.shape)}; expected (F,), F at least 1")
+    wrong = ~((p >= 0) & (p <= 1))
+    if wrong.any():
+        f = int(wrong.nonzero()[0])
+        raise ValueError(f"p[{f}] is {p[f].item():g}; expected 0 ≤ p ≤ 1")
+    return p
