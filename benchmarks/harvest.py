@@ -29,10 +29,14 @@ from sae_lib import activations, corpora, language_models, records
 from sae_lib.activations import ActivationStream
 from sae_lib.stream import enough
 
+# rows that a stream makes at a time; tokens are rounded to whole buffers, so that all three make as many
+BUFFER = 16_384
+
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Run the benchmark; returns its rows."""
     options = parser().parse_args(arguments)
+    options.tokens = max(1, round(options.tokens / BUFFER)) * BUFFER
     started = time.perf_counter()
     device = torch.device(options.device)
     model = load(options, device)
@@ -40,7 +44,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     site = f"resid_post.{options.layer}"
     endless = itertools.cycle(corpora.token_blocks(corpus, model.tokenizer))
     blocks = torch.stack(list(enough(model, endless, 2, options.tokens)))
-    stream = ActivationStream(model, corpus, site, batch_blocks=options.blocks)
+    stream = ActivationStream(model, corpus, site, batch_blocks=options.blocks, buffer_rows=BUFFER)
 
     def bare() -> None:
         for batch in blocks.split(options.blocks):

@@ -38,6 +38,8 @@ RATE = peers.RATE
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Run the benchmark; returns its rows."""
     options = parser().parse_args(arguments)
+    if options.bf16 and options.device == "cpu":
+        raise SystemExit("--bf16 with --device cpu: compiled loops on a CPU use float32; leave out --bf16")
     started = time.perf_counter()
     x = normalize(torch.randn(options.batch, options.d, device=options.device), dim=1)
     precision = torch.autocast(x.device.type, torch.bfloat16, enabled=options.bf16)
@@ -102,6 +104,8 @@ def measure(x: Tensor, width: int, l0: int, rounds: int, only: str = "") -> list
 def seconds(step: Callable[[], object], device: torch.device) -> float:
     """One call, waiting for the device."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    # autocast would keep the weights it has cast, and a step after the first would not cast them again
+    torch.clear_autocast_cache()
     wait()
     started = time.perf_counter()
     step()
