@@ -10,16 +10,13 @@ of ``benchmarks.step``.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import normalize
 
-from benchmarks import step
-from sae_lib import records
+from benchmarks import report, step
 
 BASE = {"d": 576, "width": 9216, "batch": 1024, "l0": 32}
 VALUES = {
@@ -40,21 +37,17 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         x = normalize(torch.randn(shape["batch"], shape["d"]), dim=1)
         found = step.measure(x, shape["width"], shape["l0"], options.rounds, only="GBA")
         rows += [shape | row for row in found]
-        print(shape, {row["name"]: round(row["x_gemm"], 2) for row in found})
-    if options.record:
-        records.write(options.record, rows, seconds=time.perf_counter() - started)
-    if options.json:
-        print(json.dumps(rows, indent=1))
+    report.finish(
+        rows, options, started,
+        lambda row: " ".join(f"{size} {row[size]:<6}" for size in BASE)
+                    + f" {row['name']:20} {row['x_gemm']:6.2f} × product",
+    )  # fmt: skip
     return rows
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__.split("\n")[0])
-    found.add_argument("--rounds", type=int, default=5, help="default 5")
-    found.add_argument("--json", action="store_true", help="rows as JSON")
-    found.add_argument("--record", type=Path, help="write a record here")
-    return found
+    return report.parser("cost", __doc__.split("\n")[0], rounds=5)
 
 
 if __name__ == "__main__":

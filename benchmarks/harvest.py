@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import report
 from benchmarks.step import seconds
-from sae_lib import activations, corpora, language_models, records
+from sae_lib import activations, corpora, language_models
 from sae_lib.activations import ActivationStream
 from sae_lib.stream import enough
 
@@ -69,13 +68,10 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
          "of_bare": statistics.median(times["bare forward"]) / statistics.median(taken)}
         for name, taken in times.items()
     ]  # fmt: skip
-    if options.record:
-        records.write(options.record, rows, seconds=time.perf_counter() - started)
-    if options.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        for row in rows:
-            print(f"{row['name']:14} {row['tokens_per_s']:10.0f} tokens/s {row['of_bare']:6.1%} of bare")
+    report.finish(
+        rows, options, started,
+        lambda row: f"{row['name']:14} {row['tokens_per_s']:10.0f} tokens/s {row['of_bare']:6.1%} of bare",
+    )  # fmt: skip
     return rows
 
 
@@ -115,13 +111,10 @@ def load(options: argparse.Namespace, device: torch.device) -> language_models.L
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.harvest", description=__doc__.split("\n")[0])
-    for name, value in {"layer": 10, "tokens": 16_384, "blocks": 8, "rounds": 3}.items():
-        found.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
+    sizes = {"layer": 10, "tokens": BUFFER, "blocks": 8, "rounds": 3}
+    found = report.parser("harvest", __doc__.split("\n")[0], **sizes)
     found.add_argument("--random", action="store_true", help="a Qwen2.5-1.5B with random weights")
     found.add_argument("--device", default="cpu", help="cpu or cuda")
-    found.add_argument("--json", action="store_true", help="rows as JSON")
-    found.add_argument("--record", type=Path, help="write a record here")
     return found
 
 

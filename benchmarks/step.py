@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import sae_lib
-from benchmarks import memory, peers
-from sae_lib import records
+from benchmarks import memory, peers, report
 from sae_lib.methods import BatchTopK, JumpReLU
 
 RATE = peers.RATE
@@ -49,27 +46,21 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
              "bf16": options.bf16, "threads": torch.get_num_threads(), "rounds": options.rounds, **row}
             for row in measure(x, options.width, options.l0, options.rounds, options.only)
         ]  # fmt: skip
-    if options.record:
-        records.write(options.record, rows, seconds=time.perf_counter() - started)
-    if options.json:
-        print(json.dumps(rows, indent=1))
-    else:
-        for row in rows:
-            print(f"{row['name']:32} {row['ms']:9.2f} ms {row['x_gemm']:7.2f} × product "
-                  f"{row['peak_mib']:7.0f} MiB above the state")  # fmt: skip
+    report.finish(
+        rows, options, started,
+        lambda row: f"{row['name']:32} {row['ms']:9.2f} ms {row['x_gemm']:7.2f} × product "
+                    f"{row['peak_mib']:7.0f} MiB above the state",
+    )  # fmt: skip
     return rows
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n")[0])
-    for name, value in {"d": 576, "width": 9216, "batch": 1024, "l0": 32, "rounds": 15}.items():
-        found.add_argument(f"--{name}", type=int, default=value, help=f"default {value}")
+    sizes = {"d": 576, "width": 9216, "batch": 1024, "l0": 32, "rounds": 15}
+    found = report.parser("step", __doc__.split("\n")[0], **sizes)
     found.add_argument("--device", default="cpu", help="cpu or cuda")
-    found.add_argument("--bf16", action="store_true", help="products in bfloat16 (autocast)")
+    found.add_argument("--bf16", action="store_true", help="products in bfloat16 (autocast); on a GPU")
     found.add_argument("--only", default="", help="only contestants whose name has this in it")
-    found.add_argument("--json", action="store_true", help="rows as JSON")
-    found.add_argument("--record", type=Path, help="write a record here")
     return found
 
 
