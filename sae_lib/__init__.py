@@ -32,10 +32,13 @@ _EXPORTS: dict[str, str] = {
 _MODULES = (
     "activations",
     "batches",
+    "cooccurrence",
     "corpora",
     "distributed",
     "identifiability",
+    "interventions",
     "language_models",
+    "language_testbed",
     "methods",
     "metrics",
     "normalisation",
