@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from tools import cover, parallel, provenance, site
+from tools import cover, parallel, provenance, site, status
 from tools.layout import REPOSITORY, Book, threads
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -48,6 +48,7 @@ def run_chapters(
     ]
     _run_and_report(jobs, cores, "executed")
     cover.write(book)
+    status.write(book)
 
 
 @app.command()
@@ -78,8 +79,10 @@ def verify(chapters: Chapters = None, root: Root = REPOSITORY, cores: Cores = CO
 @app.command("site")
 def build_site(root: Root = REPOSITORY) -> None:
     """Build the site from the committed notebooks, executing nothing."""
+    book = Book(root.resolve())
+    status.write(book)
     try:
-        pages = site.build(Book(root.resolve()))
+        pages = site.build(book)
     except site.SiteError as error:
         print(error)
         raise typer.Exit(1) from error
