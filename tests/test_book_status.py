@@ -1,18 +1,37 @@
-"""The status page says what the notebooks and records say."""
+"""Pages that the build writes itself say what the notebooks and records say."""
 
 import json
+import re
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+import pytest
 from book_tree import call, small_book
 
 from sae_lib import records
-from tools import status
+from tools import front, status
 from tools.layout import Book
 
 
-def test_committed_page_is_what_the_build_writes() -> None:
+@pytest.mark.parametrize("page", [status, front])
+def test_committed_page_is_what_the_build_writes(page: ModuleType) -> None:
     book = Book()
-    assert (book.pages / status.PAGE).read_text("utf8") == status.text(book)
+    assert (book.pages / page.PAGE).read_text("utf8") == page.text(book)
+
+
+def test_front_picture_shows_the_measured_points() -> None:
+    """Against the record itself: the mean of three seeds at the place where the sliders start."""
+    rows = records.read(Book().pages / "results" / "04_resonance.json").rows
+    at = {"n": 256, "d": 128, "s": 3, "ratio": 0.5}
+    frr = [row["frr"] for row in rows if at.items() <= row.items() and "hold" not in row]
+    (data,) = re.findall(r"const data = (.*);", front.text(Book()))
+    found = json.loads(data)
+    mean, sd, _ = found["found"][found["d"].index(128)][found["p"].index(0.5)]
+    assert len(frr) == 3
+    assert mean == pytest.approx(np.mean(frr), abs=1e-3)
+    assert sd == pytest.approx(np.std(frr, ddof=1), abs=1e-3)
+    assert "://" not in front.text(Book()).replace("http://www.w3.org/2000/svg", "")
 
 
 def test_page_follows_notebooks_and_records(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from tools import cover, parallel, provenance, site, status
+from tools import cover, front, parallel, provenance, site, status
 from tools.layout import REPOSITORY, Book, threads
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -81,6 +81,7 @@ def build_site(root: Root = REPOSITORY) -> None:
     """Build the site from the committed notebooks, executing nothing."""
     book = Book(root.resolve())
     status.write(book)
+    front.write(book)
     try:
         pages = site.build(book)
     except site.SiteError as error:
