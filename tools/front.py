@@ -4,6 +4,8 @@ Its numbers are those of the record that chapter 4 shows, the measured points an
 """
 
 import json
+from pathlib import Path
+from string import Template
 
 from sae_lib import records
 from sae_lib.sweeps import summary
@@ -12,53 +14,7 @@ from tools.layout import Book
 PAGE = "front.html"
 N, S = 256, 3
 
-TEXT = """\
-<!-- written by the build from results/04_resonance.json -->
-<figure class="front" id="front">
-<svg viewBox="0 0 640 208" role="img" aria-labelledby="front-words">
-<g id="front-dots"></g>
-<g transform="translate(250 12)">
-<line class="axis" x1="0" y1="160" x2="370" y2="160"/><line class="axis" x1="0" y1="0" x2="0" y2="160"/>
-<text x="-8" y="8" text-anchor="end">all</text><text x="-8" y="163" text-anchor="end">0</text>
-<g id="front-ticks"></g><polyline id="front-curve"/><circle id="front-here" r="7"/>
-<text x="370" y="193" text-anchor="end">how often a latent fires, as a multiple of f</text>
-</g>
-</svg>
-<div class="controls">
-<label for="front-p">How often a latent fires</label><input type="range" id="front-p" min="0" step="1">
-<label for="front-d">Dimensions</label><input type="range" id="front-d" min="0" step="1">
-</div>
-<figcaption><p id="front-words" aria-live="polite">At a firing rate of 0.5 f in 128 dimensions, {words} of the
-{n} features are found.</p></figcaption>
-<script>
-(() => {{
-const data = {data};
-const at = id => document.getElementById("front-" + id), svg = (name, into, set) => {{
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const key in set) made.setAttribute(key, set[key]);
-  return into.appendChild(made);
-}};
-const x = i => 20 + i * 330 / (data.p.length - 1), y = share => 160 - 160 * share, percent = v => Math.round(100 * v);
-const dots = Array.from({{length: {n}}}, (_, i) =>
-  svg("circle", at("dots"), {{cx: 10 + 12 * (i % 16), cy: 12 + 12 * Math.floor(i / 16), r: 4.5}}));
-data.p.forEach((p, i) => svg("text", at("ticks"), {{x: x(i), y: 176, "text-anchor": "middle"}}).textContent = p);
-at("p").max = data.p.length - 1; at("d").max = data.d.length - 1;
-at("p").value = data.p.indexOf(0.5); at("d").value = data.d.indexOf(128);
-const draw = () => {{
-  const i = +at("p").value, j = +at("d").value, [mean, sd, nothing] = data.found[j][i];
-  dots.forEach((dot, k) => dot.classList.toggle("found", k < Math.round({n} * mean)));
-  at("curve").setAttribute("points", data.p.map((_, k) => x(k) + "," + y(data.found[j][k][0])).join(" "));
-  at("here").setAttribute("cx", x(i)); at("here").setAttribute("cy", y(mean));
-  at("p").setAttribute("aria-valuetext", data.p[i] + " f"); at("d").setAttribute("aria-valuetext", data.d[j]);
-  at("words").textContent = "At a firing rate of " + data.p[i] + " f in " + data.d[j] + " dimensions, " +
-    percent(mean) + " % (± " + percent(sd) + ") of the {n} features are found; by latents that were not trained, " +
-    percent(nothing) + " %.";
-}};
-at("p").addEventListener("input", draw); at("d").addEventListener("input", draw); draw();
-}})();
-</script>
-</figure>
-"""
+TEMPLATE = Template(Path(__file__).with_name("front.html").read_text("utf8"))
 
 
 def text(book: Book) -> str:
@@ -75,7 +31,7 @@ def text(book: Book) -> str:
         for d in dims
     ]
     words = f"{found[128, 0.5]['frr'].mean:.0%}"
-    return TEXT.format(n=N, words=words, data=json.dumps({"p": rates, "d": dims, "found": table}))
+    return TEMPLATE.substitute(n=N, words=words, data=json.dumps({"p": rates, "d": dims, "found": table}))
 
 
 def write(book: Book) -> None:
