@@ -18,8 +18,11 @@ TEMPLATE = Template(Path(__file__).with_name("front.html").read_text("utf8"))
 
 
 def text(book: Book) -> str:
-    """The fragment of HTML: a picture, two sliders, one sentence that says what they show."""
-    rows = records.read(book.pages / "results" / "04_resonance.json").rows
+    """The fragment of HTML: a picture, two sliders, one sentence; empty where there is no record."""
+    path = book.pages / "results" / "04_resonance.json"
+    if not path.is_file():
+        return ""
+    rows = records.read(path).rows
     rows = [row for row in rows if row["n"] == N and row["s"] == S and "hold" not in row]
     found = summary(rows, by=("d", "ratio"), of=("frr", "null"))
     dims, rates = sorted({d for d, _ in found}), sorted({rate for _, rate in found})
@@ -32,14 +35,3 @@ def text(book: Book) -> str:
     ]
     words = f"{found[128, 0.5]['frr'].mean:.0%}"
     return TEMPLATE.substitute(n=N, words=words, data=json.dumps({"p": rates, "d": dims, "found": table}))
-
-
-def write(book: Book) -> None:
-    """Write the fragment where it has changed."""
-    if not (book.pages / "results" / "04_resonance.json").is_file():
-        return
-    target, content = book.pages / PAGE, text(book)
-    if not target.is_file() or target.read_text("utf8") != content:
-        partial = target.with_name(f".{PAGE}.partial")
-        partial.write_text(content, "utf8")
-        partial.replace(target)

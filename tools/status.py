@@ -66,15 +66,6 @@ def text(book: Book) -> str:
     )
 
 
-def write(book: Book) -> None:
-    """Write the page where it has changed."""
-    target, content = book.pages / PAGE, text(book)
-    if not target.is_file() or target.read_text("utf8") != content:
-        partial = target.with_name(f".{PAGE}.partial")
-        partial.write_text(content, "utf8")
-        partial.replace(target)
-
-
 def _provenance(notebook: Path) -> dict[str, Any]:
     if not notebook.is_file():
         return {}

@@ -10,11 +10,11 @@ import pytest
 from book_tree import call, small_book
 
 from sae_lib import records
-from tools import front, status
+from tools import claims, front, generated, status
 from tools.layout import Book
 
 
-@pytest.mark.parametrize("page", [status, front])
+@pytest.mark.parametrize("page", generated.PAGES)
 def test_committed_page_is_what_the_build_writes(page: ModuleType) -> None:
     book = Book()
     assert (book.pages / page.PAGE).read_text("utf8") == page.text(book)
@@ -46,8 +46,20 @@ def test_page_follows_notebooks_and_records(tmp_path: Path) -> None:
 
     (book.pages / "results").mkdir()
     records.write(book.pages / "results" / "90_runs.json", [{"x": 1}], seconds=1234)
-    status.write(book)
+    generated.write(book)
     page = (book.pages / status.PAGE).read_text("utf8")
     assert "`90_runs`" in page
     assert "1,234" in page
     assert not list(book.pages.glob(".*.partial"))
+
+
+def test_claims_take_their_numbers_from_the_notebooks(tmp_path: Path) -> None:
+    book = small_book(tmp_path)
+    assert call("run", "--root", str(tmp_path)).returncode == 0
+    source = tmp_path / "chapters" / claims.PAGE
+    source.write_text("rate {c90.rate:.1f}", "utf8")
+    assert claims.text(book) == "rate 0.9"
+    source.write_text("rate {c90.no_such_number:.1f}", "utf8")
+    failed = call("site", "--root", str(tmp_path))
+    assert failed.returncode == 1
+    assert "no_such_number" in failed.stdout
