@@ -1,4 +1,4 @@
-"""Pages that the build writes and that are committed: each has a name, ``PAGE``, and a ``text`` of the book."""
+"""Pages that the build writes and that are committed: each has a name, ``PAGE``, and a ``text``."""
 
 from tools import claims, front, status
 from tools.layout import Book
