@@ -1,43 +1,17 @@
 """The built site: works without a network, every asset is there, every figure has words."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-import yaml
-from book_tree import SAMPLE, call
+from book_tree import SAMPLE
 from bs4 import BeautifulSoup, Tag
-
-from tools import site
-from tools.layout import REPOSITORY, Book
 
 # links that a browser loads by itself, unlike rel="next" or rel="search"
 LOADED_LINKS = {"stylesheet", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "icon"}
 CSS_ASSET = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed book with a sample chapter added, built with every warning an error."""
-    root = tmp_path_factory.mktemp("site")
-    for name in ("_config.yml", "references.bib"):
-        shutil.copy(REPOSITORY / name, root)
-    shutil.copytree(REPOSITORY / "_static", root / "_static")
-    shutil.copytree(REPOSITORY / "book", root / "book")
-    contents = yaml.safe_load((REPOSITORY / "_toc.yml").read_text("utf8"))
-    contents["parts"].append({"caption": "Sample", "chapters": [{"file": f"book/{SAMPLE.stem}"}]})
-    (root / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False), "utf8")
-
-    for folder in ("chapters", "sae_lib"):
-        (root / folder).mkdir()
-    (root / "sae_lib" / "__init__.py").touch()
-    shutil.copy(SAMPLE, root / "chapters")
-    executed = call("run", "--root", str(root))
-    assert executed.returncode == 0, executed.stdout
-    return site.build(Book(root))
 
 
 @pytest.fixture(scope="module")
