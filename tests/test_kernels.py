@@ -209,10 +209,10 @@ def test_dense_until_few_codes_are_left_and_again_when_they_return(monkeypatch):
 
 
 def test_small_steps_and_other_devices_stay_dense():
-    assert not kernels.supported(torch.zeros(10, 10), 100)
-    assert kernels.supported(torch.zeros(1024, 576), 9216)
-    assert not kernels.supported(torch.zeros(1024, 576, dtype=torch.bfloat16), 9216)
-    assert not kernels.supported(torch.zeros(1024, 576, device="meta"), 9216)
+    assert not kernels.supported(torch.zeros(10, 10), 10 * 100)
+    assert kernels.supported(torch.zeros(1024, 576), 1024 * 9216)
+    assert not kernels.supported(torch.zeros(1024, 576, dtype=torch.bfloat16), 1024 * 9216)
+    assert not kernels.supported(torch.zeros(1024, 576, device="meta"), 1024 * 9216)
 
 
 def test_the_number_of_threads_stays_as_it_was_set():
