@@ -129,7 +129,7 @@ def train(
     world = World.sharing(parallel, method, batch_size=batch_size, width=width)
     device = distributed.local(device)
     folder = None if folder is None else Path(folder)
-    _check_folder(folder, resume)
+    world.by_first(lambda: _check_folder(folder, resume))
     settings = {
         "data": source.describe(), "normalisation": source.normalisation.to_dict(),
         "method": method.describe(), "width": width, "steps": steps, "batch_size": batch_size, "lr": lr,
