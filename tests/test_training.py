@@ -257,9 +257,11 @@ def test_only_rows_decay(method):
     optimiser = method.optimiser(parameters, 0.1, 0.5)
     # a checkpoint knows them by these numbers
     assert [p for group in optimiser.param_groups for p in group["params"]] == parameters
-    before = [p.detach().clone() for p in parameters]
     for parameter in parameters:
+        # biases start at 0, which decay would leave
+        parameter.data += 0.5
         parameter.grad = torch.zeros_like(parameter)
+    before = [p.detach().clone() for p in parameters]
     optimiser.step()
     for parameter, old in zip(parameters, before, strict=True):
         expected = old * (1 - 0.1 * 0.5) if parameter.ndim == 2 else old
