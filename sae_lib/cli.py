@@ -35,6 +35,7 @@ Kind = Literal["none", "scale", "unit"]
 Split = Literal["train", "held-out", "all"]
 Parallel = Literal["auto", "data", "latents"]
 HELD_OUT = 0.1
+DEFAULT_SITE = "resid_post.10"
 PRESETS = ", ".join(sorted(synthetic.PRESETS))
 
 Model = Annotated[str, typer.Option(help="smollm2-135m, a hub id, a folder or a .gguf file.")]
@@ -74,7 +75,9 @@ def harvest(
     out: Annotated[Path, typer.Argument(help="Folder of the store; an unfinished one is continued.")],
     model: Model = "smollm2-135m",
     corpus: CorpusName = "standard-library",
-    site: SiteName = "resid_post.10",
+    site: Annotated[
+        list[str], typer.Option(help="Where to read; several, read in one pass, go to OUT/SITE each.")
+    ] = [DEFAULT_SITE],  # noqa: B006
     tokens: Annotated[int, typer.Option(min=1, help="Rows to store, one a token.")] = 150_000,
     split: Annotated[Split, typer.Option(help="Documents to read; evaluate uses held-out.")] = "train",
     normalisation: Annotated[Kind, typer.Option(help="Scaling of rows.")] = "scale",
@@ -87,7 +90,11 @@ def harvest(
 ) -> None:
     """Run a language model over a corpus and store its activations.
 
-    Example:  sae harvest runs/code --site resid_post.10 --tokens 150000
+    Examples:
+
+      sae harvest runs/code --site resid_post.10 --tokens 150000
+
+      sae harvest runs/code --site resid_post.2 --site resid_post.14  (runs/code/resid_post.2, …)
 
     Stop it at any time; the same command goes on where it was.
 
@@ -104,7 +111,7 @@ def harvest(
                 "model": model,
                 "corpus": corpus,
                 "split": split,
-                "site": site,
+                "sites": site,
                 **settings,
             }
         )
@@ -113,15 +120,12 @@ def harvest(
 
     distributed.join(timeout)
     documents = _corpus_part(corpus, split)
+    folders = {site[0]: out} if len(site) == 1 else {place: out / place for place in site}
     with _stopping_cleanly():
-        store = activations.harvest(
-            language_models.load(model, device=str(distributed.local(device))),
-            documents,
-            site,
-            out,
-            **settings,
-        )
-    _say(f"{store.n_rows:,} rows of dimension {store.d_in} in {out}")
+        lm = language_models.load(model, device=str(distributed.local(device)))
+        stores = activations.harvest_sites(lm, documents, folders, **settings)
+    for store in stores.values():
+        _say(f"{store.n_rows:,} rows of dimension {store.d_in} in {store.folder}")
 
 
 def _source(data: str, data_seed: int, *, model: str, corpus: str, site: str, device: str) -> BatchSource:
@@ -161,7 +165,7 @@ def train_command(
     freeze: Annotated[Freeze | None, typer.Option(help="Baseline: leave this part to chance.")] = None,
     model: Model = "smollm2-135m",
     corpus: CorpusName = "standard-library",
-    site: SiteName = "resid_post.10",
+    site: SiteName = DEFAULT_SITE,
     device: Device = "cpu",
     seed: Seed = 0,
     data_seed: DataSeed = 0,

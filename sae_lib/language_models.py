@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -170,27 +170,40 @@ class LanguageModel:
             )
         return blocks.to(self.device).long()
 
-    @torch.no_grad()
     def activations(self, blocks: Tensor, site: str | Site) -> Tensor:
         """Activations (B, T, d_model) at a site for token blocks (B, T), in the model's type, on its device.
 
         The forward pass ends at the site: later layers and the logits are not computed.
         """
-        module, ids = self._module(site), self._checked(blocks)
-        caught: list[Tensor] = []
+        return self.activations_at(blocks, [site])[0]
 
-        def stop(_module: nn.Module, _inputs: Any, output: Any) -> NoReturn:
-            caught.append(output if isinstance(output, Tensor) else output[0])
-            raise _StopForward
+    @torch.no_grad()
+    def activations_at(self, blocks: Tensor, sites: Sequence[str | Site]) -> list[Tensor]:
+        """Activations (B, T, d_model) at several different sites, in their order, from one forward pass.
 
-        handle = module.register_forward_hook(stop)
-        try:
-            self.model(input_ids=ids, use_cache=False)
-        except _StopForward:
-            pass
-        finally:
-            handle.remove()
-        return caught[0]
+        The pass ends at the last of them; each has the numbers that :meth:`activations` gives.
+        """
+        if not sites or len({self.site(site) for site in sites}) < len(sites):
+            raise ValueError(f"sites are {[str(s) for s in sites]}; expected at least one, and none twice")
+        modules, ids = [self._module(site) for site in sites], self._checked(blocks)
+        caught: dict[int, Tensor] = {}
+
+        def catching(number: int) -> Callable[..., None]:
+            def catch(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                caught[number] = output if isinstance(output, Tensor) else output[0]
+                if len(caught) == len(modules):
+                    raise _StopForward
+                # some families add to such a tensor in place as the pass goes on
+                caught[number] = caught[number].clone()
+
+            return catch
+
+        with ExitStack() as hooks:
+            for number, module in enumerate(modules):
+                hooks.callback(module.register_forward_hook(catching(number)).remove)
+            with suppress(_StopForward):
+                self.model(input_ids=ids, use_cache=False)
+        return [caught[number] for number in range(len(modules))]
 
     @contextmanager
     def replaced(self, site: str | Site, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:

@@ -98,11 +98,11 @@ def open_testbed(
     found: dict[str, dict[tuple[str, int], ActivationStore]] = {"train": {}, "held_out": {}}
     for name in names:
         for part, corpus in zip(found, _parts(name), strict=True):
-            for layer in layers:
-                where = Path(folder) / profile / name / part / f"layer-{layer}"
-                found[part][name, layer] = activations.harvest(
-                    model, corpus, f"resid_post.{layer}", where, n_tokens=size[part]
-                )
+            where = Path(folder) / profile / name / part
+            # all layers in one pass of the model
+            folders = {f"resid_post.{layer}": where / f"layer-{layer}" for layer in layers}
+            stores = activations.harvest_sites(model, corpus, folders, n_tokens=size[part])
+            found[part] |= {(name, layer): stores[f"resid_post.{layer}"] for layer in layers}
     return LanguageTestbed(
         model, found["train"], found["held_out"], size["width"], size["steps"], size["batch_size"]
     )

@@ -41,6 +41,7 @@ from sae_lib.kernels import reference
 # neither divides by 4 or by 3
 WIDTH, BATCH = 30, 50
 HALF = 20
+SITES = ("resid_post.1", "resid_post.2", "mlp_out.0")
 RUN: dict[str, Any] = {
     "width": WIDTH, "batch_size": BATCH, "steps": 2 * HALF, "log_every": 10, "checkpoint_every": HALF,
     "lr": 0.02,
@@ -185,11 +186,11 @@ def begun(folder: Path, method: Any, parallel: str = "auto") -> None:
     raise AssertionError("the run did not crash")
 
 
-def harvested(folder: Path, last: int | None = None) -> None:
-    """A small store; ``last``: stop after so many forward passes of this process."""
+def harvested(folder: Path, last: int | None = None, sites: tuple[str, ...] = ("resid_post.1",)) -> None:
+    """A small store, or one a site; ``last``: stop after so many forward passes of this process."""
     from lm_fixtures import language_model, text_corpus
 
-    from sae_lib.activations import harvest
+    from sae_lib.activations import harvest_sites
 
     model, passes = language_model(), 0
 
@@ -202,7 +203,8 @@ def harvested(folder: Path, last: int | None = None) -> None:
     model.model.register_forward_pre_hook(count)
     options = {"n_tokens": 1000, "block_size": 16, "batch_blocks": 3, "shard_rows": 90, "skip_first": 1}
     with suppress(Crash):
-        harvest(model, text_corpus(), "resid_post.1", folder, **options)
+        folders = {site: folder / site for site in sites} if len(sites) > 1 else {sites[0]: folder}
+        harvest_sites(model, text_corpus(), folders, **options)
 
 
 def main(rank: int, size: int, folder: Path) -> None:
@@ -263,6 +265,8 @@ def main(rank: int, size: int, folder: Path) -> None:
     harvested(folder / "store")
     harvested(folder / "store-from-one")
     harvested(folder / "store-to-one", last=3)
+    # one has all its shards, one the first three, one none
+    harvested(folder / "stores", sites=SITES)
 
     def die(step: int, sae: Any) -> None:
         if step == HALF + 10 and rank == size - 1:

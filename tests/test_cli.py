@@ -190,6 +190,14 @@ def test_the_road_from_a_language_model_to_an_autoencoder(tmp_path):
     assert sae("harvest", store, *where, "--site", "resid_post.0", "--tokens", 1500, "--block-size", 64)
     refused = sae("harvest", store, *where, "--site", "resid_post.1", "--tokens", 1500, code=2)
     assert "begun with other settings" in refused.stderr
+    several = ["--site", "attn_out.0", "--site", "resid_post.0", "--tokens", 1500, "--block-size", 64]
+    done = sae("harvest", tmp_path / "several", *where, *several)
+    assert [line.split(" in ")[1] for line in done.stdout.splitlines()] == [
+        str(tmp_path / "several" / site) for site in ("attn_out.0", "resid_post.0")
+    ]
+    assert (tmp_path / "several/resid_post.0/manifest.json").read_text() == (
+        store / "manifest.json"
+    ).read_text()
     sae("train", out, "--data", store, "--width", 128, "--steps", 20, "--batch-size", 64, "--centre")
     printed = json.loads(
         sae("evaluate", out, "--data", store, *where, "--faithfulness-tokens", 128, "--block-size", 64).stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_worker import FEW, METHODS, SHARED, begun, harvested, run, sparse
+from distributed_worker import FEW, METHODS, SHARED, SITES, begun, harvested, run, sparse
 from safetensors.torch import load_file
 
 import sae_lib
@@ -45,6 +45,8 @@ def job(request, tmp_path_factory):
     for parallel in SHARED:
         begun(folder / f"from-one-{parallel}", METHODS["gba-untied"])
     harvested(folder / "store-from-one", last=7)
+    harvested(folder / "stores" / "resid_post.1")
+    harvested(folder / "stores", last=7, sites=SITES[:2])
     processes = [
         subprocess.Popen(
             [sys.executable, str(HERE / "distributed_worker.py"), str(rank), str(size), str(folder)],
@@ -214,6 +216,14 @@ def test_a_store_has_the_same_bytes_whoever_wrote_it(job, store):
     assert len(store) > 10
     assert contents(folder / "store") == store
     assert contents(folder / "store-from-one") == store
+
+
+def test_several_sites_at_different_shards_are_finished_together(job, store, tmp_path):
+    folder, _ = job
+    for site in SITES:
+        harvested(tmp_path / site, sites=(site,))
+        assert contents(folder / "stores" / site) == contents(tmp_path / site)
+    assert contents(folder / "stores" / "resid_post.1") == store
 
 
 def test_one_process_goes_on_with_what_several_began(job, store):

@@ -10,7 +10,7 @@ import typer
 from tqdm import tqdm
 
 from tools import claims, cover, generated, parallel, provenance, site
-from tools.layout import REPOSITORY, Book, threads
+from tools.layout import REPOSITORY, Book, after, threads
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -43,7 +43,9 @@ def run_chapters(
         sources = [source for source in sources if provenance.stale(book, source)]
     command = (sys.executable, "-m", "tools.execute", str(book.root))
     jobs = [
-        parallel.Job(source.stem, [*command, str(source), profile], threads(source, profile), profile)
+        parallel.Job(
+            source.stem, [*command, str(source), profile], threads(source, profile), profile, after(source)
+        )
         for source in sorted(sources, key=lambda source: -_seconds_last_time(book, source))
     ]
     _run_and_report(jobs, cores, "executed")
@@ -70,7 +72,9 @@ def verify(chapters: Chapters = None, root: Root = REPOSITORY, cores: Cores = CO
     pytest = (sys.executable, "-m", "pytest", "-p", "tools.nbval_tolerance", "--nbval", "--nbval-current-env")
     quiet = ("-q", "--no-header", "--color=no", "-p", "no:cacheprovider")
     jobs = [
-        parallel.Job(source.stem, [*pytest, *quiet, str(book.notebook(source))], threads(source))
+        parallel.Job(
+            source.stem, [*pytest, *quiet, str(book.notebook(source))], threads(source), after=after(source)
+        )
         for source in sorted(_sources(book, chapters), key=lambda source: -_seconds_last_time(book, source))
     ]
     _run_and_report(jobs, cores, "reproduced")
