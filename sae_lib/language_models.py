@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from sae_lib.pretrained import pretrained
 _ATTENTION_NAMES = ("self_attn", "attn", "attention")
 _MLP_NAMES = ("mlp",)
 KINDS = ("resid_post", "attn_out", "mlp_out")
+# TransformerLens's name of a site, which SAELens keeps as hook_name
+_HOOK = re.compile(r"blocks\.([0-9]+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")
 # bookkeeping in a config that says nothing about what the model computes
 _VOLATILE = (
     "_name_or_path",
@@ -52,10 +55,21 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read ``"resid_post.10"``."""
+        """Read ``"resid_post.10"``, or TransformerLens's name for it, ``"blocks.10.hook_resid_post"``.
+
+        What enters block n > 0, ``hook_resid_pre``, is what left the block before it.
+        """
+        if hook := _HOOK.fullmatch(text):
+            before = hook[2] == "resid_pre"
+            if before and hook[1] == "0":
+                raise ValueError(f"site is {text!r}, the embedding; expected what a block or its parts give")
+            return cls("resid_post" if before else hook[2], int(hook[1]) - before)
         kind, _, layer = text.partition(".")
         if not (layer.isascii() and layer.isdigit()):
-            raise ValueError(f"site is {text!r}; expected kind.layer, for instance resid_post.10")
+            raise ValueError(
+                f"site is {text!r}; expected kind.layer, for instance resid_post.10 "
+                "(or blocks.10.hook_resid_post)"
+            )
         return cls(kind, int(layer))
 
     def __str__(self) -> str:

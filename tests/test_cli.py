@@ -206,7 +206,7 @@ def test_the_road_from_a_language_model_to_an_autoencoder(tmp_path):
     assert printed["ce_recovered"] <= 1
     assert printed["n_tokens"] <= 128
     config = json.loads((out / "cfg.json").read_text())
-    assert config["metadata"]["hook_name"] == "resid_post.0"
+    assert config["metadata"]["hook_name"] == "blocks.0.hook_resid_post"
     assert config["metadata"]["model_name"] == "smollm2-135m"
 
     shard = next(store.glob("*.safetensors"))

@@ -38,6 +38,17 @@ def test_site_reads_what_it_writes():
     assert str(Site("resid_post", 10)) == "resid_post.10"
 
 
+def test_site_reads_the_names_of_transformer_lens():
+    assert Site.parse("blocks.10.hook_resid_post") == Site("resid_post", 10)
+    assert Site.parse("blocks.10.hook_resid_pre") == Site("resid_post", 9)
+    assert Site.parse("blocks.3.hook_mlp_out") == Site("mlp_out", 3)
+    assert Site.parse("blocks.0.hook_attn_out") == Site("attn_out", 0)
+    with pytest.raises(ValueError, match="the embedding"):
+        Site.parse("blocks.0.hook_resid_pre")
+    with pytest.raises(ValueError, match=r"expected kind\.layer"):
+        Site.parse("blocks.3.attn.hook_z")
+
+
 @pytest.mark.parametrize(
     "text", ["resid_post", "resid_post.", "resid_post.-1", "resid_post.1.5", "10", "resid_post.²"]
 )

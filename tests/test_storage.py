@@ -200,7 +200,6 @@ def edit(folder, **changes):
         (lambda f: edit(f, d_in=9), r"W_enc is torch.float32 \(8, 20\); cfg.json says .* \(9, 20\)"),
         (lambda f: edit(f, d_sae="20"), "d_sae is '20'"),
         (lambda f: edit(f, normalize_activations="layer_norm"), "layer_norm"),
-        (lambda f: edit(f, apply_b_dec_to_input=False), "apply_b_dec_to_input"),
         (
             lambda f: (f / "sae_weights.safetensors").write_bytes(
                 (f / "sae_weights.safetensors").read_bytes()[:-10]
