@@ -128,7 +128,9 @@ class Dashboards:
             parts["tokens"] = {int(token): text for token, text in parts["tokens"].items()}
             return cls(**parts)
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"dashboards are incomplete or damaged ({error!r}); measure them again") from None
+            raise ValueError(
+                f"dashboards are incomplete or damaged ({error!r}); measure them again"
+            ) from None
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a JSON file, whole or not at all."""

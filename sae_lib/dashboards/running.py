@@ -22,7 +22,12 @@ class RunningTop:
         self._groups = np.full((n, k), -1, dtype=np.int64)
 
     def offer(
-        self, latents: np.ndarray, rows: np.ndarray, scores: np.ndarray, values: np.ndarray, groups: np.ndarray
+        self,
+        latents: np.ndarray,
+        rows: np.ndarray,
+        scores: np.ndarray,
+        values: np.ndarray,
+        groups: np.ndarray,
     ) -> None:
         """Entries, an array for each of their parts, all (e,)."""
         if self.k == 0:

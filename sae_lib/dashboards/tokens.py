@@ -65,5 +65,6 @@ def visible(text: str) -> str:
     A line feed is ↵, a tab ⇥, a zero-width or direction-changing character ⟨U+200B⟩.
     """
     return "".join(
-        _PICTURES.get(c) or (f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in _INVISIBLE else c) for c in text
+        _PICTURES.get(c) or (f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in _INVISIBLE else c)
+        for c in text
     )
