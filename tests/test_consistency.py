@@ -128,7 +128,7 @@ def test_the_curve_counts_among_the_top_latents_one_by_one(seed, rule):
     ranked = sorted(range(30), key=lambda m: (-score[m].item(), m))
     agreed = [cosine_table(a, b)[m].max() > 0.8 for m in ranked]
     expected = [np.mean(agreed[:k]) for k in range(1, 31)]
-    found = metrics.consistency_curve(a, b, stats, rule=rule, threshold=0.8)
+    found = metrics.consistency_curve(metrics.max_cosine_similarity(a, b), stats, rule=rule, threshold=0.8)
     np.testing.assert_allclose(found, expected)
 
 

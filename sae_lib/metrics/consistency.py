@@ -71,16 +71,12 @@ def latent_statistics(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int =
 
 
 def consistency_curve(
-    latents: SparseAutoencoder | Tensor,
-    other: SparseAutoencoder | Tensor,
-    statistics: LatentStatistics,
-    *,
-    rule: str = "firing rate",
-    threshold: float = 0.9,
+    similarity: Tensor, statistics: LatentStatistics, *, rule: str = "firing rate", threshold: float = 0.9
 ) -> Tensor:
     """Share with MCS above ``threshold`` among the top 1, 2, …, M latents of one run, (M,) float64.
 
-    statistics: of ``latents``, from :func:`latent_statistics`.
+    similarity: MCS (M,) of the run's latents, from :func:`max_cosine_similarity`.
+    statistics: of the same latents, from :func:`latent_statistics`.
     rule: what "top" means: ``"firing rate"``, ``"peak"`` or ``"z-score"``, largest first; equal values in
         order of their index. Dead latents rank last but count.
     """
@@ -89,11 +85,10 @@ def consistency_curve(
     if not -1 <= threshold < 1:
         raise ValueError(f"threshold is {threshold}; expected a cosine, −1 ≤ threshold < 1")
     score = getattr(statistics, RULES[rule])
-    similarity = max_cosine_similarity(latents, other).cpu()
     if score.shape != similarity.shape:
         raise ValueError(f"statistics of {len(score)} latents for a run of {len(similarity)}; need equal")
     top = score.sort(descending=True, stable=True).indices
-    agreed = (similarity[top] > threshold).double().cumsum(dim=0)
+    agreed = (similarity.cpu()[top] > threshold).double().cumsum(dim=0)
     return agreed / torch.arange(1, len(agreed) + 1)
 
 
@@ -109,13 +104,14 @@ def share_consistent(
     """Share, of the top-α latents of one run, whose MCS with another run is above ``threshold``.
 
     alpha: share of all M latents taken, 0 < alpha ≤ 1, rounded up to whole latents.
-    The others are those of :func:`consistency_curve`, of which this is one point.
+    statistics, rule: as for :func:`consistency_curve`, of which this is one point.
 
     The paper leaves rule and α open (it reports the share above 0.9 for α from 0.05 % up); these are ours.
     """
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha is {alpha}; expected a share of the latents, 0 < alpha ≤ 1")
-    curve = consistency_curve(latents, other, statistics, rule=rule, threshold=threshold)
+    similarity = max_cosine_similarity(latents, other)
+    curve = consistency_curve(similarity, statistics, rule=rule, threshold=threshold)
     # a hair less before rounding up: 0.07 · 100 is 7.000000000000001
     taken = max(1, math.ceil(alpha * len(curve) - 1e-9))
     return curve[taken - 1].item()
@@ -153,7 +149,7 @@ def random_dictionaries(width: int, d_in: int, number: int, *, seed: int = 0) ->
 
 
 def row_dictionaries(rows: Tensor, width: int, number: int, *, seed: int = 0) -> list[Tensor]:
-    """The sharper null: ``number`` dictionaries whose directions (M, d) are rows of the data, none used twice.
+    """The sharper null: ``number`` dictionaries (M, d) whose directions are rows of the data, each used once.
 
     Latents lie where the data do, in few dominant directions, so those of two runs are nearer to each other
     than directions drawn uniformly, whatever they mean. What is above *this* was agreed on by training.
