@@ -102,6 +102,18 @@ class ActivationStore:
         block, position = divmod(int(tensors["places"][within]), self.manifest.block_size)
         return tensors["blocks"][block, : position + 1].long()
 
+    def tokens(self, offset: int = 0) -> Tensor:
+        """The token of every row, or ``offset`` places later, −1 outside its block: int64 (n_rows,)."""
+        found = []
+        for shard in range(len(self.manifest.shards)):
+            tensors, size = self._shard(shard), self.manifest.block_size
+            place = tensors["places"].long()
+            position = place % size + offset
+            inside = (position >= 0) & (position < size)
+            token = tensors["blocks"].flatten()[torch.where(inside, place + offset, place)].long()
+            found.append(torch.where(inside, token, -1))
+        return torch.cat(found)
+
     def batches(
         self, batch_size: int, *, seed: int, start: int = 0, part: slice = slice(None)
     ) -> Iterator[Tensor]:
