@@ -268,10 +268,9 @@ def test_a_negative_scale_turns_the_absorber_round():
 
 def test_scattering_the_other_latents_takes_absorption_to_chance():
     sae, codes, label = absorbing()
-    null = reading.scattered(codes, seed=1).toarray()
-    null[:, 0] = codes.toarray()[:, 0]
+    null = reading.scattered(codes, seed=1)
     everything, direction = np.ones(len(label), dtype=bool), torch.tensor([1.0, 0, 0, 0])
-    found = splitting.absorption(sae, (codes, label), csr_array(null), label, everything, direction)
+    found = splitting.absorption(sae, (codes, label), codes, label, everything, direction, others=null)
     # latent 1 fires on a tenth of all rows, so on about a tenth of the 100 missed ones
     assert found.missed == 100
     assert 1 <= found.absorbed <= 25

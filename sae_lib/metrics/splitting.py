@@ -187,6 +187,7 @@ def absorption(
     recognised: np.ndarray,
     direction: Tensor,
     *,
+    others: csr_array | None = None,
     precise: float = 0.8,
     min_firings: int = 10,
 ) -> Absorption:
@@ -200,6 +201,8 @@ def absorption(
     chosen_on: codes (N₀, M) and label (N₀,) of the rows on which main and specific latents are chosen.
     codes: (N, M) of other rows, times |a|, with their label and whether the probe ``recognised`` them, (N,).
     direction: (d,) of the probe.
+    others: (N, M) codes of the latents beside the main one, if not those in ``codes``: for the null,
+        :func:`sae_lib.metrics.reading.scattered` ones, with which a specific latent is there by chance.
 
     Chanin et al. ablate each latent and ask by how much; as the score is linear, the contribution is that
     effect exactly. Their margin over the second latent and their threshold on the cosine are left out; that
@@ -217,11 +220,13 @@ def absorption(
     silent = codes[found][:, [main]].toarray().ravel() == 0
     # codes hold |a|; directions turn a row round where a is negative
     writes = (directions(sae) @ direction.to(sae.weight)).detach().cpu().numpy()
-    absorbers = []
+    # silent on every row that is looked at
+    writes[main] = 0
+    others, absorbers = codes if others is None else others, []
     for row in found[silent]:
-        entries = slice(codes.indptr[row], codes.indptr[row + 1])
-        latents = codes.indices[entries]
-        effect = codes.data[entries] * writes[latents]
+        entries = slice(others.indptr[row], others.indptr[row + 1])
+        latents = others.indices[entries]
+        effect = others.data[entries] * writes[latents]
         if len(latents) and effect.max() > 0 and specific[latents[effect.argmax()]]:
             absorbers.append(int(latents[effect.argmax()]))
     return Absorption(
