@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import sae_lib
 from sae_lib import language_testbed, records
@@ -28,7 +27,6 @@ from sae_lib.language_reading import Place, intervene
 from sae_lib.metrics import reconstruction, splitting
 from sae_lib.metrics.reading import scattered, sparse_codes
 from sae_lib.sweeps import sweep, tune
-from sae_lib.token_classes import token_classes
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTHS = (256, 1024, 4096)
@@ -78,28 +76,6 @@ def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str
     }  # fmt: skip
 
 
-def absorbed(where: Place, sae: Any, codes: Any, test_codes: Any) -> list[dict[str, Any]]:
-    """Absorption of every token class that a probe recognises with F1 ≥ 0.8 on 30 held-out rows or more."""
-    tokenizer, null = where.bed.model.tokenizer, scattered(test_codes)
-    labels, test_labels = (token_classes(tokenizer, t) for t in (where.tokens, where.test_tokens))
-    probes = splitting.fit_probes(where.rows, torch.tensor(np.array(list(labels.values()))).T)
-    said = probes.say(where.test).numpy().T
-    found = []
-    for i, (name, label) in enumerate(test_labels.items()):
-        f1 = 2 * (label & said[i]).sum() / max(label.sum() + said[i].sum(), 1)
-        if label.sum() < 30 or f1 < 0.8:
-            continue
-        given = (sae, (codes, labels[name]), test_codes, label, said[i], probes.direction[i])
-        real = splitting.absorption(*given)
-        chance = splitting.absorption(*given, others=null)
-        found.append({
-            "class": name, "probe_f1": f1, "main_f1": real.f1, "main_recall": real.recall,
-            "found": real.found, "missed": real.missed, "absorbed": real.absorbed,
-            "absorbers": real.absorbers, "null_absorbed": chance.absorbed,
-        })  # fmt: skip
-    return found
-
-
 def split(method: str, knobs: dict[str, float], lr: float, seed: int) -> dict[str, Any]:
     """Train one seed at every width, and a second seed of the two narrower ones for comparison."""
     where, saes, codes, absorption = place(14), {}, {}, {}
@@ -108,7 +84,8 @@ def split(method: str, knobs: dict[str, float], lr: float, seed: int) -> dict[st
             sae = fitted(where, method, knobs[str(width)], lr, seed + 10 * twin, width=width)
             saes[width, twin], codes[width, twin] = sae, sparse_codes(sae, where.rows)
         test_codes = sparse_codes(saes[width, 0], where.test)
-        absorption[width] = absorbed(where, saes[width, 0], codes[width, 0], test_codes)
+        found = where.absorption(saes[width, 0], codes[width, 0], test_codes)
+        absorption[width] = [row.to_dict() for row in found]
     pairs = [
         {"narrow": a, "wide": b, "twin": a == b, **pair(saes[a, 0], saes[b, t], codes[a, 0], codes[b, t])}
         for a, b, t in ((256, 256, 1), (256, 1024, 0), (256, 4096, 0), (1024, 1024, 1), (1024, 4096, 0))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +13,16 @@ from torch import Tensor
 
 from sae_lib import interventions
 from sae_lib.language_testbed import LanguageTestbed
-from sae_lib.metrics import predictions, reading
+from sae_lib.metrics import predictions, reading, splitting
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
+from sae_lib.token_classes import token_classes
 
 # tokens of a context that an intervention is tried on, and those of its opening that are not counted
 WINDOW, OPENING = 24, 8
 RANDOM_DIRECTIONS = 8
+# a class counts where its probe is this good on held-out rows, and so many of them belong to it
+PROBE_F1, CLASS_ROWS = 0.8, 30
 
 
 class Place:
@@ -47,6 +52,61 @@ class Place:
         """The last ``WINDOW`` tokens up to each held-out row, without rows too near to a block's opening."""
         windows = self.held_out.windows(torch.from_numpy(rows), before=WINDOW - 1)[0]
         return windows[(windows >= 0).all(dim=1)]
+
+    @cached_property
+    def classes(self) -> list[TokenClass]:
+        """The token classes that a linear probe recognises: F1 ≥ 0.8, on 30 held-out rows or more."""
+        tokenizer = self.bed.model.tokenizer
+        labels, test_labels = (token_classes(tokenizer, t) for t in (self.tokens, self.test_tokens))
+        labels = {name: label for name, label in labels.items() if label.any()}
+        probes = splitting.fit_probes(self.rows, torch.from_numpy(np.stack(list(labels.values()), axis=1)))
+        said = probes.say(self.test).numpy().T
+        found = []
+        for i, (name, label) in enumerate(labels.items()):
+            there = test_labels[name]
+            f1 = 2 * (there & said[i]).sum() / max(there.sum() + said[i].sum(), 1)
+            if f1 >= PROBE_F1 and there.sum() >= CLASS_ROWS:
+                found.append(TokenClass(name, float(f1), label, there, said[i], probes.direction[i]))
+        return found
+
+    def absorption(
+        self, sae: SparseAutoencoder, codes: csr_array, test_codes: csr_array
+    ) -> list[ClassAbsorption]:
+        """Absorption of each of the ``classes``, with its null; codes as in :class:`Read`."""
+        null, found = reading.scattered(test_codes), []
+        for c in self.classes:
+            given = (sae, (codes, c.label), test_codes, c.test_label, c.recognised, c.direction)
+            real = splitting.absorption(*given)
+            chance = splitting.absorption(*given, others=null)
+            found.append(ClassAbsorption(c.name, c.probe_f1, real, chance.absorbed))
+        return found
+
+
+@dataclass(frozen=True)
+class TokenClass:
+    """A class of tokens: its probe's F1 on held-out rows, which rows belong to it, which the probe names."""
+
+    name: str
+    probe_f1: float
+    label: np.ndarray
+    test_label: np.ndarray
+    recognised: np.ndarray
+    direction: Tensor
+
+
+@dataclass(frozen=True)
+class ClassAbsorption:
+    """Absorption of one class, and how many rows count as absorbed where the other latents fire at random."""
+
+    name: str
+    probe_f1: float
+    measured: splitting.Absorption
+    null_absorbed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for records."""
+        own = asdict(self)
+        return {**own.pop("measured"), **own}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from sae_lib import SparseAutoencoder, activations, interventions
 from sae_lib.language_reading import OPENING, WINDOW, Place, intervene
 from sae_lib.language_testbed import LanguageTestbed
 from sae_lib.metrics.predictions import rank_score
+from sae_lib.metrics.splitting import main_latent
 from sae_lib.randomness import generator
 from sae_lib.token_classes import CLASSES, token_classes
 from tests import lm_fixtures
@@ -105,6 +106,27 @@ def test_interventions_are_those_of_the_library_one_by_one(place, read):
     others = [rank_score(tried.steered[j], said[1]) for j in (0, 2, 3)]
     assert scores["steered other"][1] == pytest.approx(np.mean(others))
     assert scores["ablated random"][2] == pytest.approx(1 - rank_score(tried.ablated_random[2], said[2]))
+
+
+def test_absorption_asks_of_the_classes_that_a_probe_recognises(place, read):
+    assert place.classes
+    for c in place.classes:
+        letter = c.name.removeprefix("first letter ")
+        expected = [place.bed.model.tokenizer.decode([t]) == letter for t in place.test_tokens.tolist()]
+        assert c.test_label.tolist() == expected
+        assert c.test_label.sum() >= 30
+        hits = (c.test_label & c.recognised).sum()
+        precision, recall = hits / c.recognised.sum(), hits / c.test_label.sum()
+        assert c.probe_f1 == pytest.approx(2 * precision * recall / (precision + recall))
+        assert c.probe_f1 >= 0.8
+    found = place.absorption(read.sae, read.codes, read.test_codes)
+    assert [row.name for row in found] == [c.name for c in place.classes]
+    for c, row in zip(place.classes, found, strict=True):
+        assert row.measured.found == (c.test_label & c.recognised).sum()
+        main = main_latent(read.codes, c.label)
+        assert (row.measured.main, row.measured.f1) == main[:2]
+        assert row.to_dict() | {"main": main[0]} == row.to_dict()
+        assert 0 <= row.null_absorbed <= row.measured.missed
 
 
 class Words:
