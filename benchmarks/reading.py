@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +22,23 @@ import numpy as np
 
 import sae_lib
 from sae_lib import language_testbed, records
-from sae_lib.language_reading import Place, intervene
+from sae_lib.language_reading import Place, intervene, open_place
 from sae_lib.metrics import reconstruction, splitting
 from sae_lib.metrics.reading import scattered, sparse_codes
 from sae_lib.sweeps import sweep, tune
 
 ROOT = Path(__file__).resolve().parent.parent
+# the command is run from the repository's root
+STORES = "runs/language"
 WIDTHS = (256, 1024, 4096)
 L0 = 16
 SEEDS = (0, 1, 2)
 TRIAL_SEED = 100
 
 
-@cache
 def place(layer: int) -> Place:
-    """The testbed at a layer, opened once a process."""
-    bed = language_testbed.open_testbed("quick", ROOT / "runs" / "language", layers=(layer,), names=("code",))
-    return Place(bed, "code", layer)
+    """The testbed's rows of code at a layer."""
+    return open_place(STORES, "code", layer)
 
 
 def fitted(where: Place, name: str, knob: float, lr: float, seed: int, **changes: Any) -> Any:

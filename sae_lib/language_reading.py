@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from sae_lib import interventions
-from sae_lib.language_testbed import LanguageTestbed
+from sae_lib.language_testbed import LanguageTestbed, open_testbed
 from sae_lib.metrics import predictions, reading, splitting
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
@@ -80,6 +80,12 @@ class Place:
             chance = splitting.absorption(*given, others=null)
             found.append(ClassAbsorption(c.name, c.probe_f1, real, chance.absorbed))
         return found
+
+
+@cache
+def open_place(folder: str, corpus: str, layer: int) -> Place:
+    """A place of the quick testbed whose stores lie in ``folder``, opened once a process."""
+    return Place(open_testbed("quick", folder, layers=(layer,), names=(corpus,)), corpus, layer)
 
 
 @dataclass(frozen=True)
