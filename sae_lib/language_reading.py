@@ -33,7 +33,7 @@ class Place:
     """
 
     def __init__(self, bed: LanguageTestbed, corpus: str, layer: int) -> None:
-        self.bed, self.site = bed, f"resid_post.{layer}"
+        self.bed, self.layer, self.site = bed, layer, f"resid_post.{layer}"
         self.store, self.held_out = bed.stores[corpus, layer], bed.held_out[corpus, layer]
         every = torch.arange(self.store.n_rows)
         self.rows = self.store.normalisation.apply(self.store.rows(every))
@@ -164,7 +164,7 @@ class Interventions:
     ablated_random: Tensor
 
     def scores(self, kind: str) -> dict[str, np.ndarray]:
-        """Rank scores (n,) of one kind of reading, 0.5 by chance (:func:`predictions.rank_score`).
+        """Rank scores (n,) of one kind of reading, 0.5 by chance (:func:`predictions.rank_scores`).
 
         ``steered`` and ``ablated``: own latent, turned round for ablation, so that 1 is "as predicted".
         ``steered other``, ``ablated other``: the same prediction on what the other latents change, mean.
@@ -172,19 +172,11 @@ class Interventions:
         """
         said, found = self.predicted[kind], {}
         for name, changes in {"steered": self.steered, "ablated": -self.ablated}.items():
-            table = predictions.agreement(changes, said)
+            table = predictions.rank_scores(changes, said)
             own = np.diag(table)
             found[name], found[f"{name} other"] = own, (table.sum(axis=1) - own) / (len(table) - 1)
-        on_random = [
-            [predictions.rank_score(change, tokens) for change in self.steered_random] for tokens in said
-        ]
-        found["steered random"] = np.mean(on_random, axis=1)
-        found["ablated random"] = np.array(
-            [
-                1 - predictions.rank_score(change, tokens)
-                for change, tokens in zip(self.ablated_random, said, strict=True)
-            ]
-        )
+        found["steered random"] = predictions.rank_scores(self.steered_random, said).mean(axis=1)
+        found["ablated random"] = np.diag(predictions.rank_scores(-self.ablated_random, said))
         return found
 
 
@@ -229,7 +221,7 @@ def intervene(place: Place, read: Read, n: int = 20, *, contexts: int = 4, seed:
         for m, s, a in zip(latents, size, sign, strict=True)
     ]
     steers += [interventions.steer(model, site, null, j, float(np.median(size))) for j in range(null.width)]
-    changes = predictions.next_token_changes(model, common, steers, counted)
+    changes = predictions.next_token_changes(model, common, steers, counted, layer=place.layer)
     ablated = torch.zeros(2, n, model.vocabulary)
     for i, rows in enumerate(reading.strongest_rows(read.test_codes, latents, top=8)):
         blocks = place.contexts(rows)[:contexts]
@@ -240,5 +232,7 @@ def intervene(place: Place, read: Read, n: int = 20, *, contexts: int = 4, seed:
         code = float(read.test_codes[rows][:, [latents[i]]].toarray().mean())
         silence = interventions.ablate(model, site, sae, latents[i : i + 1].tolist())
         random = interventions.steer(model, site, null, i % null.width, -code, positions=last)
-        ablated[:, i] = predictions.next_token_changes(model, blocks, [silence, random], last)
+        ablated[:, i] = predictions.next_token_changes(
+            model, blocks, [silence, random], last, layer=place.layer
+        )
     return Interventions(latents, predicted, changes[:n], ablated[0], changes[n:], ablated[1])

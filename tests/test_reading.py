@@ -286,23 +286,18 @@ def test_rank_score_is_the_area_under_the_curve(seed, ties):
     changes = dice.integers(0, 5, 30).astype(float) if ties else dice.normal(size=30)
     tokens = dice.choice(30, 4, replace=False)
     truth = np.isin(np.arange(30), tokens)
-    score = predictions.rank_score(torch.from_numpy(changes), tokens)
+    score = predictions.rank_scores(torch.from_numpy(changes)[None], [tokens])[0, 0]
     assert score == pytest.approx(roc_auc_score(truth, changes))
     assert score == pytest.approx(mannwhitneyu(changes[truth], changes[~truth]).statistic / (4 * 26))
 
 
-def test_rank_score_at_the_ends_and_bad_predictions():
+def test_rank_scores_at_the_ends_and_bad_predictions():
     changes = torch.arange(6.0)
-    assert predictions.rank_score(changes, [5, 4]) == 1
-    assert predictions.rank_score(changes, [0]) == 0
-    assert predictions.rank_score(torch.zeros(6), [2, 3]) == 0.5
+    table = predictions.rank_scores(torch.stack([changes, -changes, torch.zeros(6)]), [[5, 4], [0]])
+    assert table.tolist() == [[1, 0, 0.5], [0, 1, 0.5]]
     for bad in ([], [1, 1], list(range(6))):
         with pytest.raises(ValueError, match="predicted tokens"):
-            predictions.rank_score(changes, bad)
-    matrix = predictions.agreement(torch.stack([changes, -changes]), [[5], [0]])
-    assert matrix.tolist() == [[1, 0], [0, 1]]
-    with pytest.raises(ValueError, match="need equal"):
-        predictions.agreement(changes[None], [[1], [2]])
+            predictions.rank_scores(changes[None], [bad])
 
 
 def test_changes_with_one_clean_pass_are_those_of_one_intervention_at_a_time():
@@ -322,5 +317,7 @@ def test_changes_with_one_clean_pass_are_those_of_one_intervention_at_a_time():
         one = [interventions.log_prob_changes(model, blocks, i, positions) for i in both()]
         got = predictions.next_token_changes(model, blocks, both(), positions)
         torch.testing.assert_close(got, torch.stack(one), rtol=1e-4, atol=1e-5)
+        later = predictions.next_token_changes(model, blocks, both(), positions, layer=2)
+        torch.testing.assert_close(later, got, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="True somewhere"):
         predictions.next_token_changes(model, blocks, both(), torch.zeros(2, 12, dtype=torch.bool))
