@@ -218,7 +218,7 @@ class LanguageModel:
 
     @contextmanager
     def resumed(self, layer: int, blocks: Tensor) -> Iterator[None]:
-        """While open, passes over these tokens (B, T) begin after transformer block ``layer``, its output kept.
+        """While open, passes over these tokens (B, T) begin after block ``layer``, whose output is kept.
 
         The same numbers as whole passes, sooner; interventions at that layer or later act as ever. Passes
         over other tokens would be wrong.

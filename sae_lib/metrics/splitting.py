@@ -38,13 +38,18 @@ class Splitting:
     """How latents of a narrow autoencoder are shared out in a wide one.
 
     parents: (p,) narrow latents with enough firings; the others are left out.
-    children: (p,) number of children of each parent.
+    members: for each parent the wide latents that are its children.
     covered: (p,) share of the parent's firings on which at least one child fires.
     """
 
     parents: np.ndarray
-    children: np.ndarray
+    members: tuple[np.ndarray, ...]
     covered: np.ndarray
+
+    @property
+    def children(self) -> np.ndarray:
+        """(p,) number of children of each parent."""
+        return np.array([len(young) for young in self.members])
 
     def split(self, covered: float = 0.5) -> np.ndarray:
         """(p,) bool: at least two children, and together on at least this share of the firings."""
@@ -83,17 +88,17 @@ def splitting(
         )
     sizes = np.diff(child_fires.indptr)
     shared = (parent_fires[:, parents].T @ child_fires).tocsr()
-    children, covered = np.zeros(len(parents), dtype=np.int64), np.zeros(len(parents))
+    members, covered = [], np.zeros(len(parents))
     for i, parent in enumerate(parents):
         entries = slice(shared.indptr[i], shared.indptr[i + 1])
         latents, together = shared.indices[entries], shared.data[entries]
         own = parent_fires.indices[parent_fires.indptr[parent] : parent_fires.indptr[parent + 1]]
         share = together / len(own)
         young = latents[(together >= inside * sizes[latents]) & (share >= part) & (share <= most)]
-        children[i] = len(young)
+        members.append(young)
         if len(young):
             covered[i] = np.isin(own, child_fires[:, young].indices).mean()
-    return Splitting(parents, children, covered)
+    return Splitting(parents, tuple(members), covered)
 
 
 @dataclass(frozen=True)
