@@ -243,11 +243,54 @@ class LanguageModel:
         finally:
             handle.remove()
 
+    @contextmanager
+    def resumed(self, layer: int, blocks: Tensor) -> Iterator[None]:
+        """While open, passes over these tokens (B, T) begin after block ``layer``, whose output is kept.
+
+        The same numbers as whole passes, sooner; interventions at that layer or later act as ever. Passes
+        over other tokens would be wrong.
+        """
+        site = self.site(f"resid_post.{layer}")
+        caught: list[Any] = []
+        handle = self._module(site).register_forward_hook(lambda _m, _inputs, output: caught.append(output))
+        try:
+            self.activations(blocks, site)
+        finally:
+            handle.remove()
+        skipped = self._blocks[: layer + 1]
+
+        def again(*_args: Any, **_kwargs: Any) -> Any:
+            # a copy, as a later block may add to it in place
+            kept = caught[0]
+            return kept.clone() if isinstance(kept, Tensor) else (kept[0].clone(), *kept[1:])
+
+        for block in skipped:
+            block.forward = again
+        try:
+            yield
+        finally:
+            for block in skipped:
+                del block.forward
+
     @torch.no_grad()
-    def logits(self, blocks: Tensor) -> Tensor:
-        """Next-token logits (B, T, vocabulary) for token blocks (B, T)."""
-        output: Tensor = self.model(input_ids=self._checked(blocks), use_cache=False).logits
-        return output
+    def logits(self, blocks: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Next-token logits (B, T, vocabulary) for token blocks (B, T).
+
+        positions: bool (B, T); the logits of only these tokens, (n, vocabulary), and no others computed.
+        """
+        ids = self._checked(blocks)
+        if positions is None:
+            output: Tensor = self.model(input_ids=ids, use_cache=False).logits
+            return output
+        mask = positions.to(self.device)
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(
+            lambda _module, inputs: (inputs[0][mask][None], *inputs[1:])
+        )
+        try:
+            chosen: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
+        finally:
+            handle.remove()
+        return chosen
 
 
 def load(
