@@ -360,9 +360,9 @@ def dashboard(
         raise ValueError(f"--out is {out}, a folder; expected an HTML file")
     from sae_lib import dashboards, language_models
 
-    sae, store = storage.load(autoencoder, device=device), ActivationStore.open(data)
-    lm = language_models.load(model or store.describe()["model"]["name"], device=device)
     try:
+        sae, store = storage.load(autoencoder, device=device), ActivationStore.open(data)
+        lm = language_models.load(model or store.describe()["model"]["name"], device=device)
         board = dashboards.measure(sae, lm, store, **settings)
         dashboards.html(board, out, seed=seed)
     except KeyboardInterrupt:
