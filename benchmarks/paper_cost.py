@@ -147,8 +147,8 @@ def statement(options: argparse.Namespace, config: Any) -> tuple[str, float]:
         f"memory, estimated: {sum(parts.values()) / GIB:.1f} GiB; of these",
         "  " + ", ".join(f"{name} {part / GIB:.1f}" for name, part in parts.items()),
         f"disk, estimated: {kept / GIB:.1f} GiB, and {passing / GIB:.1f} GiB while a run goes on",
-        f"operations, estimated: {each * sum(w[0] for w in work):,.3g} × 10^15 to read the text, at least "
-        f"{each * sum(w[1] for w in work):,.3g} × 10^15 to train",
+        f"operations, estimated: {each * sum(w[0] for w in work):,.1f} × 10^15 to read the text, at least "
+        f"{each * sum(w[1] for w in work):,.1f} × 10^15 to train",
     ]
     return "\n".join(lines), sum(parts.values())
 
@@ -170,6 +170,8 @@ def obstacle(options: argparse.Namespace, config: Any, needed: float) -> str | N
             f"for a CPU. Run this where there is one, or ask for less: --width up to {CPU_WIDTH:,} and "
             f"--tokens up to {CPU_TOKENS:,}"
         )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return f"--device is {options.device}, and PyTorch sees no GPU here; run this where there is one"
     free = available(device)
     if needed > free:
         return (

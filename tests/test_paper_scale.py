@@ -126,6 +126,17 @@ def test_without_a_gpu_only_small_runs_are_made():
         paper_scale.main(["--random-weights", "--device", "cpu"])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_gpu_that_is_not_there_is_said():
+    with pytest.raises(SystemExit, match="--device is cuda, and PyTorch sees no GPU here"):
+        paper_scale.main(["--random-weights", "--device", "cuda"])
+
+
+def test_a_layer_the_model_has_not_is_said_before_anything_is_loaded(tiny, tmp_path):
+    with pytest.raises(SystemExit, match=r"layer 2 of 2: allowed 0\.\.1"):
+        paper_scale.main(arguments(tiny, tmp_path, layers=[0, 2]))
+
+
 def test_too_little_memory_is_said_before_anything_is_loaded(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(paper_cost, "available", lambda _: 2**20)
     monkeypatch.setattr(paper_scale, "load", lambda *_: pytest.fail("loaded"))
