@@ -186,9 +186,11 @@ def calibrate(
 ) -> float:
     """Time a few passes and steps, print what follows for the runs that are left, return their seconds."""
     device = torch.device(options.device)
-    reading = reading_seconds(model, options.layers, text[:BATCH_BLOCKS])
+    # a CPU is busy enough with a few blocks
+    text = text[: BATCH_BLOCKS if device.type == "cuda" else 4]
+    reading = reading_seconds(model, options.layers, text)
     deepest = model.site(f"resid_post.{max(options.layers)}")
-    rows = forward(model, deepest, text[:BATCH_BLOCKS], SKIP_FIRST).float().cpu()
+    rows = forward(model, deepest, text, SKIP_FIRST).float().cpu()
     rows = sae_lib.Normalisation.fit("scale", rows).apply(rows)
     step = {
         name: step_seconds(methods(options.k)[name], rows, options.width, options.batch_size, device)
