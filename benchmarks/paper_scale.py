@@ -1,7 +1,7 @@
 """The paper's language-model run: Qwen2.5-1.5B, layers 2, 13 and 26, 65,536 latents, 100 million tokens.
 
     python -m benchmarks.paper_scale --estimate          # what it would cost; starts nothing
-    python -m benchmarks.paper_scale                     # one GPU with some 24 GiB
+    python -m benchmarks.paper_scale                     # one GPU with some 32 GiB
     python -m benchmarks.paper_scale --random-weights    # the same size where the hub is out of reach
     python -m benchmarks.paper_scale --model smollm2-135m --layers 14 --width 2048 --tokens 60000 \\
         --batch-size 256 --corpora code --methods gba    # a small one, minutes on a CPU
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> Path | None:
     for name in dict.fromkeys(cell[0] for cell in left):
         training, _ = corpus(name, options.documents).split(HELD_OUT)
         sample = blocks(training, model, BATCH_BLOCKS * BLOCK)
-        print(f"{name}: a run reads it {passes(training, model, sample, options.tokens):.2g} times, about")
+        print(f"{name}: a run reads it about {passes(training, model, sample, options.tokens):,.1f} times")
     if left:
         paper_cost.calibrate(options, model, sample, left)
     rows = []
@@ -205,6 +205,6 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt as interrupt:
-        raise SystemExit(f"{interrupt or 'stopped'}; the same command goes on") from interrupt
+        raise SystemExit(f"{str(interrupt) or 'stopped'}; the same command goes on") from interrupt
     except ValueError as error:
         raise SystemExit(str(error)) from error

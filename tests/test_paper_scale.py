@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from benchmarks import paper_cost, paper_scale, paper_setup
-from sae_lib import corpora, language_models, records
+from benchmarks.memory import STATUS, peak
+from sae_lib import Normalisation, corpora, language_models, records
 
 torch.set_num_threads(1)
 ROOT = Path(paper_scale.__file__).resolve().parent.parent
@@ -74,22 +75,39 @@ def test_contestants_are_the_ones_the_text_names():
 # ---- what it needs
 
 
-def test_memory_is_the_sum_of_what_is_allocated():
-    """Against weights, moments and logits counted from the tensors themselves, at a small size."""
+def test_memory_of_weights_and_moments_is_counted_from_the_tensors():
     config = Qwen2Config(**CONFIG)
-    size = paper_cost.Size(width=96, batch_size=64, tokens=640, untied=True, weight_bytes=4)
-    parts = paper_cost.memory(config, size)
+    parts = paper_cost.memory(config, paper_cost.Size(96, 64, 640, untied=True, weight_bytes=4))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     assert parts["language model"] == sum(p.numel() * p.element_size() for p in model.parameters())
-    sae = paper_setup.methods(4)["topk"].build(
-        32, 96, normalisation=paper_scale.sae_lib.Normalisation(), seed=0
-    )
-    matrices = sum(p.numel() * 4 for p in (sae.weight, sae.decoder))
-    assert parts["autoencoder, gradient and Adam"] == 4 * matrices
-    assert parts["a dense step"] == 6 * sae(torch.zeros(64, 32)).new_zeros(64, 96).nbytes
-    assert paper_cost.memory(config, paper_cost.Size(96, 64, 640, False, 4))[
-        "autoencoder, gradient and Adam"
-    ] == 4 * (matrices / 2)
+    for untied, name in ((True, "topk"), (False, "gba")):
+        method = paper_setup.methods(4)[name]
+        sae = method.build(32, 96, normalisation=Normalisation(), seed=0)
+        matrices = sum(p.numel() * 4 for p in sae.parameters() if p.ndim == 2)
+        parts = paper_cost.memory(config, paper_cost.Size(96, 64, 640, untied, weight_bytes=4))
+        assert parts["autoencoder, gradient and Adam"] == 4 * matrices
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak of a call")
+@pytest.mark.parametrize("name", ["gba-iclr", "topk"])
+def test_a_step_takes_no_more_memory_than_stated(name):
+    """The dense step of GBA, and TopK with dead latents, at sizes where B × M is nearly all there is."""
+    batch, width, d = 1024, 8192, 16
+    x = torch.randn(batch, d, generator=torch.Generator().manual_seed(0))
+    method = paper_setup.methods(50)[name]
+    sae = method.build(d, width, normalisation=Normalisation(), seed=0)
+    run = method.start(sae, x)
+    if name == "topk":
+        run.dead[:2000] = True
+
+    def step():
+        forward = run if name == "topk" else run.dense
+        forward(sae, x).loss.backward()
+
+    step()
+    found = peak(step, torch.device("cpu"))
+    stated = paper_cost.memory(Qwen2Config(**CONFIG), paper_cost.Size(width, batch, batch, True, 4))["a step"]
+    assert stated / 2 < found <= stated
 
 
 def test_the_statement_needs_no_model_and_no_gpu(capsys):
@@ -106,6 +124,17 @@ def test_the_statement_needs_no_model_and_no_gpu(capsys):
 def test_without_a_gpu_only_small_runs_are_made():
     with pytest.raises(SystemExit, match=r"no GPU here.*--width up to 16,384 and --tokens up to 1,000,000"):
         paper_scale.main(["--random-weights", "--device", "cpu"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_gpu_that_is_not_there_is_said():
+    with pytest.raises(SystemExit, match="--device is cuda, and PyTorch sees no GPU here"):
+        paper_scale.main(["--random-weights", "--device", "cuda"])
+
+
+def test_a_layer_the_model_has_not_is_said_before_anything_is_loaded(tiny, tmp_path):
+    with pytest.raises(SystemExit, match=r"layer 2 of 2: allowed 0\.\.1"):
+        paper_scale.main(arguments(tiny, tmp_path, layers=[0, 2]))
 
 
 def test_too_little_memory_is_said_before_anything_is_loaded(tiny, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from sae_lib import (
     synthetic,
     train,
 )
+from sae_lib.language_models import Site
 from sae_lib.storage import StorageError
 
 
@@ -143,6 +144,18 @@ def test_a_trained_gate_with_bias_and_threshold_keeps_its_codes_to_the_bit(metho
     sae_lens = pytest.importorskip("sae_lens", reason="optional extra: pip install sae_lib[bench]")
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
     torch.testing.assert_close(theirs.encode(data.rows), sae.encode(data.rows), atol=1e-5, rtol=1e-4)
+
+
+def test_where_the_activations_come_from_stands_under_saelens_names(tmp_path):
+    sae, _ = trained_like(TopK(k=4), "none")
+    data = {"model": {"name": "some/model"}, "site": "attn_out.3", "block_size": 256}
+    sae.metadata = {"training": {"data": data}}
+    sae.save(tmp_path)
+    metadata = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
+    assert metadata["model_name"] == "some/model"
+    assert metadata["hook_name"] == "blocks.3.hook_attn_out"
+    assert metadata["context_size"] == 256
+    assert Site.parse(metadata["hook_name"]) == Site("attn_out", 3)
 
 
 def test_a_jumprelu_gate_survives_exactly(tmp_path):
