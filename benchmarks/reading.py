@@ -6,8 +6,8 @@
 Run it from the repository's root. Finished runs are kept in runs/reading; started again, the command goes on
 where it stopped. Settings are those of the chapter, ``sae_lib.language_reading.SETTINGS``.
 
-Splitting: GBA and TopK on code, middle layer, at three widths. TopK has the same K at all of them, GBA the same
-sum of ceilings: HTF falls as the width grows. Interventions: 20 latents of three methods at the late layer.
+Splitting: GBA and TopK on code, middle layer, at three widths. TopK has the same K at all of them, GBA the
+same sum of ceilings: HTF falls as the width grows. Interventions: 20 latents of three methods, late layer.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STORES = "runs/language"
 WIDTHS = (512, 1024, 2048)
 SEEDS = (0, 1, 2)
+METHODS = ("gba", "topk", "jumprelu")
 
 
 def place(layer: int) -> Place:
@@ -101,11 +102,9 @@ def intervened(method: str, layer: int, knob: float, lr: float, seed: int) -> di
 def main(what: str, workers: int = 2) -> Path:
     """All runs of one record; returns its path."""
     start, folder = time.perf_counter(), ROOT / "runs" / "reading"
-    methods, layer = {"splitting": (("gba", "topk"), 14), "interventions": (("gba", "topk", "jumprelu"), 26)}[
-        what
-    ]
+    methods, layer = (METHODS[:2], 14) if what == "splitting" else (METHODS, 26)
     cells = [
-        {"method": m, **dict(zip(("knob", "lr"), SETTINGS[m, layer], strict=True)), "seed": s}
+        {"method": m, "knob": SETTINGS[m, layer][0], "lr": SETTINGS[m, layer][1], "seed": s}
         for s in SEEDS for m in methods
     ]  # fmt: skip
     rows: list[dict[str, Any]]
