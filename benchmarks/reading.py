@@ -1,14 +1,13 @@
 """Splitting, absorption and interventions over seeds: the records that chapter 12 shows.
 
-    python -m benchmarks.reading splitting       # book/results/12_splitting.json, 10 minutes of two cores
-    python -m benchmarks.reading interventions   # book/results/12_interventions.json, 10 minutes
+    python -m benchmarks.reading splitting       # book/results/12_splitting.json, 3 minutes of two cores
+    python -m benchmarks.reading interventions   # book/results/12_interventions.json, 2 minutes
 
-Finished runs are kept in runs/reading; started again, the command goes on where it stopped. Both read the
-learning rates, and the second the knobs, from book/results/10_search.json.
+Run it from the repository's root. Finished runs are kept in runs/reading; started again, the command goes on
+where it stopped. Settings are those of the chapter, ``sae_lib.language_reading.SETTINGS``.
 
-Splitting: GBA and TopK on code, middle layer, at widths 256, 1,024 and 4,096, with 16 latents a row at every
-width (32 would be an eighth of the narrowest). GBA's knob for that is found on seed 100, by at most four
-trials a width. Interventions: 20 latents of GBA, TopK and JumpReLU at the middle and the late layer.
+Splitting: GBA and TopK on code, middle layer, at three widths. TopK has the same K at all of them, GBA the
+same sum of ceilings: HTF falls as the width grows. Interventions: 20 latents of three methods, late layer.
 """
 
 from __future__ import annotations
@@ -22,18 +21,17 @@ import numpy as np
 
 import sae_lib
 from sae_lib import language_testbed, records
-from sae_lib.language_reading import Place, intervene, open_place
-from sae_lib.metrics import reconstruction, splitting
+from sae_lib.language_reading import SETTINGS, Place, intervene, open_place
+from sae_lib.metrics import splitting
 from sae_lib.metrics.reading import scattered, sparse_codes
-from sae_lib.sweeps import sweep, tune
+from sae_lib.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 # the command is run from the repository's root
 STORES = "runs/language"
-WIDTHS = (256, 1024, 4096)
-L0 = 16
+WIDTHS = (512, 1024, 2048)
 SEEDS = (0, 1, 2)
-TRIAL_SEED = 100
+METHODS = ("gba", "topk", "jumprelu")
 
 
 def place(layer: int) -> Place:
@@ -45,21 +43,6 @@ def fitted(where: Place, name: str, knob: float, lr: float, seed: int, **changes
     """One training run of the testbed."""
     method = language_testbed.contestant(name, knob)
     return sae_lib.train(where.store, method, lr=lr, seed=seed, **where.bed.training | changes)[0]
-
-
-def knob_of(method: str, width: int, lr: float) -> dict[str, Any]:
-    """The knob at which L0 latents of a given number fire on a held-out row."""
-    if method == "topk":
-        return {"knob": L0, "l0": float(L0)}
-    where = place(14)
-
-    def l0(knob: float) -> float:
-        sae = fitted(where, method, knob, lr, TRIAL_SEED, width=width)
-        return float(reconstruction(sae, where.test).l0)
-
-    # the mean of GBA's ceilings is about a quarter of the highest one
-    found = tune(l0, L0, 3 * L0 / width, 12 * L0 / width, budget=4)
-    return {"knob": found.knob, "l0": found.value}
 
 
 def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str, Any]:
@@ -75,19 +58,21 @@ def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str
     }  # fmt: skip
 
 
-def split(method: str, knobs: dict[str, float], lr: float, seed: int) -> dict[str, Any]:
+def split(method: str, knob: float, lr: float, seed: int) -> dict[str, Any]:
     """Train one seed at every width, and a second seed of the two narrower ones for comparison."""
     where, saes, codes, absorption = place(14), {}, {}, {}
     for width in WIDTHS:
+        at_width = knob * 1024 / width if method == "gba" else knob
         for twin in (0, 1) if width < WIDTHS[-1] else (0,):
-            sae = fitted(where, method, knobs[str(width)], lr, seed + 10 * twin, width=width)
+            sae = fitted(where, method, at_width, lr, seed + 10 * twin, width=width)
             saes[width, twin], codes[width, twin] = sae, sparse_codes(sae, where.rows)
         test_codes = sparse_codes(saes[width, 0], where.test)
         found = where.absorption(saes[width, 0], codes[width, 0], test_codes)
-        absorption[width] = [row.to_dict() for row in found]
+        absorption[width] = [{"l0": test_codes.nnz / len(where.test), **row.to_dict()} for row in found]
+    steps = [(a, a, 1) for a in WIDTHS[:-1]] + [(a, b, 0) for a in WIDTHS for b in WIDTHS if a < b]
     pairs = [
         {"narrow": a, "wide": b, "twin": a == b, **pair(saes[a, 0], saes[b, t], codes[a, 0], codes[b, t])}
-        for a, b, t in ((256, 256, 1), (256, 1024, 0), (256, 4096, 0), (1024, 1024, 1), (1024, 4096, 0))
+        for a, b, t in steps
     ]
     return {"pairs": pairs, "absorption": absorption}
 
@@ -114,42 +99,26 @@ def intervened(method: str, layer: int, knob: float, lr: float, seed: int) -> di
     return {"latents": tried.latents.tolist(), "l0": read.test_codes.nnz / len(where.test), **own, **gains}
 
 
-def settings(method: str, layer: int) -> dict[str, float]:
-    """Knob and learning rate that the search chose for L0 = 32 on code."""
-    rows = records.read(ROOT / "book" / "results" / "10_search.json").rows
-    row = next(
-        r for r in rows
-        if r["chosen"] and (r["method"], r["corpus"], r["layer"], r["target"]) == (method, "code", layer, 32)
-    )  # fmt: skip
-    return {"knob": row["knob"], "lr": row["lr"]}
-
-
 def main(what: str, workers: int = 2) -> Path:
     """All runs of one record; returns its path."""
     start, folder = time.perf_counter(), ROOT / "runs" / "reading"
-    if what == "splitting":
-        rates = {m: settings(m, 14)["lr"] for m in ("gba", "topk")}
-        cells = [{"method": m, "width": w, "lr": lr} for m, lr in rates.items() for w in reversed(WIDTHS)]
-        tuned = sweep(knob_of, cells, folder=folder, workers=workers)
-        knobs = {m: {str(r["width"]): r["knob"] for r in tuned if r["method"] == m} for m in rates}
-        cells = [
-            {"method": m, "knobs": knobs[m], "lr": lr, "seed": s} for s in SEEDS for m, lr in rates.items()
-        ]
-        found = sweep(split, cells, folder=folder, workers=workers)
-        rows: list[dict[str, Any]] = [{"what": "knob", **row} for row in tuned]
-        for r in found:
-            common = {"method": r["method"], "seed": r["seed"]}
+    methods, layer = (METHODS[:2], 14) if what == "splitting" else (METHODS, 26)
+    cells = [
+        {"method": m, "knob": SETTINGS[m, layer][0], "lr": SETTINGS[m, layer][1], "seed": s}
+        for s in SEEDS for m in methods
+    ]  # fmt: skip
+    rows: list[dict[str, Any]]
+    if what == "interventions":
+        rows = sweep(intervened, [{"layer": layer, **cell} for cell in cells], folder=folder, workers=workers)
+    else:
+        rows = []
+        for r in sweep(split, cells, folder=folder, workers=workers):
+            common = {name: r[name] for name in ("method", "seed", "knob", "lr")}
             rows += [{"what": "splitting", **common, **row} for row in r["pairs"]]
             rows += [
                 {"what": "absorption", **common, "width": int(width), **row}
                 for width, classes in r["absorption"].items() for row in classes
             ]  # fmt: skip
-    else:
-        cells = [
-            {"method": m, "layer": layer, **settings(m, layer), "seed": s}
-            for s in SEEDS for layer in (14, 26) for m in ("gba", "topk", "jumprelu")
-        ]  # fmt: skip
-        rows = sweep(intervened, cells, folder=folder, workers=workers)
     path = ROOT / "book" / "results" / f"12_{what}.json"
     records.write(path, rows, seconds=time.perf_counter() - start)
     return path
