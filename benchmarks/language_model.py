@@ -46,7 +46,8 @@ START = {
 K_METHODS = ("topk", "batch_topk", "matryoshka")
 # where a knob ends: frequencies at 1, K well below the width
 HIGHEST = {
-    "gba": 1.0, "ba": 1.0, "gba_ltf": 0.5, "l1": math.inf, "jumprelu": math.inf, **dict.fromkeys(K_METHODS, 512),
+    "gba": 1.0, "ba": 1.0, "gba_ltf": 0.5, "l1": math.inf, "jumprelu": math.inf,
+    **dict.fromkeys(K_METHODS, 512),
 }  # fmt: skip
 
 
