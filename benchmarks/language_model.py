@@ -43,9 +43,12 @@ START = {
     "matryoshka": (30, 1.0), "l1": (0.045, -1.9), "jumprelu": (1e-3, -0.8),
     "gba_ltf": (0.05, 0.4),
 }  # fmt: skip
-# frequencies end at 1
-HIGHEST = {"gba": 1.0, "ba": 1.0, "gba_ltf": 0.5, "l1": math.inf, "jumprelu": math.inf}
 K_METHODS = ("topk", "batch_topk", "matryoshka")
+# where a knob ends: frequencies at 1, K well below the width
+HIGHEST = {
+    "gba": 1.0, "ba": 1.0, "gba_ltf": 0.5, "l1": math.inf, "jumprelu": math.inf,
+    **dict.fromkeys(K_METHODS, 512),
+}  # fmt: skip
 
 
 @functools.cache
@@ -83,14 +86,14 @@ def seek(
     """Turn a method's knob from ``start`` until L0 is within 5 % of the target, in at most four trainings.
 
     By secants on logarithmic axes; the method's usual slope stands in for the first one, and for one that
-    noise has turned round.
+    noise has turned round. A training that leaves nine latents in ten dead ends it: the rate is too high.
     """
     usual, trials, knob = START[method][1], [], start
     while len(trials) < BUDGET:
         trials.append({"knob": knob, **fit(method_of(method, knob), lr, corpus, layer, TRIAL_SEED)})
         miss = sorted(trials, key=lambda t: abs(math.log(max(t["l0"], 0.1) / target)))
         best = miss[0]
-        if abs(best["l0"] / target - 1) <= STOP:
+        if abs(best["l0"] / target - 1) <= STOP or trials[-1]["dead"] > 0.9:
             break
         slope = usual
         if len(miss) > 1:
@@ -98,7 +101,7 @@ def seek(
             slope = rise / math.log(best["knob"] / miss[1]["knob"])
             slope = slope if 1 / 3 < slope / usual < 3 else usual
         knob = best["knob"] * (target / max(best["l0"], 0.1)) ** (1 / slope)
-        knob = round(knob) if method in K_METHODS else min(float(f"{knob:.3g}"), HIGHEST[method])
+        knob = min(round(knob) if method in K_METHODS else float(f"{knob:.3g}"), HIGHEST[method])
         if any(t["knob"] == knob for t in trials):
             break
     return {"trials": trials}
@@ -197,7 +200,7 @@ def frontier(workers: int) -> list[dict[str, Any]]:
             # HTF ends at 1: a denser GBA needs a higher LTF
             method = "gba_ltf" if name == "gba" and target > HTF_REACH else name
             begin = at["knob"] * (target / TARGET) ** (1 / START[name][1])
-            begin = START[method][0] if method != name else min(begin, HIGHEST.get(name, math.inf))
+            begin = START[method][0] if method != name else min(begin, HIGHEST[name])
             begin = round(begin) if name in K_METHODS else float(f"{begin:.3g}")
             cells.append({**at, "method": method, "target": target, "start": begin})
             del cells[-1]["knob"]
