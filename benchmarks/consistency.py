@@ -98,13 +98,14 @@ def settle(
 
 
 def agreement(kept: list[str], data: str, layer: int) -> dict[str, Any]:
-    """Everything about the agreement of some runs; numbers a pair in the order (0, 1), (0, 2), …
+    """How runs of the seeds 0, 1, … agree; numbers of each pair in the order (0, 1), (0, 2), …
 
     pw_mcc, mcs: of each pair; MCS as the mean over the latents of both.
     curves: by rule and threshold, mean and standard deviation over pairs of the share among the top latents.
     by_rate: for each bin of the firing rate the latents of a run, and of these the share with MCS above 0.9
         and above 0.7, and the mean MCS.
     doubles: of each run, the share of its firing latents that have another one at cosine above 0.9.
+    start: of each run, the mean cosine of its latents with their own initial directions.
     """
     saes = [sae_lib.load(folder) for folder in kept]
     _, held_out = source(data, layer)
@@ -127,6 +128,7 @@ def agreement(kept: list[str], data: str, layer: int) -> dict[str, Any]:
         "mcs": [round(((similarity[i, j].mean() + similarity[j, i].mean()) / 2).item(), 4) for i, j in pairs],
         "curves": curves,
         "by_rate": by_rate(similarity, [s.firing_rate for s in statistics]),
+        "start": [round(start(sae, seed), 4) for seed, sae in enumerate(saes)],
         "doubles": [round(doubles(sae, s.firing_rate), 4) for sae, s in zip(saes, statistics, strict=True)],
     }
 
@@ -154,6 +156,12 @@ def doubles(sae: sae_lib.SparseAutoencoder, rate: Tensor) -> float:
     """Share of the latents that fire and have another firing latent of the run at cosine above 0.9."""
     alive = directions(sae)[rate > 0]
     return (metrics.cosines(alive, alive).fill_diagonal_(-1).amax(dim=0) > 0.9).double().mean().item()
+
+
+def start(sae: sae_lib.SparseAutoencoder, seed: int) -> float:
+    """Mean cosine of the latents with where they started: the same rows for every method."""
+    before = sae_lib.SparseAutoencoder(sae.d_in, sae.width, seed=seed).weight.detach()
+    return torch.nn.functional.cosine_similarity(directions(sae), before).mean().item()
 
 
 def rounded(values: Tensor) -> list[float]:
