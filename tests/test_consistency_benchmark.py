@@ -39,3 +39,9 @@ def test_doubles_are_counted_among_the_latents_that_fire():
         sae.weight.copy_(torch.eye(8)[[0, 0, 1, 2, 2]])
     assert consistency.doubles(sae, torch.tensor([0.1, 0.1, 0.1, 0.1, 0.0])) == pytest.approx(0.5)
     assert consistency.doubles(sae, torch.tensor([0.1, 0.0, 0.1, 0.1, 0.0])) == 0
+
+
+def test_an_untrained_autoencoder_is_where_it_started():
+    sae = SparseAutoencoder(8, 5, seed=3)
+    assert consistency.start(sae, 3) == pytest.approx(1)
+    assert consistency.start(sae, 4) < 0.8
