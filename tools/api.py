@@ -91,11 +91,7 @@ class Library:
 
     def modules(self, part: str) -> list[str]:
         """The modules of a part, as far as the library has them."""
-        listed = [
-            module
-            for module in CONTENTS[part][1]
-            if module.partition(".")[0] in self.public_modules
-        ]
+        listed = [module for module in CONTENTS[part][1] if module.partition(".")[0] in self.public_modules]
         if part == LAST:
             named = {module for _, modules in CONTENTS.values() for module in modules}
             listed += [module for module in self.public_modules if module not in named]

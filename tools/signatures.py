@@ -130,7 +130,9 @@ def _collected(node: ast.ClassDef, home: Source, find: Find | None) -> tuple[dic
             inherited = _collected(*found, find)
             plain |= inherited[0]
             keywords |= inherited[1]
-    made = {home.words(d).partition("(")[0] for d in node.decorator_list} | {home.words(b) for b in node.bases}
+    made = {home.words(d).partition("(")[0] for d in node.decorator_list} | {
+        home.words(b) for b in node.bases
+    }
     if not made & {"dataclass", "NamedTuple"}:
         return plain, keywords
     for entry in node.body:
