@@ -1,4 +1,4 @@
-"""The pages for users say what works: their Python runs, their commands parse, the messages they quote exist."""
+"""The pages for users hold: their Python runs, their commands parse, the messages they quote exist."""
 
 import ast
 import re

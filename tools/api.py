@@ -1,6 +1,6 @@
 """The pages of the API reference, from the library's sources: signatures, docstrings, links.
 
-Nothing is imported: the pages are the same on every machine. What is public is what `sae_lib.__all__` offers: the
+Nothing is imported: the pages are the same on every machine. Public is what `sae_lib.__all__` offers: the
 modules, and of each what its `__all__` names or, without one, whatever does not begin with an underscore.
 """
 
@@ -8,11 +8,11 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from tools.docstrings import inline, markdown
 from tools.layout import Book
-from tools.signatures import Source, classes, is_class, signature
+from tools.signatures import Definition, Source, docstring, is_class, signature
 
 # the data's way through the library; a public module that is not named here comes last
 CONTENTS = {
@@ -40,8 +40,8 @@ Names in `sae_lib` itself load on first use:
 
 {exports}
 
-Shapes stand in brackets: N rows, B rows of a batch, d dimensions, M latents, n features. A number that a function
-refuses is named in its error, with what was expected.
+Shapes stand in brackets: N rows, B rows of a batch, d dimensions, M latents, n features. An error names the
+value that was refused and what was expected.
 
 {contents}
 """
@@ -134,7 +134,7 @@ class Item:
     home: Source
 
     @property
-    def node(self) -> ast.AST:
+    def node(self) -> Definition:
         return self.home.defined[self.name]
 
     @property
@@ -153,7 +153,7 @@ class Page:
     name: str
 
     @property
-    def PAGE(self) -> str:  # noqa: N802
+    def PAGE(self) -> str:
         """The name of its file."""
         return f"api_{self.name}.md" if self.name else "api.md"
 
@@ -176,10 +176,8 @@ PAGES = tuple(Page(name) for name in ("", *CONTENTS))
 def _exports(library: Library) -> str:
     lines = ["| `sae_lib.…` | |", "| --- | --- |"]
     for name, module in library.exports.items():
-        target = library.address(module, name)
-        node = library.source(module).defined[name]
-        text = inline(_first_sentence(node), lambda role, module=module: library.address(module, role))
-        lines.append(f"| [`{name}`]({target}) | {text} |")
+        text = inline(_first_sentence(library.source(module).defined[name]), partial(library.address, module))
+        lines.append(f"| [`{name}`]({library.address(module, name)}) | {text} |")
     return "\n".join(lines)
 
 
@@ -194,20 +192,14 @@ def _contents(library: Library) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _first_sentence(node: ast.AST) -> str:
-    docstring = ast.get_docstring(node) or ""  # type: ignore[arg-type]
-    first = " ".join(docstring.split("\n\n")[0].split())
+def _first_sentence(node: Definition) -> str:
+    first = " ".join(docstring(node).split("\n\n")[0].split())
     return re.split(r"(?<=[^.…])\.\s(?=[A-Z])", first)[0].replace("|", "∣")
 
 
 def _module(library: Library, module: str) -> Iterator[str]:
-    source = library.source(module)
-
-    def link(role: str) -> str:
-        return library.address(module, role)
-
     yield f"({library.known[module]})=\n## `sae_lib.{module}`"
-    yield markdown(ast.get_docstring(source.tree) or "", link)
+    yield markdown(docstring(library.source(module).tree), partial(library.address, module))
     items = library.items(module)
     if constants := [item for item in items if isinstance(item.node, ast.expr)]:
         yield "\n".join(f"- `{item.name}`{_value(item)}" for item in constants)
@@ -219,29 +211,19 @@ def _module(library: Library, module: str) -> Iterator[str]:
 def _value(item: Item) -> str:
     """The value of a constant where it is short and plain."""
     try:
-        value = repr(ast.literal_eval(item.node))  # type: ignore[arg-type]
+        value = repr(ast.literal_eval(item.node))
     except ValueError:
         return ""
     return f" = `{value}`" if len(value) <= 90 else ""
 
 
 def _item(library: Library, item: Item) -> Iterator[str]:
-    def link(role: str) -> str:
-        return library.address(item.where, role)
-
-    node = item.node
+    node, link = item.node, partial(library.address, item.where)
     yield f"({item.target})=\n### `{item.name}`"
-    yield f"```python\n{signature(node, item.home, lambda base: _class(library, item, base))}\n```"
-    yield markdown(ast.get_docstring(node) or "", link)  # type: ignore[arg-type]
-    if isinstance(node, ast.ClassDef):
-        for method in node.body:
-            if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
-                if docstring := ast.get_docstring(method):
-                    yield f"#### `{item.name}.{method.name}`"
-                    yield f"```python\n{signature(method, item.home)}\n```"
-                    yield markdown(docstring, link)
-
-
-def _class(library: Library, item: Item, base: str) -> tuple[ast.ClassDef, Source] | None:
-    """The class behind the name of a base class, if it is one of the library's."""
-    return classes(base, item.home, library.source)
+    yield f"```python\n{signature(node, item.home, library.source)}\n```"
+    yield markdown(docstring(node), link)
+    for method in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+            yield f"#### `{item.name}.{method.name}`"
+            yield f"```python\n{signature(method, item.home, library.source)}\n```"
+            yield markdown(docstring(method), link)

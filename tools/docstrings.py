@@ -1,13 +1,13 @@
 """The library's docstrings as Markdown.
 
-They are plain text: paragraphs, lists, indented blocks after ``::``, examples after ``>>>``, lists of arguments
-(``name: text``, or ``name, name: text``, with what goes on indented), ``code``, and roles such as :func:`train`.
+They are plain text: paragraphs, lists, indented blocks after ``::``, examples after ``>>>``, ``code``, roles
+such as :func:`train`, and lists of arguments (``name: text``, ``name, name: text``, the rest indented).
 """
 
 import re
 from collections.abc import Callable, Iterator
 
-ENTRY = re.compile(r"((?:[a-z]\w*\*?|ce_\*)(?:, [a-z]\w*\*?)*): (.*)", re.DOTALL)
+ENTRY = re.compile(r"([a-z]\w*\*?(?:, [a-z]\w*\*?)*): (.*)", re.DOTALL)
 BULLET = re.compile(r"(\*|\d+\.) ")
 # a role, code in double backticks, or a character that Markdown would take for its own
 SPECIAL = re.compile(r":(?:func|class|meth|mod|attr):`([^`]+)`|``(.+?)``|([\[\]<>$\\{}|`~])", re.DOTALL)

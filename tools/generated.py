@@ -10,7 +10,7 @@ class Page(Protocol):
     """What writes a page: a module, or an object."""
 
     @property
-    def PAGE(self) -> str:  # noqa: N802
+    def PAGE(self) -> str:
         """The name of its file in `book/`."""
 
     def text(self, book: Book) -> str:

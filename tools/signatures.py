@@ -8,8 +8,6 @@ from functools import cached_property
 WIDTH = 88
 
 Definition = ast.FunctionDef | ast.ClassDef | ast.expr
-Found = tuple[ast.ClassDef, "Source"]
-Find = Callable[[str], Found | None]
 
 
 class Source:
@@ -60,18 +58,17 @@ def is_class(node: ast.AST) -> bool:
     return isinstance(node, ast.ClassDef)
 
 
-def classes(base: str, home: Source, source: Callable[[str], Source]) -> Found | None:
-    """The definition of a base class and where it stands, if the library has it."""
-    name = base.partition("[")[0]
-    place = source(home.imported[name]) if name in home.imported else home
-    node = place.defined.get(name)
-    return (node, place) if isinstance(node, ast.ClassDef) else None
+def docstring(node: ast.AST) -> str:
+    """What a module, class or function says of itself, "" if nothing."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+        return ast.get_docstring(node) or ""
+    return ""
 
 
-def signature(node: ast.AST, home: Source, find: Find | None = None) -> str:
+def signature(node: ast.AST, home: Source, source: Callable[[str], Source]) -> str:
     """How a function is called, or a class: by its `__init__`, or by the fields of a dataclass.
 
-    find: gives the definition of a base class, whose fields come first.
+    home: where it stands. source: gives other modules of the library, for the fields of base classes.
     """
     if isinstance(node, ast.FunctionDef):
         decorators = [home.words(d) for d in node.decorator_list]
@@ -84,7 +81,7 @@ def signature(node: ast.AST, home: Source, find: Find | None = None) -> str:
     for method in node.body:
         if isinstance(method, ast.FunctionDef) and method.name == "__init__":
             return _call(f"class {node.name}", _arguments(method.args, home, bound=True))
-    return _call(f"class {node.name}", _fields(node, home, find))
+    return _call(f"class {node.name}", _fields(node, home, source))
 
 
 def _call(name: str, arguments: list[str], after: str = "") -> str:
@@ -116,18 +113,22 @@ def _argument(name: str, kind: ast.expr | None, default: ast.expr | None, home: 
     return f"{annotated} = {home.words(default)}" if kind else f"{name}={home.words(default)}"
 
 
-def _fields(node: ast.ClassDef, home: Source, find: Find | None) -> list[str]:
+def _fields(node: ast.ClassDef, home: Source, source: Callable[[str], Source]) -> list[str]:
     """The fields of a dataclass or named tuple, those of its bases first, keywords after a star."""
-    plain, keywords = _collected(node, home, find)
+    plain, keywords = _collected(node, home, source)
     return [*plain.values(), *(["*", *keywords.values()] if keywords else [])]
 
 
-def _collected(node: ast.ClassDef, home: Source, find: Find | None) -> tuple[dict[str, str], dict[str, str]]:
+def _collected(
+    node: ast.ClassDef, home: Source, source: Callable[[str], Source]
+) -> tuple[dict[str, str], dict[str, str]]:
     plain: dict[str, str] = {}
     keywords: dict[str, str] = {}
     for base in reversed(node.bases):
-        if find and (found := find(home.words(base))):
-            inherited = _collected(*found, find)
+        name = home.words(base)
+        place = source(home.imported[name]) if name in home.imported else home
+        if isinstance(found := place.defined.get(name), ast.ClassDef):
+            inherited = _collected(found, place, source)
             plain |= inherited[0]
             keywords |= inherited[1]
     made = {home.words(d).partition("(")[0] for d in node.decorator_list} | {
