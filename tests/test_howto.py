@@ -1,8 +1,10 @@
 """The pages for users hold: their Python runs, their commands parse, the messages they quote exist."""
 
 import ast
+import os
 import re
 import shlex
+import subprocess
 import warnings
 from functools import cache
 from pathlib import Path
@@ -159,3 +161,14 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
     for message in quoted:
         assert said(message), f"no such message in sae_lib: {message}"
     assert not said("the loss is … at midnight")
+
+
+@pytest.mark.parametrize("name", ["run", "full", "newest"])
+def test_scripts_of_continuous_integration_are_sound(name: str) -> None:
+    """Executable, valid for bash, stopping at the first failure, and naming no host to fetch from."""
+    script = REPOSITORY / ".ci" / name
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    text = script.read_text("utf8")
+    assert "set -euo pipefail" in text
+    assert "://" not in text
