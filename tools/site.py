@@ -1,5 +1,6 @@
 """Builds the offline site from the committed notebooks, without executing anything."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,3 +23,9 @@ def build(book: Book, output: Path | None = None) -> Path:
     if built.returncode:
         raise SiteError(f"the site was not built:\n{built.stderr}{built.stdout}")
     return target / "_build" / "html"
+
+
+def archive(pages: Path) -> Path:
+    """One file with the whole site, to be unpacked and opened anywhere: `_build/book.zip`."""
+    partial = shutil.make_archive(str(pages.parent / ".book.partial"), "zip", pages.parent, pages.name)
+    return Path(partial).replace(pages.parent / "book.zip")
