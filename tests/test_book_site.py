@@ -1,6 +1,7 @@
 """The built site: works without a network, every asset is there, every figure has words."""
 
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -8,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from book_tree import SAMPLE
 from bs4 import BeautifulSoup, Tag
+
+from tools import site
 
 # links that a browser loads by itself, unlike rel="next" or rel="search"
 LOADED_LINKS = {"stylesheet", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "icon"}
@@ -57,6 +60,14 @@ def test_every_asset_is_local_and_present(built: Path, pages: dict[Path, Beautif
         if external or not (path.parent / unquote(parts.path)).is_file():
             wrong.add(f"{path.relative_to(built)}: {address}")
     assert not wrong, "assets that are not in the site:\n" + "\n".join(sorted(wrong))
+
+
+def test_archive_holds_the_whole_site(built: Path) -> None:
+    packed = site.archive(built)
+    with zipfile.ZipFile(packed) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    assert names == {f"{built.name}/{p.relative_to(built)}" for p in built.rglob("*") if p.is_file()}
+    assert [path.name for path in built.parent.glob("*.zip")] == ["book.zip"]
 
 
 def test_no_script_in_a_page_names_another_host(pages: dict[Path, BeautifulSoup]) -> None:

@@ -81,7 +81,10 @@ def verify(chapters: Chapters = None, root: Root = REPOSITORY, cores: Cores = CO
 
 
 @app.command("site")
-def build_site(root: Root = REPOSITORY) -> None:
+def build_site(
+    root: Root = REPOSITORY,
+    archive: Annotated[bool, typer.Option("--archive", help="Also write the site as one file.")] = False,
+) -> None:
     """Build the site from the committed notebooks, executing nothing."""
     book = Book(root.resolve())
     _write_generated(book)
@@ -91,6 +94,8 @@ def build_site(root: Root = REPOSITORY) -> None:
         print(error)
         raise typer.Exit(1) from error
     print(f"The book: {pages / 'index.html'}")
+    if archive:
+        print(f"In one file, for reading without a network: {site.archive(pages)}")
 
 
 def _write_generated(book: Book) -> None:

@@ -26,11 +26,12 @@ def glued(book: Book) -> dict[str, SimpleNamespace]:
     for source in book.sources():
         if book.notebook(source).is_file():
             notebook = nbformat.read(book.notebook(source), as_version=4)
-            found[f"c{source.name[:2]}"] = SimpleNamespace(**dict(_glued(notebook)))
+            found[f"c{source.name[:2]}"] = SimpleNamespace(**dict(glued_in(notebook)))
     return found
 
 
-def _glued(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, Any]]:
+def glued_in(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, Any]]:
+    """Name and value of every number that a notebook glues."""
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             name = output.get("metadata", {}).get("scrapbook", {}).get("name")
