@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from sae_lib.pretrained import pretrained
 _ATTENTION_NAMES = ("self_attn", "attn", "attention")
 _MLP_NAMES = ("mlp",)
 KINDS = ("resid_post", "attn_out", "mlp_out")
+# TransformerLens's name of a site, which SAELens keeps as hook_name
+_HOOK = re.compile(r"blocks\.([0-9]+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")
 # bookkeeping in a config that says nothing about what the model computes
 _VOLATILE = (
     "_name_or_path",
@@ -52,10 +55,21 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read ``"resid_post.10"``."""
+        """Read ``"resid_post.10"``, or TransformerLens's name for it, ``"blocks.10.hook_resid_post"``.
+
+        What enters block n > 0, ``hook_resid_pre``, is what left the block before it.
+        """
+        if hook := _HOOK.fullmatch(text):
+            before = hook[2] == "resid_pre"
+            if before and hook[1] == "0":
+                raise ValueError(f"site is {text!r}, the embedding; expected what a block or its parts give")
+            return cls("resid_post" if before else hook[2], int(hook[1]) - before)
         kind, _, layer = text.partition(".")
         if not (layer.isascii() and layer.isdigit()):
-            raise ValueError(f"site is {text!r}; expected kind.layer, for instance resid_post.10")
+            raise ValueError(
+                f"site is {text!r}; expected kind.layer, for instance resid_post.10 "
+                "(or blocks.10.hook_resid_post)"
+            )
         return cls(kind, int(layer))
 
     def __str__(self) -> str:
@@ -229,11 +243,54 @@ class LanguageModel:
         finally:
             handle.remove()
 
+    @contextmanager
+    def resumed(self, layer: int, blocks: Tensor) -> Iterator[None]:
+        """While open, passes over these tokens (B, T) begin after block ``layer``, whose output is kept.
+
+        The same numbers as whole passes, sooner; interventions at that layer or later act as ever. Passes
+        over other tokens would be wrong.
+        """
+        site = self.site(f"resid_post.{layer}")
+        caught: list[Any] = []
+        handle = self._module(site).register_forward_hook(lambda _m, _inputs, output: caught.append(output))
+        try:
+            self.activations(blocks, site)
+        finally:
+            handle.remove()
+        skipped = self._blocks[: layer + 1]
+
+        def again(*_args: Any, **_kwargs: Any) -> Any:
+            # a copy, as a later block may add to it in place
+            kept = caught[0]
+            return kept.clone() if isinstance(kept, Tensor) else (kept[0].clone(), *kept[1:])
+
+        for block in skipped:
+            block.forward = again
+        try:
+            yield
+        finally:
+            for block in skipped:
+                del block.forward
+
     @torch.no_grad()
-    def logits(self, blocks: Tensor) -> Tensor:
-        """Next-token logits (B, T, vocabulary) for token blocks (B, T)."""
-        output: Tensor = self.model(input_ids=self._checked(blocks), use_cache=False).logits
-        return output
+    def logits(self, blocks: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Next-token logits (B, T, vocabulary) for token blocks (B, T).
+
+        positions: bool (B, T); the logits of only these tokens, (n, vocabulary), and no others computed.
+        """
+        ids = self._checked(blocks)
+        if positions is None:
+            output: Tensor = self.model(input_ids=ids, use_cache=False).logits
+            return output
+        mask = positions.to(self.device)
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(
+            lambda _module, inputs: (inputs[0][mask][None], *inputs[1:])
+        )
+        try:
+            chosen: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
+        finally:
+            handle.remove()
+        return chosen
 
 
 def load(
@@ -253,8 +310,31 @@ def load(
     return LanguageModel(model.to(device), tokenizer, short)
 
 
-def reinitialised(model: LanguageModel, seed: int) -> LanguageModel:
+def first_blocks(model: LanguageModel, n: int) -> LanguageModel:
+    """The same model without the blocks after its first ``n``: same activations there, other logits.
+
+    What reads an early site needs no more, and its twins (:func:`reinitialised`) are drawn in a fraction of
+    the time. Weights are copied.
+    """
+    if not 1 <= n <= model.n_layers:
+        raise ValueError(f"n is {n}; expected 1..{model.n_layers}, the blocks that {model.name} has")
+    config = copy.deepcopy(model.model.config)
+    part = config.get_text_config()
+    part.num_hidden_layers = n
+    if getattr(part, "layer_types", None):
+        part.layer_types = part.layer_types[:n]
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        cut = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    weights = model.model.state_dict()
+    cut.load_state_dict({name: weights[name] for name in cut.state_dict()})
+    return LanguageModel(cut.to(model.device), model.tokenizer, f"{model.name} (first {n} blocks)")
+
+
+def reinitialised(model: LanguageModel, seed: int, *, keep_embedding: bool = False) -> LanguageModel:
     """A twin with the same architecture and fresh random weights, by the architecture's own scheme.
+
+    keep_embedding: leave the token embedding as it was trained (also where it is the output layer): the twin
+        then knows tokens, and nothing of how to read them together.
 
     Deterministic in ``seed`` on any device; the caller's random state is left alone. The null model: what
     an autoencoder finds here owes nothing to training.
@@ -264,5 +344,9 @@ def reinitialised(model: LanguageModel, seed: int) -> LanguageModel:
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         twin = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if keep_embedding:
+        with torch.no_grad():
+            twin.get_input_embeddings().weight.copy_(model.model.get_input_embeddings().weight)
     twin = twin.to(device=model.device, dtype=model.dtype)
-    return LanguageModel(twin, model.tokenizer, f"{model.name} (random weights, seed {seed})")
+    what = "random blocks" if keep_embedding else "random weights"
+    return LanguageModel(twin, model.tokenizer, f"{model.name} ({what}, seed {seed})")

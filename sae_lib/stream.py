@@ -22,7 +22,8 @@ T = TypeVar("T")
 _FIT_ROWS = 2_048
 
 
-def _vocabulary_sha256(tokenizer: Any) -> str:
+def vocabulary_sha256(tokenizer: Any) -> str:
+    """SHA-256 over the tokenizer's pieces in the order of their ids, hexadecimal."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -40,7 +41,7 @@ def origin(
         "site": str(site),
         "corpus": corpus.describe(),
         "tokenizer": {
-            "vocabulary_sha256": _vocabulary_sha256(model.tokenizer),
+            "vocabulary_sha256": vocabulary_sha256(model.tokenizer),
             "separator": separator_id(model.tokenizer),
             "opening": opening_ids(model.tokenizer),
         },

@@ -34,6 +34,7 @@ from sae_lib import (
     train,
 )
 from sae_lib.batches import Rows
+from sae_lib.distributed import World
 from sae_lib.files import only_writer
 from sae_lib.kernels import reference
 
@@ -126,6 +127,44 @@ def sparse(method: Any, parallel: str = "auto") -> dict[str, Any]:
         kernels.SMALLEST, kernels.DENSEST, kernels.backend = before
 
 
+def messages() -> dict[str, int]:
+    """How often ten steps ask for a mean density where no sparse pass is possible, and where one is."""
+    asked, ask = 0, World.mean
+
+    def counted(self: World, value: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return ask(self, value)
+
+    World.mean = counted  # type: ignore[method-assign]
+    found, smallest = {}, kernels.SMALLEST
+    try:
+        for name, least in (("small", smallest), ("large", {"cpu": 1})):
+            kernels.SMALLEST, asked = least, 0
+            run(METHODS["frozen"], steps=10)
+            found[name] = asked
+    finally:
+        World.mean, kernels.SMALLEST = ask, smallest  # type: ignore[method-assign]
+    return found
+
+
+class Apart:
+    """A method whose autoencoder starts a little differently in every process."""
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
+
+    def build(self, *arguments: Any, **options: Any) -> Any:
+        sae = self.method.build(*arguments, **options)
+        with torch.no_grad():
+            for parameter in sae.parameters():
+                parameter.add_(1e-3 * dist.get_rank())
+        return sae
+
+
 class Crash(Exception):
     pass
 
@@ -189,6 +228,8 @@ def main(rank: int, size: int, folder: Path) -> None:
         resumed = run(METHODS["gba-untied"], parallel, folder=folder / f"from-one-{parallel}", resume=True)
         keep(f"resumed.{parallel}", resumed)
         begun(folder / f"to-one-{parallel}", METHODS["gba-untied"], parallel)
+    keep("apart", run(Apart(METHODS["frozen"])))
+    keep("messages", messages())
     keep("files", run(METHODS["gba"], folder=folder / "files"))
     # in the job, but by itself
     keep("off", run(METHODS["gba"], "off"))
@@ -202,6 +243,16 @@ def main(rank: int, size: int, folder: Path) -> None:
     for options in ({"batch_size": size - 1}, {"width": size - 1, "parallel": "latents"}):
         try:
             train(data(), L1(), **RUN | options)
+        except ValueError as error:
+            refusals.append(str(error))
+    # the last process looks into another folder, with an earlier step; then into one without a checkpoint
+    for other in ("to-one-data", "nowhere"):
+        try:
+            run(
+                METHODS["gba-untied"],
+                folder=folder / ("from-one-data" if rank < size - 1 else other),
+                resume=True,
+            )
         except ValueError as error:
             refusals.append(str(error))
     with only_writer(folder / "locked", "harvesting into") if rank == 0 else nullcontext():

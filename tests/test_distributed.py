@@ -140,6 +140,18 @@ def test_the_first_process_writes_the_files_and_they_hold_the_whole(job, one):
         torch.testing.assert_close(saved[name].double(), value, rtol=0, atol=1e-6)
 
 
+def test_all_start_from_the_numbers_of_the_first_frozen_rows_too(job, one):
+    first, *others = results(job, "apart")
+    for other in others:
+        assert_same_bits(first, other)
+    assert_equal_up_to_rounding(first, one["frozen"])
+
+
+def test_a_density_is_sent_only_where_a_sparse_pass_is_possible(job):
+    for said in results(job, "messages"):
+        assert said == {"small": 0, "large": 10}
+
+
 def test_off_trains_every_process_by_itself(job, one):
     for alone in results(job, "off"):
         assert_same_bits(alone, one["gba"])
@@ -158,6 +170,8 @@ def test_what_cannot_be_shared_out_is_refused(job):
                 "frozen looks at more than one process sees with parallel='latents'; use parallel='data'",
                 f"batch_size is {size - 1}; expected at least {size}, one for each process",
                 f"width is {size - 1}; expected at least {size}, one for each process",
+                "the processes do not read the same checkpoint in",
+                "no checkpoint to resume from",
                 "another process is harvesting into",
             ],
             strict=True,

@@ -38,6 +38,17 @@ def test_site_reads_what_it_writes():
     assert str(Site("resid_post", 10)) == "resid_post.10"
 
 
+def test_site_reads_the_names_of_transformer_lens():
+    assert Site.parse("blocks.10.hook_resid_post") == Site("resid_post", 10)
+    assert Site.parse("blocks.10.hook_resid_pre") == Site("resid_post", 9)
+    assert Site.parse("blocks.3.hook_mlp_out") == Site("mlp_out", 3)
+    assert Site.parse("blocks.0.hook_attn_out") == Site("attn_out", 0)
+    with pytest.raises(ValueError, match="the embedding"):
+        Site.parse("blocks.0.hook_resid_pre")
+    with pytest.raises(ValueError, match=r"expected kind\.layer"):
+        Site.parse("blocks.3.attn.hook_z")
+
+
 @pytest.mark.parametrize(
     "text", ["resid_post", "resid_post.", "resid_post.-1", "resid_post.1.5", "10", "resid_post.²"]
 )
@@ -429,3 +440,44 @@ def test_attention_runs_without_a_mask():
     lm.activations(random_blocks(), "resid_post.0")
     assert lm.model.config._attn_implementation == "sdpa"
     assert seen == [None]
+
+
+def test_logits_at_some_positions_are_those_of_a_whole_pass(lm):
+    blocks = random_blocks(3, 12)
+    where = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)) < 0.4
+    torch.testing.assert_close(lm.logits(blocks, where), lm.logits(blocks)[where], rtol=1e-4, atol=1e-5)
+    assert lm.logits(blocks).shape == (3, 12, VOCABULARY)
+
+
+@pytest.mark.parametrize("layer", [0, 1, N_LAYERS - 1])
+def test_resumed_passes_give_the_logits_of_whole_ones(lm, layer):
+    blocks, later = random_blocks(3, 12), f"resid_post.{N_LAYERS - 1}"
+    plain = lm.logits(blocks)
+    shift = lambda acts: acts + torch.arange(D_MODEL) / D_MODEL  # noqa: E731
+    expected = []
+    for site in (f"resid_post.{layer}", later):
+        with lm.replaced(site, shift):
+            expected.append(lm.logits(blocks))
+    attention = next(m for n, m in lm._blocks[0].named_children() if "att" in n)
+    calls = []
+    attention.register_forward_hook(lambda *_: calls.append(1))
+    with lm.resumed(layer, blocks):
+        calls.clear()
+        torch.testing.assert_close(lm.logits(blocks), plain, rtol=1e-5, atol=1e-6)
+        for site, wanted in zip((f"resid_post.{layer}", later), expected, strict=True):
+            with lm.replaced(site, shift):
+                torch.testing.assert_close(lm.logits(blocks), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(lm.logits(blocks), plain, rtol=1e-5, atol=1e-6)
+    # nothing of the skipped blocks was computed
+    assert not calls
+    torch.testing.assert_close(lm.logits(blocks), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_an_error_while_resumed_leaves_the_model_whole(lm):
+    blocks = random_blocks(2, 8)
+    plain = lm.logits(blocks)
+    with pytest.raises(KeyboardInterrupt), lm.resumed(1, blocks):
+        raise KeyboardInterrupt
+    torch.testing.assert_close(lm.logits(random_blocks(2, 8)), plain, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=f"layer {N_LAYERS}"), lm.resumed(N_LAYERS, blocks):
+        pass

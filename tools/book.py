@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from tools import cover, parallel, provenance, site
+from tools import claims, cover, generated, parallel, provenance, site
 from tools.layout import REPOSITORY, Book, after, threads
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -50,6 +50,7 @@ def run_chapters(
     ]
     _run_and_report(jobs, cores, "executed")
     cover.write(book)
+    _write_generated(book)
 
 
 @app.command()
@@ -80,14 +81,29 @@ def verify(chapters: Chapters = None, root: Root = REPOSITORY, cores: Cores = CO
 
 
 @app.command("site")
-def build_site(root: Root = REPOSITORY) -> None:
+def build_site(
+    root: Root = REPOSITORY,
+    archive: Annotated[bool, typer.Option("--archive", help="Also write the site as one file.")] = False,
+) -> None:
     """Build the site from the committed notebooks, executing nothing."""
+    book = Book(root.resolve())
+    _write_generated(book)
     try:
-        pages = site.build(Book(root.resolve()))
+        pages = site.build(book)
     except site.SiteError as error:
         print(error)
         raise typer.Exit(1) from error
     print(f"The book: {pages / 'index.html'}")
+    if archive:
+        print(f"In one file, for reading without a network: {site.archive(pages)}")
+
+
+def _write_generated(book: Book) -> None:
+    try:
+        generated.write(book)
+    except claims.ClaimsError as error:
+        print(error)
+        raise typer.Exit(1) from error
 
 
 def _sources(book: Book, chapters: list[str] | None) -> list[Path]:
