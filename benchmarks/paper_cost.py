@@ -106,7 +106,7 @@ def reading_seconds(model: LanguageModel, layers: Iterable[int], blocks: Tensor)
         # the first pass warms up
         for _ in range(4):
             started = time.perf_counter()
-            rows = forward(model, Site("resid_post", layer), blocks, SKIP_FIRST)
+            (rows,) = forward(model, [Site("resid_post", layer)], blocks, SKIP_FIRST)
             rows.sum().item()
             times.append((time.perf_counter() - started) / len(rows))
         found[layer] = statistics.median(times[1:])
@@ -190,7 +190,7 @@ def calibrate(
     text = text[: BATCH_BLOCKS if device.type == "cuda" else 4]
     reading = reading_seconds(model, options.layers, text)
     deepest = model.site(f"resid_post.{max(options.layers)}")
-    rows = forward(model, deepest, text, SKIP_FIRST).float().cpu()
+    rows = forward(model, [deepest], text, SKIP_FIRST)[0].float().cpu()
     rows = sae_lib.Normalisation.fit("scale", rows).apply(rows)
     step = {
         name: step_seconds(methods(options.k)[name], rows, options.width, options.batch_size, device)

@@ -100,7 +100,7 @@ def run(
     seconds = clock.seconds
     unseen = blocks(held_out, model, max(options.held_out_tokens, options.scored_tokens))
     few = unseen[: -(-options.held_out_tokens // BLOCK)].split(BATCH_BLOCKS)
-    rows = torch.cat([forward(model, model.site(site), b, SKIP_FIRST).float().cpu() for b in few])
+    rows = torch.cat([forward(model, [model.site(site)], b, SKIP_FIRST)[0].float().cpu() for b in few])
     found = metrics.reconstruction(
         sae, sae.normalisation.apply(rows), batch_size=min(options.batch_size, 4096)
     )
