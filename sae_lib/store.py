@@ -26,7 +26,7 @@ class ActivationStore:
         self.folder = folder
         self.manifest = manifest
         self.d_in = manifest.d_in
-        self.n_rows = sum(shard.rows for shard in manifest.shards)
+        self.n_rows = manifest.n_rows
         self.normalisation = Normalisation(**(manifest.normalisation or {}))
         # the number after each shard's last row
         self._ends = torch.tensor([shard.rows for shard in manifest.shards], dtype=torch.long).cumsum(0)
@@ -43,10 +43,9 @@ class ActivationStore:
         folder = Path(folder)
         manifest = Manifest.read(folder)
         if not manifest.finished:
-            rows = sum(shard.rows for shard in manifest.shards)
             raise ValueError(
-                f"{folder} is unfinished: {rows} of about {manifest.settings.get('n_tokens')} rows; "
-                f"{RESUME} to go on"
+                f"{folder} is unfinished: {manifest.n_rows} of about {manifest.settings.get('n_tokens')} "
+                f"rows; {RESUME} to go on"
             )
         for shard in manifest.shards:
             check_shard(folder, shard, hashes=verify)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -63,11 +63,11 @@ def kept(model: LanguageModel, blocks: Tensor, skip_first: int) -> Tensor:
     return keep
 
 
-def forward(model: LanguageModel, site: Site, blocks: Tensor, skip_first: int) -> Tensor:
-    """The rows (n, d) that one batch of blocks (B, T) gives."""
+def forward(model: LanguageModel, sites: Sequence[Site], blocks: Tensor, skip_first: int) -> list[Tensor]:
+    """The rows (n, d) that one batch of blocks (B, T) gives at each site."""
     # counted on the CPU: a mask on the device would make the CPU wait for it
-    places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1)
-    return model.activations(blocks, site).flatten(0, 1)[places.to(model.device)]
+    places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1).to(model.device)
+    return [acts.flatten(0, 1)[places] for acts in model.activations_at(blocks, sites)]
 
 
 def enough(model: LanguageModel, blocks: Iterator[Tensor], skip_first: int, n_rows: int) -> Iterator[Tensor]:
@@ -138,10 +138,10 @@ class ActivationStream:
 
     def _rows(self, blocks: list[Tensor]) -> Tensor:
         """Raw float32 rows of some blocks. Raises ValueError for NaN or infinity."""
-        parts = [
-            forward(self.model, self.site, torch.stack(blocks[i : i + self.batch_blocks]), self.skip_first)
-            for i in range(0, len(blocks), self.batch_blocks)
-        ]
+        batches = (
+            torch.stack(blocks[i : i + self.batch_blocks]) for i in range(0, len(blocks), self.batch_blocks)
+        )
+        parts = [forward(self.model, [self.site], batch, self.skip_first)[0] for batch in batches]
         rows = torch.cat(parts).float()
         if not torch.isfinite(rows).all():
             raise ValueError(

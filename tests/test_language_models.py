@@ -38,6 +38,17 @@ def test_site_reads_what_it_writes():
     assert str(Site("resid_post", 10)) == "resid_post.10"
 
 
+def test_site_reads_the_names_of_transformer_lens():
+    assert Site.parse("blocks.10.hook_resid_post") == Site("resid_post", 10)
+    assert Site.parse("blocks.10.hook_resid_pre") == Site("resid_post", 9)
+    assert Site.parse("blocks.3.hook_mlp_out") == Site("mlp_out", 3)
+    assert Site.parse("blocks.0.hook_attn_out") == Site("attn_out", 0)
+    with pytest.raises(ValueError, match="the embedding"):
+        Site.parse("blocks.0.hook_resid_pre")
+    with pytest.raises(ValueError, match=r"expected kind\.layer"):
+        Site.parse("blocks.3.attn.hook_z")
+
+
 @pytest.mark.parametrize(
     "text", ["resid_post", "resid_post.", "resid_post.-1", "resid_post.1.5", "10", "resid_post.²"]
 )
@@ -99,6 +110,39 @@ def test_the_pass_stops_at_the_site(lm):
     called.clear()
     lm.logits(random_blocks())
     assert called == [0, 1, 2, 3, "logits"]
+
+
+SEVERAL = ("mlp_out.1", "resid_post.2", "attn_out.1", "resid_post.0")
+
+
+def test_several_sites_are_read_in_one_pass_that_stops_at_the_last(lm):
+    blocks, called = random_blocks(), []
+    alone = [lm.activations(blocks, site) for site in SEVERAL]
+    lists = [m for m in lm.model.modules() if isinstance(m, nn.ModuleList) and len(m) == N_LAYERS]
+    for layer, block in enumerate(lists[0]):
+        block.register_forward_pre_hook(lambda *_, layer=layer: called.append(layer))
+    together = lm.activations_at(blocks, SEVERAL)
+    assert called == [0, 1, 2]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
+    assert not any(module._forward_hooks for module in lm.model.modules())
+
+
+def test_what_is_read_does_not_change_when_the_model_goes_on_in_place():
+    lm, blocks = language_model(), random_blocks()
+    layers = lm.model.model.layers
+    # as families do that add to the residual stream in place
+    layers[2].register_forward_pre_hook(lambda _module, inputs: (inputs[0].mul_(2), *inputs[1:]))
+    first, second = (lm.activations(blocks, f"resid_post.{layer}") for layer in (1, 2))
+    found = lm.activations_at(blocks, ["resid_post.2", "resid_post.1"])
+    assert torch.equal(found[0], second)
+    assert torch.equal(found[1], first)
+
+
+@pytest.mark.parametrize("sites", [[], ["resid_post.1", "resid_post.01"]])
+def test_no_site_and_a_site_twice_are_refused(sites):
+    with pytest.raises(ValueError, match="expected at least one, and none twice"):
+        language_model().activations_at(random_blocks(), sites)
 
 
 def test_activations_leave_no_hook_behind_and_can_train(lm):

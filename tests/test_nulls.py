@@ -164,3 +164,43 @@ def test_the_least_number_of_draws_is_enough():
     for level, r in [(0.05, 19), (0.01, 99), (0.1, 9), (1 / 3, 2)]:
         p = nulls.empirical_p_values(torch.ones(1), torch.zeros(r, 1), level=level)
         assert nulls.discoveries(p, level).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(**problems)
+def test_studentised_holds_every_value_against_the_others(seed, r, f, ties):
+    observed, null = drawn(f, seed=seed, ties=ties), drawn(r, f, seed=seed + 1, ties=ties)
+    z, z_null = nulls.studentised(observed, null)
+    every = np.concatenate([observed[None], null])
+    for i, found in enumerate([z, *z_null]):
+        others = np.delete(every, i, axis=0)
+        np.testing.assert_allclose(found, (every[i] - others.mean(0)) / others.std(0, ddof=1), atol=1e-9)
+
+
+def test_studentised_values_change_places_with_the_raw_ones():
+    """Whoever is observed, the R + 1 values on the scale are the same: what keeps p-values valid."""
+    every = drawn(20, 4, seed=0)
+    first, rest = nulls.studentised(every[0], every[1:])
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    other, others = nulls.studentised(every[order][0], every[order][1:])
+    before, after = torch.cat([first[None], rest]), torch.cat([other[None], others])
+    torch.testing.assert_close(before[order], after, rtol=1e-9, atol=1e-9)
+
+
+def test_studentised_level_with_statistics_of_different_spread():
+    trials, r, f, level = 1500, 19, 5, 0.1
+    spread = torch.tensor([0.01, 1.0, 5.0, 1.0, 100.0], dtype=torch.float64)
+    tables = drawn(trials, r + 1, f, seed=7) * spread + 3 * spread
+    wrong = 0
+    for t in tables:
+        p = nulls.max_statistic_p_values(*nulls.studentised(t[0], t[1:]), level=level)
+        wrong += int((p <= level).any())
+    assert binom.ppf(0.0001, trials, level) <= wrong <= binom.ppf(0.9999, trials, level)
+
+
+def test_studentised_where_nothing_varies():
+    z, null = nulls.studentised(torch.tensor([0.1, 2.0, 0.0]), torch.tensor([[0.1, 0.1, 0.1]] * 3))
+    assert z.tolist() == [0, math.inf, -math.inf]
+    assert null[:, 0].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="R at least 2"):
+        nulls.studentised(torch.ones(1), torch.ones(1, 1))

@@ -74,6 +74,14 @@ class Latent:
     nearest: tuple[tuple[int, float], ...]
     together: tuple[tuple[int, float], ...]
 
+    @property
+    def full_shade(self) -> float:
+        """The activation that is shaded in full: the middle one of the strongest contexts.
+
+        Not the peak, beside which all else is pale where one row sticks out.
+        """
+        return self.top[len(self.top) // 2].activation if self.top else self.peak
+
 
 @dataclass(frozen=True)
 class Dashboards:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FONT = "DejaVu Sans Mono"
 # width of its characters, in units of the font size
 _ADVANCE = 0.602
-_LABEL = 13
+_LABEL = 15
 _SPACES = re.compile(" {3,}")
 
 
@@ -58,7 +58,7 @@ def _draw(
 ) -> None:
     from matplotlib.patches import Rectangle
 
-    axes.set(xlim=(0, _LABEL + width), ylim=(len(contexts), 0))
+    axes.set(xlim=(0, _LABEL + width), ylim=(max(1, len(contexts)), 0))
     axes.axis("off")
     rate = f"fires on {percent(latent.firing_rate)} of rows" if latent.firings else "never fires"
     title = f"{board.name} {latent.number}: {rate}"
@@ -72,7 +72,7 @@ def _draw(
         at = _LABEL
         for word, value, own in _trimmed(board, context, width):
             if value:
-                colour = shade(value / latent.peak)
+                colour = shade(value / latent.full_shade)
                 axes.add_patch(Rectangle((at, line + 0.05), len(word), 0.9, facecolor=colour, linewidth=0))
             axes.text(at, line + 0.5, word, weight="bold" if own else "normal", **text)
             if own:

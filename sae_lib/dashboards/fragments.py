@@ -21,7 +21,7 @@ _SMALL = "margin:.2em 0;font-size:.9em;color:#444"
 
 
 def shade(share: float) -> str:
-    """Colour #rrggbb of a token whose activation is a share 0..1 of the peak, on white."""
+    """Colour #rrggbb of a token whose activation is a share of full shade, on white."""
     share = min(max(share, 0.0), 1.0)
     return "#" + "".join(f"{round(255 + (hot - 255) * share):02x}" for hot in _HOT)
 
@@ -56,7 +56,7 @@ def _context(board: Dashboards, latent: Latent, context: Context) -> str:
         if value:
             weight = ";font-weight:bold;text-decoration:underline" if place == context.position else ""
             text = (
-                f'<span style="background:{shade(value / latent.peak)}{weight}" title="{value:.3g}">'
+                f'<span style="background:{shade(value / latent.full_shade)}{weight}" title="{value:.3g}">'
                 f"{text}</span>"
             )
         parts.append(text)

@@ -1,6 +1,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const PER_PAGE = 10;
+const PER_PAGE = 10, STEPS = 999;
 const byId = (id) => document.getElementById(id);
 const NAMES = ["number", "firings", "peak", "mean", "purity", "token", "histogram", "top", "lower", "promoted", "demoted",
   "nearest", "together"];
@@ -27,17 +27,23 @@ const words = (context) => context[1].map((token) => data.tokens[token]);
 
 // ---- one dashboard
 
+// the activation that is shaded in full: the middle one of the strongest contexts
+function fullShade(latent) {
+  const [position, , activations] = latent.top[latent.top.length >> 1];
+  return new Map(activations).get(position) ?? STEPS;
+}
+
 function contextNode(latent, context) {
-  const [position, , activations, quantile] = context;
+  const full = fullShade(latent), [position, , activations, quantile] = context;
   const hot = new Map(activations);
-  const value = (q) => short((q / 99) * latent.peak);
+  const value = (q) => short((q / STEPS) * latent.peak);
   const place = quantile === null ? "top" : `quantile ${quantile}`;
   const node = make("p", { class: "text" }, make("span", { class: "where", text: `${place}: ${value(hot.get(position))} ` }));
   words(context).forEach((text, i) => {
     const q = hot.get(i);
     if (q > 0) {
       const span = make("span", { class: i === position ? "hot own" : "hot", title: `activation ${value(q)}`, text });
-      span.style.setProperty("--a", q);
+      span.style.setProperty("--a", Math.min(100, Math.round((100 * q) / full)));
       span.append(make("sub", { text: value(q) }));
       node.append(span);
     } else if (q === -1) node.append(make("span", { class: "none", title: "no activation in the store", text }));

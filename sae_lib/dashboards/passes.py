@@ -1,8 +1,8 @@
 """The rows of a store through an autoencoder: two passes with bounded memory.
 
 The first keeps running counts, the strongest firings and a random sample of the firings of each latent, 2 kB
-each; the second reads the activations around the contexts chosen, and fills the histograms. No table of rows ×
-latents is held, and what fires where of a limited number of rows only.
+each; the second reads the activations around the contexts chosen, and fills the histograms. No table of rows
+× latents is held, and what fires where of a limited number of rows only.
 """
 
 from __future__ import annotations

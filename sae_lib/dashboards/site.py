@@ -1,6 +1,6 @@
 """Dashboards of one autoencoder as a searchable page: one HTML file, no network, no framework.
 
-Tokens stand in one table, the commonest first, and activations are 99ths of the peak: a kB or two a latent.
+Tokens stand in one table, the commonest first, and activations are 999ths of the peak: a kB or two a latent.
 The page's policy allows it the script and the style sheet it carries, by their hashes, and no request.
 """
 
@@ -20,8 +20,8 @@ from sae_lib.dashboards.data import Context, Dashboards, Latent
 from sae_lib.dashboards.tokens import visible
 from sae_lib.files import replacing
 
-# activations in steps of a 99th of the latent's peak; −1 where the store holds no row
-_STEPS = 99
+# activations in steps of a 999th of the latent's peak; −1 where the store holds no row
+_STEPS = 999
 
 
 def html(board: Dashboards, path: str | PathLike[str], *, title: str | None = None, seed: int = 0) -> None:

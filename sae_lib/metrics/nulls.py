@@ -71,6 +71,35 @@ def max_statistic_p_values(
     return p
 
 
+def studentised(observed: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
+    """Statistics on one scale: observed (F,) and null (R, F) in standard deviations above *the others*.
+
+    Each of the R + 1 values of a statistic, the observed one like every draw, is held against mean and sample
+    standard deviation of the other R. All are treated alike, so they can still change places unnoticed, and
+    p-values from the result are as valid as from raw values; scaling the draws by their own spread and the
+    observed value by the draws' would not be. For the observed value it is the usual z-score.
+
+    observed: (F,). null: (R, F), R at least 2. Where the others are all equal: 0 if the value equals them,
+    else ±∞.
+    """
+    observed, null = (torch.as_tensor(x, dtype=torch.float64).cpu() for x in (observed, null))
+    if observed.ndim != 1 or null.ndim != 2 or len(null) < 2:
+        raise ValueError(
+            f"observed has shape {tuple(observed.shape)} and null {tuple(null.shape)}; "
+            "expected (F,) and (R, F) with R at least 2"
+        )
+    _same_width(observed, null)
+    every = torch.cat([observed[None], null])
+    z = torch.empty_like(every)
+    for i, row in enumerate(every):
+        others = torch.cat([every[:i], every[i + 1 :]])
+        gap = row - others.mean(dim=0)
+        # values that are equal differ from their mean by a rounding error
+        gap = torch.where((others == row).all(dim=0), 0.0, gap)
+        z[i] = torch.where(gap == 0, 0.0, gap / others.std(dim=0))
+    return z[0], z[1:]
+
+
 def benjamini_hochberg(p: Tensor) -> Tensor:
     """Adjusted p-values (F,), float64: the least false-discovery rate at which each is a discovery.
 

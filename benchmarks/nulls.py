@@ -1,0 +1,222 @@
+"""What chapter 13 holds its findings against: random twins, frozen autoencoders, and its own error rate.
+
+    python -m benchmarks.nulls twins             # trained model and twins, three layers; 30 minutes of a core
+    python -m benchmarks.nulls frozen            # frozen baselines on the trained model; 8 minutes
+    python -m benchmarks.nulls false-positives   # the procedure on random models alone; 8 minutes
+
+Finished runs are kept in runs/nulls; started again, the script goes on where it stopped. ``--seconds`` ends
+it in between two runs, to go on later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import sae_lib
+from sae_lib import language_models, metrics, model_nulls, records
+from sae_lib.concept_search import permuted_scores, phi, search
+from sae_lib.language_testbed import LanguageTestbed, open_testbed
+from sae_lib.metrics import nulls
+from sae_lib.metrics.faithfulness import faithfulness
+from sae_lib.sweeps import sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, RESULTS = ROOT / "runs" / "nulls", ROOT / "book" / "results"
+# knob and learning rate, as chapter 10 found them on the trained model
+METHODS = {"gba": (0.1, 0.01), "topk": (32, 0.006)}
+TRAINING = {"width": 512, "steps": 100, "batch_size": 256}
+# the null's draws: layers, twins, whether they keep the trained embedding, methods
+DRAWS: tuple[tuple[list[int], int, bool, list[str]], ...] = (
+    ([2], 59, False, ["gba"]),
+    ([2], 59, True, ["gba"]),
+    ([14], 19, True, ["gba", "topk"]),
+    ([14, 26], 19, False, ["gba"]),
+)
+
+
+def twins() -> list[dict[str, Any]]:
+    """Cells of :func:`sae_lib.model_nulls.draw`: the trained model at every layer, then its twins."""
+    trained = [
+        ([2], None, False, ["gba"]),
+        ([14], None, False, ["gba", "topk"]),
+        ([26], None, False, ["gba"]),
+    ]
+    numbered = [(layers, i, keep, names) for layers, n, keep, names in DRAWS for i in range(n)]
+    return [
+        {
+            "number": number, "layers": layers, "keep_embedding": keep,
+            "methods": {name: METHODS[name] for name in names}, **TRAINING,
+        }
+        for layers, number, keep, names in trained + numbered
+    ]  # fmt: skip
+
+
+def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each model, layer and method."""
+    return [
+        {"number": row["number"], "keep_embedding": row["keep_embedding"], **found}
+        for row in rows
+        for found in row["found"]
+    ]
+
+
+@cache
+def testbed() -> tuple[LanguageTestbed, model_nulls.Text, dict[str, torch.Tensor]]:
+    """The middle layer on code; a text to search, and the normalised rows of its two halves."""
+    bed = open_testbed("quick", ROOT / "runs" / "language", layers=(14,), names=("code",))
+    _, text = model_nulls.opened(15, 16, 16)
+    raw = model_nulls.rows_of(
+        bed.model, text, ["resid_post.14"], normalisation=bed.stores["code", 14].normalisation
+    )
+    return bed, text, raw["resid_post.14"]
+
+
+def frozen(method: str, part: str, seed: int) -> dict[str, Any]:
+    """One autoencoder on the trained model, with a part of it held at its random start, or nothing.
+
+    Untied, so that encoder and decoder can be held apart. part: as for :class:`sae_lib.Frozen`, "nothing" for
+    none, "everything" for an autoencoder that has not been trained.
+    """
+    bed, text, rows = testbed()
+    knob, lr = METHODS[method]
+    base = (
+        sae_lib.GroupBiasAdaptation(htf=knob, ltf=knob / 100, centre=True, tied=False)
+        if method == "gba"
+        else sae_lib.TopK(k=int(knob), centre=True)
+    )
+    used = base if part in ("nothing", "everything") else sae_lib.Frozen(base, part=part)
+    training = bed.training | ({"steps": 1, "lr": 1e-9} if part == "everything" else {"lr": lr})
+    sae, _ = sae_lib.train(bed.stores["code", 14], used, seed=seed, progress=False, **training)
+    fit = metrics.reconstruction(sae, bed.test_rows("code", 14))
+    score = faithfulness(bed.model, {"sae": sae}, "resid_post.14", bed.blocks("code", 4))["sae"]
+    found = search(*model_nulls.halves(sae, rows, text))
+    return {
+        "nmse": fit.nmse, "explained_variance": fit.explained_variance, "l0": fit.l0,
+        "ce_recovered": score.ce_recovered, "kl_recovered": score.kl_recovered,
+        "phi": [round(x, 5) for x in found.score.tolist()],
+    }  # fmt: skip
+
+
+@cache
+def tiny() -> tuple[language_models.LanguageModel, model_nulls.Text]:
+    """A random Llama of 3 blocks, d = 64, and the text of its search."""
+    model, text = model_nulls.opened(1, 16, 8)
+    config = LlamaConfig(
+        vocab_size=model.vocabulary, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, intermediate_size=128, initializer_range=0.05, tie_word_embeddings=True,
+        max_position_embeddings=256,
+    )  # fmt: skip
+    return language_models.LanguageModel(
+        AutoModelForCausalLM.from_config(config), model.tokenizer, "tiny"
+    ), text
+
+
+def trial(number: int, draws: int = 19, permutations: int = 99) -> dict[str, Any]:
+    """The procedure with a random model in the trained one's place, and ``draws`` others as its null.
+
+    Returns the scores of the search in each model, (draws + 1) · F, the stand-in first; the scores that its
+    latents, found by the search, have in the twins, where nothing is searched for; and those of the same
+    search with permuted labels.
+    """
+    model, text = tiny()
+    found, unsearched, permuted = [], [], []
+    for i in range(draws + 1):
+        seed = number * (draws + 1) + i
+        twin = language_models.reinitialised(model, seed)
+        rows = model_nulls.rows_of(twin, text, ["resid_post.2"])["resid_post.2"]
+        sae, _ = sae_lib.train(
+            sae_lib.batches.Rows(rows["train"]), sae_lib.GroupBiasAdaptation(htf=0.1, ltf=0.001, centre=True),
+            lr=0.01, width=128, steps=60, batch_size=128, seed=seed, progress=False,
+        )  # fmt: skip
+        halves = model_nulls.halves(sae, rows, text)
+        answer = search(*halves)
+        found.append(answer.score)
+        if i == 0:
+            latents = answer.latent
+            permuted = permuted_scores(*halves, permutations, seed=number).tolist()
+        else:
+            unsearched.append(phi(halves[2], halves[3][:, latents]).diagonal())
+    as_lists = {"found": torch.stack(found).tolist(), "unsearched": torch.stack(unsearched).tolist()}
+    return as_lists | {"permuted": permuted}
+
+
+def verdicts(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Whether each trial reports a discovery at level 0.05, by procedure.
+
+    Benjamini–Hochberg needs more draws than one trial has: its null is the models of all other trials, so
+    these verdicts share draws, while all others are independent of each other.
+    """
+    rows = []
+    every = [torch.tensor(t["found"], dtype=torch.float64) for t in trials]
+    for i, t in enumerate(trials):
+        own, draws = every[i][0], every[i][1:]
+        others = torch.cat([x for j, x in enumerate(every) if j != i])
+        unsearched, permuted = (
+            torch.tensor(t[name], dtype=torch.float64) for name in ("unsearched", "permuted")
+        )
+        p = {
+            "max statistic": nulls.max_statistic_p_values(own, draws),
+            "max statistic, studentised": nulls.max_statistic_p_values(*nulls.studentised(own, draws)),
+            "Benjamini–Hochberg": nulls.benjamini_hochberg(nulls.empirical_p_values(own, draws)),
+            "Benjamini–Hochberg, all others": nulls.benjamini_hochberg(nulls.empirical_p_values(own, others)),
+            "no search in the null": nulls.max_statistic_p_values(own, unsearched),
+            "labels permuted": nulls.max_statistic_p_values(own, permuted),
+        }
+        least = {name: round(values.min().item(), 5) for name, values in p.items()}
+        rows.append({"number": t["number"], "draws": len(draws), "others": len(others), "p": least})
+    return rows
+
+
+def collect(
+    run: Callable[..., Mapping[str, Any]], cells: Sequence[Mapping[str, Any]], seconds: float, workers: int
+) -> list[dict[str, Any]] | None:
+    """All results, or None when the time is over before."""
+    start, found = time.perf_counter(), []
+    for i in range(0, len(cells), workers):
+        if time.perf_counter() - start > seconds:
+            print(f"{i} of {len(cells)} runs are kept; run the same command again to go on")
+            return None
+        found += sweep(run, cells[i : i + workers], folder=RUNS, workers=workers, progress=False)
+    return found
+
+
+def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) -> None:
+    """Make one of the records, or go on with it."""
+    clock = RUNS / f"{what}.seconds.json"
+    RUNS.mkdir(parents=True, exist_ok=True)
+    before, start = json.loads(clock.read_text()) if clock.exists() else 0.0, time.perf_counter()
+    if what == "twins":
+        rows = collect(model_nulls.draw, twins(), seconds, workers)
+        rows = rows and flat(rows)
+    elif what == "frozen":
+        parts = ("nothing", "soft decoder", "encoder", "decoder", "everything")
+        cells = [{"method": m, "part": p, "seed": s} for s in range(3) for p in parts for m in METHODS]
+        rows = collect(frozen, cells, seconds, workers)
+    else:
+        rows = collect(trial, [{"number": i} for i in range(trials)], seconds, workers)
+        rows = rows and verdicts(rows)
+    spent = before + time.perf_counter() - start
+    with sae_lib.files.replacing(clock) as path:
+        path.write_text(json.dumps(spent))
+    if rows:
+        records.write(RESULTS / f"13_{what.replace('-', '_')}.json", rows, seconds=spent)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("twins", "frozen", "false-positives"))
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=40)
+    main(**vars(parser.parse_args()))
