@@ -12,7 +12,8 @@ from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from sae_lib import interventions
-from sae_lib.language_testbed import LanguageTestbed, open_testbed
+from sae_lib.language_testbed import LanguageTestbed, contestant, open_testbed
+from sae_lib.methods import Method
 from sae_lib.metrics import predictions, reading, splitting
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
@@ -28,6 +29,17 @@ SETTINGS = {
 }  # fmt: skip
 # a class counts where its probe is this good on held-out rows, and so many of them belong to it
 PROBE_F1, CLASS_ROWS = 0.8, 30
+
+
+def configured(name: str, layer: int, width: int = 1024) -> tuple[Method, float]:
+    """A method with its knob from ``SETTINGS``, and its learning rate.
+
+    width: latents; GBA's ceilings keep their sum, K stays. JumpReLU's thresholds start at 0.05.
+    """
+    knob, lr = SETTINGS[name, layer]
+    if name == "gba":
+        knob *= 1024 / width
+    return contestant(name, knob, **({"threshold": 0.05} if name == "jumprelu" else {})), lr
 
 
 class Place:
