@@ -1,6 +1,7 @@
 """The paper's run on a tiny Qwen2 on a CPU: what it states, what it refuses, killed and resumed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -225,7 +226,9 @@ def test_the_record_of_the_paper_is_for_its_size_alone():
 def test_killed_the_same_command_goes_on_to_the_same_weights(tiny, tmp_path, monkeypatch):
     one = {"layers": [1], "methods": ["gba"], "tokens": 64 * 900}
     command = [sys.executable, "-m", "benchmarks.paper_scale", *arguments(tiny, tmp_path / "killed", **one)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    # as many threads as here, or the bits would differ
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + 120
     while not (found := list((tmp_path / "killed").rglob("checkpoint.safetensors"))):
         assert process.poll() is None, "it ended before it could be killed"

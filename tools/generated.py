@@ -1,9 +1,23 @@
 """Pages that the build writes and that are committed: each has a name, ``PAGE``, and a ``text``."""
 
-from tools import claims, front, status
+from typing import Protocol
+
+from tools import api, claims, front, status
 from tools.layout import Book
 
-PAGES = (status, claims, front)
+
+class Page(Protocol):
+    """What writes a page: a module, or an object."""
+
+    @property
+    def PAGE(self) -> str:  # noqa: N802
+        """The name of its file in `book/`."""
+
+    def text(self, book: Book) -> str:
+        """What it holds, "" where there is nothing to say."""
+
+
+PAGES: tuple[Page, ...] = (status, claims, front, *api.PAGES)
 
 
 def write(book: Book) -> None:

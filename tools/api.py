@@ -1,0 +1,247 @@
+"""The pages of the API reference, from the library's sources: signatures, docstrings, links.
+
+Nothing is imported: the pages are the same on every machine. What is public is what `sae_lib.__all__` offers: the
+modules, and of each what its `__all__` names or, without one, whatever does not begin with an underscore.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from tools.docstrings import inline, markdown
+from tools.layout import Book
+from tools.signatures import Source, classes, is_class, signature
+
+# the data's way through the library; a public module that is not named here comes last
+CONTENTS = {
+    "data": ("Data and models", (
+        "synthetic", "synthsaebench", "corpora", "language_models", "activations", "language_testbed",
+        "batches", "normalisation",
+    )),
+    "training": ("Autoencoders and training", (
+        "sae", "methods", "training", "distributed", "storage",
+    )),
+    "measuring": ("Measuring", (
+        "metrics", "metrics.faithfulness", "metrics.nulls", "metrics.predictions", "metrics.reading",
+        "metrics.splitting", "identifiability", "theory", "spectrum", "cooccurrence", "sweeps", "records",
+    )),
+    "reading": ("Reading and showing", ("interventions", "dashboards", "plotting")),
+}  # fmt: skip
+LAST = list(CONTENTS)[-1]
+
+INDEX = """\
+(api)=
+# API reference
+
+What `sae_lib` offers, in the order in which data flow through it. Written by the build from the docstrings.
+Names in `sae_lib` itself load on first use:
+
+{exports}
+
+Shapes stand in brackets: N rows, B rows of a batch, d dimensions, M latents, n features. A number that a function
+refuses is named in its error, with what was expected.
+
+{contents}
+"""
+
+PART = """\
+(api-part-{name})=
+# {title}
+
+Part of the [API reference](#api). {contents}
+
+{modules}
+"""
+
+
+class Library:
+    """The public part of `sae_lib`, read from its sources."""
+
+    def __init__(self, book: Book) -> None:
+        self.root = book.library
+        self._sources: dict[str, Source] = {}
+        self.known: dict[str, str] = {}  # full name → target, of all that has a place on a page
+        for part in CONTENTS:
+            for module in self.modules(part):
+                self.known[module] = f"api-{module.replace('.', '-')}".replace("_", "-")
+                for item in self.items(module):
+                    self.known[f"{module}.{item.name}"] = item.target
+
+    def source(self, module: str) -> Source:
+        """The source of a module by its name without `sae_lib.`; a package is its `__init__.py`."""
+        if module not in self._sources:
+            path = self.root.joinpath(*module.split("."))
+            path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            self._sources[module] = Source(path.read_text("utf8"), path.name == "__init__.py")
+        return self._sources[module]
+
+    @cached_property
+    def exports(self) -> dict[str, str]:
+        """What `sae_lib` itself offers beside its modules: name → module."""
+        found: dict[str, str] = ast.literal_eval(self.source("").assigned["_EXPORTS"])
+        return found
+
+    @cached_property
+    def public_modules(self) -> tuple[str, ...]:
+        """The modules in `sae_lib.__all__`."""
+        found: tuple[str, ...] = ast.literal_eval(self.source("").assigned["_MODULES"])
+        return found
+
+    def modules(self, part: str) -> list[str]:
+        """The modules of a part, as far as the library has them."""
+        listed = [module for module in CONTENTS[part][1] if module.partition(".")[0] in self.public_modules]
+        if part == LAST:
+            named = {module for _, modules in CONTENTS.values() for module in modules}
+            listed += [module for module in self.public_modules if module not in named]
+        return listed
+
+    def items(self, module: str) -> list["Item"]:
+        """The public functions, classes and constants of a module, in its own order."""
+        source, found = self.source(module), []
+        names = source.public
+        for name in names:
+            home, where = source, module
+            if name not in home.defined and (origin := home.imported.get(name)):
+                home, where = self.source(origin), origin
+                # a submodule with a section of its own shows it there
+                if where in {m for _, modules in CONTENTS.values() for m in modules}:
+                    continue
+            if name in home.defined:
+                found.append(Item(name, module, where, home))
+        return found
+
+    def address(self, module: str, role: str) -> str:
+        """The target that a role in a docstring of a module means, as an address; "" if there is none."""
+        role = role.removeprefix("sae_lib.")
+        full = self.exports.get(role)
+        package = module.partition(".")[0]
+        for name in (f"{full}.{role}", f"{package}.{role}", f"{module}.{role}", role):
+            if name in self.known:
+                return f"#{self.known[name]}"
+        same = [target for name, target in self.known.items() if name.endswith(f".{role}")]
+        return f"#{same[0]}" if len(same) == 1 else ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A public name: where it is shown (`module`), and where it is written (`home`)."""
+
+    name: str
+    module: str
+    where: str
+    home: Source
+
+    @property
+    def node(self) -> ast.AST:
+        return self.home.defined[self.name]
+
+    @property
+    def target(self) -> str:
+        if isinstance(self.node, ast.expr):
+            return f"api-{self.module}".replace(".", "-").replace("_", "-")
+        # names that differ in their case alone are not the same to Sphinx
+        kind = "class-" if is_class(self.node) else ""
+        return f"api-{self.module}-{kind}{self.name}".replace(".", "-").replace("_", "-").lower()
+
+
+@dataclass(frozen=True)
+class Page:
+    """One part of the reference; `name` is "" for its first page."""
+
+    name: str
+
+    @property
+    def PAGE(self) -> str:  # noqa: N802
+        """The name of its file."""
+        return f"api_{self.name}.md" if self.name else "api.md"
+
+    def text(self, book: Book) -> str:
+        """The page as Markdown; empty for a book whose library is not `sae_lib`."""
+        if not (book.library / "training.py").is_file():
+            return ""
+        library = Library(book)
+        if not self.name:
+            return INDEX.format(exports=_exports(library), contents=_contents(library))
+        shown = library.modules(self.name)
+        modules = "\n\n".join("\n\n".join(_module(library, module)) for module in shown)
+        contents = " · ".join(f"[`{module}`](#{library.known[module]})" for module in shown)
+        return PART.format(name=self.name, title=CONTENTS[self.name][0], contents=contents, modules=modules)
+
+
+PAGES = tuple(Page(name) for name in ("", *CONTENTS))
+
+
+def _exports(library: Library) -> str:
+    lines = ["| `sae_lib.…` | |", "| --- | --- |"]
+    for name, module in library.exports.items():
+        target = library.address(module, name)
+        node = library.source(module).defined[name]
+        text = inline(_first_sentence(node), lambda role, module=module: library.address(module, role))
+        lines.append(f"| [`{name}`]({target}) | {text} |")
+    return "\n".join(lines)
+
+
+def _contents(library: Library) -> str:
+    lines = []
+    for part, (title, _) in CONTENTS.items():
+        lines.append(f"## [{title}](#api-part-{part})\n")
+        for module in library.modules(part):
+            names = ", ".join(f"[`{item.name}`](#{item.target})" for item in library.items(module))
+            lines.append(f"- [`sae_lib.{module}`](#{library.known[module]}): {names}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _first_sentence(node: ast.AST) -> str:
+    docstring = ast.get_docstring(node) or ""  # type: ignore[arg-type]
+    first = " ".join(docstring.split("\n\n")[0].split())
+    return re.split(r"(?<=[^.…])\.\s(?=[A-Z])", first)[0].replace("|", "∣")
+
+
+def _module(library: Library, module: str) -> Iterator[str]:
+    source = library.source(module)
+
+    def link(role: str) -> str:
+        return library.address(module, role)
+
+    yield f"({library.known[module]})=\n## `sae_lib.{module}`"
+    yield markdown(ast.get_docstring(source.tree) or "", link)
+    items = library.items(module)
+    if constants := [item for item in items if isinstance(item.node, ast.expr)]:
+        yield "\n".join(f"- `{item.name}`{_value(item)}" for item in constants)
+    for item in items:
+        if not isinstance(item.node, ast.expr):
+            yield from _item(library, item)
+
+
+def _value(item: Item) -> str:
+    """The value of a constant where it is short and plain."""
+    try:
+        value = repr(ast.literal_eval(item.node))  # type: ignore[arg-type]
+    except ValueError:
+        return ""
+    return f" = `{value}`" if len(value) <= 90 else ""
+
+
+def _item(library: Library, item: Item) -> Iterator[str]:
+    def link(role: str) -> str:
+        return library.address(item.where, role)
+
+    node = item.node
+    yield f"({item.target})=\n### `{item.name}`"
+    yield f"```python\n{signature(node, item.home, lambda base: _class(library, item, base))}\n```"
+    yield markdown(ast.get_docstring(node) or "", link)  # type: ignore[arg-type]
+    if isinstance(node, ast.ClassDef):
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                if docstring := ast.get_docstring(method):
+                    yield f"#### `{item.name}.{method.name}`"
+                    yield f"```python\n{signature(method, item.home)}\n```"
+                    yield markdown(docstring, link)
+
+
+def _class(library: Library, item: Item, base: str) -> tuple[ast.ClassDef, Source] | None:
+    """The class behind the name of a base class, if it is one of the library's."""
+    return classes(base, item.home, library.source)
