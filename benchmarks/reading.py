@@ -59,19 +59,18 @@ def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str
 
 
 def split(method: str, seed: int) -> dict[str, Any]:
-    """Train one seed at every width, and a second seed of the two narrower ones for comparison."""
+    """Train one seed at every width, and a second of the narrowest for comparison."""
     where, saes, codes, absorption = place(14), {}, {}, {}
     for width in WIDTHS:
-        for twin in (0, 1) if width < WIDTHS[-1] else (0,):
+        for twin in (0, 1) if width == WIDTHS[0] else (0,):
             sae = fitted(where, method, seed + 10 * twin, width)
             saes[width, twin], codes[width, twin] = sae, sparse_codes(sae, where.rows)
         test_codes = sparse_codes(saes[width, 0], where.test)
         found = where.absorption(saes[width, 0], codes[width, 0], test_codes)
         absorption[width] = [{"l0": test_codes.nnz / len(where.test), **row.to_dict()} for row in found]
-    steps = [(a, a, 1) for a in WIDTHS[:-1]] + [(a, b, 0) for a in WIDTHS for b in WIDTHS if a < b]
     pairs = [
         {"narrow": a, "wide": b, "twin": a == b, **pair(saes[a, 0], saes[b, t], codes[a, 0], codes[b, t])}
-        for a, b, t in steps
+        for a, b, t in ((WIDTHS[0], b, int(b == WIDTHS[0])) for b in WIDTHS)
     ]
     return {"pairs": pairs, "absorption": absorption}
 
