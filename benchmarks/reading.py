@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 import sae_lib
-from sae_lib import language_testbed, records
-from sae_lib.language_reading import SETTINGS, Place, intervene, open_place
+from sae_lib import records
+from sae_lib.language_reading import SETTINGS, Place, configured, intervene, open_place
 from sae_lib.metrics import splitting
 from sae_lib.metrics.reading import scattered, sparse_codes
 from sae_lib.sweeps import sweep
@@ -39,10 +39,10 @@ def place(layer: int) -> Place:
     return open_place(STORES, "code", layer)
 
 
-def fitted(where: Place, name: str, knob: float, lr: float, seed: int, **changes: Any) -> Any:
+def fitted(where: Place, name: str, seed: int, width: int = 1024) -> Any:
     """One training run of the testbed."""
-    method = language_testbed.contestant(name, knob)
-    return sae_lib.train(where.store, method, lr=lr, seed=seed, **where.bed.training | changes)[0]
+    method, lr = configured(name, where.layer, width)
+    return sae_lib.train(where.store, method, lr=lr, seed=seed, **where.bed.training | {"width": width})[0]
 
 
 def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str, Any]:
@@ -58,29 +58,27 @@ def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str
     }  # fmt: skip
 
 
-def split(method: str, knob: float, lr: float, seed: int) -> dict[str, Any]:
-    """Train one seed at every width, and a second seed of the two narrower ones for comparison."""
+def split(method: str, seed: int) -> dict[str, Any]:
+    """Train one seed at every width, and a second of the narrowest for comparison."""
     where, saes, codes, absorption = place(14), {}, {}, {}
     for width in WIDTHS:
-        at_width = knob * 1024 / width if method == "gba" else knob
-        for twin in (0, 1) if width < WIDTHS[-1] else (0,):
-            sae = fitted(where, method, at_width, lr, seed + 10 * twin, width=width)
+        for twin in (0, 1) if width == WIDTHS[0] else (0,):
+            sae = fitted(where, method, seed + 10 * twin, width)
             saes[width, twin], codes[width, twin] = sae, sparse_codes(sae, where.rows)
         test_codes = sparse_codes(saes[width, 0], where.test)
         found = where.absorption(saes[width, 0], codes[width, 0], test_codes)
         absorption[width] = [{"l0": test_codes.nnz / len(where.test), **row.to_dict()} for row in found]
-    steps = [(a, a, 1) for a in WIDTHS[:-1]] + [(a, b, 0) for a in WIDTHS for b in WIDTHS if a < b]
     pairs = [
         {"narrow": a, "wide": b, "twin": a == b, **pair(saes[a, 0], saes[b, t], codes[a, 0], codes[b, t])}
-        for a, b, t in steps
+        for a, b, t in ((WIDTHS[0], b, int(b == WIDTHS[0])) for b in WIDTHS)
     ]
     return {"pairs": pairs, "absorption": absorption}
 
 
-def intervened(method: str, layer: int, knob: float, lr: float, seed: int) -> dict[str, Any]:
+def intervened(method: str, layer: int, seed: int) -> dict[str, Any]:
     """Steer and ablate 20 latents of one autoencoder; mean rank scores, and those of each latent."""
     where = place(layer)
-    read = where.read(fitted(where, method, knob, lr, seed))
+    read = where.read(fitted(where, method, seed))
     tried = intervene(where, read, seed=seed)
     scores = {kind: tried.scores(kind) for kind in tried.predicted}
     own = {
@@ -102,18 +100,15 @@ def intervened(method: str, layer: int, knob: float, lr: float, seed: int) -> di
 def main(what: str, workers: int = 2) -> Path:
     """All runs of one record; returns its path."""
     start, folder = time.perf_counter(), ROOT / "runs" / "reading"
-    methods, layer = (METHODS[:2], 14) if what == "splitting" else (METHODS, 26)
-    cells = [
-        {"method": m, "knob": SETTINGS[m, layer][0], "lr": SETTINGS[m, layer][1], "seed": s}
-        for s in SEEDS for m in methods
-    ]  # fmt: skip
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]] = []
     if what == "interventions":
-        rows = sweep(intervened, [{"layer": layer, **cell} for cell in cells], folder=folder, workers=workers)
+        cells = [{"method": m, "layer": 26, "seed": s} for s in SEEDS for m in METHODS]
+        for r in sweep(intervened, cells, folder=folder, workers=workers):
+            rows.append({**dict(zip(("knob", "lr"), SETTINGS[r["method"], 26], strict=True)), **r})
     else:
-        rows = []
+        cells = [{"method": m, "seed": s} for s in SEEDS for m in METHODS[:2]]
         for r in sweep(split, cells, folder=folder, workers=workers):
-            common = {name: r[name] for name in ("method", "seed", "knob", "lr")}
+            common = {"method": r["method"], "seed": r["seed"]}
             rows += [{"what": "splitting", **common, **row} for row in r["pairs"]]
             rows += [
                 {"what": "absorption", **common, "width": int(width), **row}

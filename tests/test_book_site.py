@@ -62,6 +62,17 @@ def test_every_asset_is_local_and_present(built: Path, pages: dict[Path, Beautif
     assert not wrong, "assets that are not in the site:\n" + "\n".join(sorted(wrong))
 
 
+def test_pages_beside_the_book_are_in_the_site(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
+    """Links by hand into _static, such as chapter 12's to its dashboards; the builder does not check them."""
+    found = {
+        (path.parent / str(link["href"])).resolve()
+        for path, page in pages.items()
+        for link in page.find_all("a", href=re.compile("_static/"))
+    }
+    assert (built / "_static" / "dashboards" / "12_gba.html").resolve() in found
+    assert all(path.is_file() for path in found)
+
+
 def test_archive_holds_the_whole_site(built: Path) -> None:
     packed = site.archive(built)
     with zipfile.ZipFile(packed) as archive:
