@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import sae_lib
 from sae_lib import language_models, metrics, model_nulls, records
 from sae_lib.concept_search import permuted_scores, phi, search
-from sae_lib.language_testbed import LanguageTestbed, open_testbed
+from sae_lib.language_testbed import LanguageTestbed, contestant, open_testbed
 from sae_lib.metrics import nulls
 from sae_lib.metrics.faithfulness import faithfulness
 from sae_lib.sweeps import sweep
@@ -34,12 +34,15 @@ RUNS, RESULTS = ROOT / "runs" / "nulls", ROOT / "book" / "results"
 # knob and learning rate, as chapter 10 found them on the trained model
 METHODS = {"gba": (0.1, 0.01), "topk": (32, 0.006)}
 TRAINING = {"width": 512, "steps": 100, "batch_size": 256}
+# what is held in the frozen baselines
+PARTS = ("nothing", "soft decoder", "encoder", "decoder", "everything")
 # the null's draws: layers, twins, whether they keep the trained embedding, methods
-DRAWS: tuple[tuple[list[int], int, bool, list[str]], ...] = (
-    ([2], 59, False, ["gba"]),
-    ([2], 59, True, ["gba"]),
-    ([14], 19, True, ["gba", "topk"]),
-    ([14, 26], 19, False, ["gba"]),
+DRAWS: tuple[tuple[list[int], range, bool, list[str]], ...] = (
+    ([2], range(19), False, ["gba"]),
+    ([2], range(19), True, ["gba"]),
+    ([14, 26], range(19), False, ["gba"]),
+    ([14], range(19), True, ["gba"]),
+    ([2], range(19, 59), False, ["gba"]),
 )
 
 
@@ -50,7 +53,7 @@ def twins() -> list[dict[str, Any]]:
         ([14], None, False, ["gba", "topk"]),
         ([26], None, False, ["gba"]),
     ]
-    numbered = [(layers, i, keep, names) for layers, n, keep, names in DRAWS for i in range(n)]
+    numbered = [(layers, i, keep, names) for layers, many, keep, names in DRAWS for i in many]
     return [
         {
             "number": number, "layers": layers, "keep_embedding": keep,
@@ -61,11 +64,10 @@ def twins() -> list[dict[str, Any]]:
 
 
 def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each model, layer and method."""
+    """One row for each autoencoder, with what its cell says of it."""
+    told = ("number", "keep_embedding", "method", "seed")
     return [
-        {"number": row["number"], "keep_embedding": row["keep_embedding"], **found}
-        for row in rows
-        for found in row["found"]
+        {name: row[name] for name in told if name in row} | found for row in rows for found in row["found"]
     ]
 
 
@@ -80,30 +82,30 @@ def testbed() -> tuple[LanguageTestbed, model_nulls.Text, dict[str, torch.Tensor
     return bed, text, raw["resid_post.14"]
 
 
-def frozen(method: str, part: str, seed: int) -> dict[str, Any]:
-    """One autoencoder on the trained model, with a part of it held at its random start, or nothing.
+def frozen(method: str, seed: int) -> dict[str, Any]:
+    """Autoencoders on the trained model, with each part held at its random start in turn, or nothing.
 
-    Untied, so that encoder and decoder can be held apart. part: as for :class:`sae_lib.Frozen`, "nothing" for
-    none, "everything" for an autoencoder that has not been trained.
+    All are untied, so that encoder and decoder can be held apart. "everything" has not been trained at all.
     """
     bed, text, rows = testbed()
-    knob, lr = METHODS[method]
-    base = (
-        sae_lib.GroupBiasAdaptation(htf=knob, ltf=knob / 100, centre=True, tied=False)
-        if method == "gba"
-        else sae_lib.TopK(k=int(knob), centre=True)
-    )
-    used = base if part in ("nothing", "everything") else sae_lib.Frozen(base, part=part)
-    training = bed.training | ({"steps": 1, "lr": 1e-9} if part == "everything" else {"lr": lr})
-    sae, _ = sae_lib.train(bed.stores["code", 14], used, seed=seed, progress=False, **training)
-    fit = metrics.reconstruction(sae, bed.test_rows("code", 14))
-    score = faithfulness(bed.model, {"sae": sae}, "resid_post.14", bed.blocks("code", 4))["sae"]
-    found = search(*model_nulls.halves(sae, rows, text))
-    return {
-        "nmse": fit.nmse, "explained_variance": fit.explained_variance, "l0": fit.l0,
-        "ce_recovered": score.ce_recovered, "kl_recovered": score.kl_recovered,
-        "phi": [round(x, 5) for x in found.score.tolist()],
-    }  # fmt: skip
+    (knob, lr), site = METHODS[method], "resid_post.14"
+    base = contestant(method, knob, **({"tied": False} if method == "gba" else {}))
+    found, saes = [], {}
+    for part in PARTS:
+        used = base if part in ("nothing", "everything") else sae_lib.Frozen(base, part=part)
+        training = bed.training | ({"steps": 1, "lr": 1e-9} if part == "everything" else {"lr": lr})
+        saes[part], _ = sae_lib.train(bed.stores["code", 14], used, seed=seed, progress=False, **training)
+        fit = metrics.reconstruction(saes[part], bed.test_rows("code", 14))
+        scores = search(*model_nulls.halves(saes[part], rows, text)).score
+        found.append({
+            "part": part, "nmse": fit.nmse, "explained_variance": fit.explained_variance, "l0": fit.l0,
+            "phi": [round(x, 5) for x in scores.tolist()],
+        })  # fmt: skip
+    for row, score in zip(
+        found, faithfulness(bed.model, saes, site, bed.blocks("code", 4)).values(), strict=True
+    ):
+        row |= {"ce_recovered": score.ce_recovered, "kl_recovered": score.kl_recovered}
+    return {"found": found}
 
 
 @cache
@@ -123,30 +125,34 @@ def tiny() -> tuple[language_models.LanguageModel, model_nulls.Text]:
 def trial(number: int, draws: int = 19, permutations: int = 99) -> dict[str, Any]:
     """The procedure with a random model in the trained one's place, and ``draws`` others as its null.
 
-    Returns the scores of the search in each model, (draws + 1) · F, the stand-in first; the scores that its
-    latents, found by the search, have in the twins, where nothing is searched for; and those of the same
-    search with permuted labels.
+    Returns, for each model, the stand-in first, the φ of the latents that the search finds, on the half where
+    they are chosen and on the other; the φ on both that latents of the same numbers have in the twins, where
+    nothing is searched for; and the scores of the same search with permuted labels.
     """
     model, text = tiny()
-    found, unsearched, permuted = [], [], []
+    chosen, found, unsearched_chosen, unsearched, permuted = [], [], [], [], []
     for i in range(draws + 1):
         seed = number * (draws + 1) + i
         twin = language_models.reinitialised(model, seed)
         rows = model_nulls.rows_of(twin, text, ["resid_post.2"])["resid_post.2"]
         sae, _ = sae_lib.train(
-            sae_lib.batches.Rows(rows["train"]), sae_lib.GroupBiasAdaptation(htf=0.1, ltf=0.001, centre=True),
-            lr=0.01, width=128, steps=60, batch_size=128, seed=seed, progress=False,
+            sae_lib.batches.Rows(rows["train"]), sae_lib.TopK(k=8, centre=True),
+            lr=0.01, width=128, steps=40, batch_size=128, seed=seed, progress=False,
         )  # fmt: skip
         halves = model_nulls.halves(sae, rows, text)
         answer = search(*halves)
-        found.append(answer.score)
+        chosen.append(answer.chosen.tolist())
+        found.append(answer.score.tolist())
         if i == 0:
             latents = answer.latent
             permuted = permuted_scores(*halves, permutations, seed=number).tolist()
         else:
-            unsearched.append(phi(halves[2], halves[3][:, latents]).diagonal())
-    as_lists = {"found": torch.stack(found).tolist(), "unsearched": torch.stack(unsearched).tolist()}
-    return as_lists | {"permuted": permuted}
+            unsearched_chosen.append(phi(halves[0], halves[1][:, latents]).diagonal().tolist())
+            unsearched.append(phi(halves[2], halves[3][:, latents]).diagonal().tolist())
+    return {
+        "chosen": chosen, "found": found, "unsearched_chosen": unsearched_chosen, "unsearched": unsearched,
+        "permuted": permuted,
+    }  # fmt: skip
 
 
 def verdicts(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -160,15 +166,18 @@ def verdicts(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for i, t in enumerate(trials):
         own, draws = every[i][0], every[i][1:]
         others = torch.cat([x for j, x in enumerate(every) if j != i])
-        unsearched, permuted = (
-            torch.tensor(t[name], dtype=torch.float64) for name in ("unsearched", "permuted")
+        chosen, same, same_chosen, permuted = (
+            torch.tensor(t[name], dtype=torch.float64)
+            for name in ("chosen", "unsearched", "unsearched_chosen", "permuted")
         )
         p = {
             "max statistic": nulls.max_statistic_p_values(own, draws),
             "max statistic, studentised": nulls.max_statistic_p_values(*nulls.studentised(own, draws)),
+            "max statistic, one half": nulls.max_statistic_p_values(chosen[0], chosen[1:]),
             "Benjamini–Hochberg": nulls.benjamini_hochberg(nulls.empirical_p_values(own, draws)),
             "Benjamini–Hochberg, all others": nulls.benjamini_hochberg(nulls.empirical_p_values(own, others)),
-            "no search in the null": nulls.max_statistic_p_values(own, unsearched),
+            "no search in the null": nulls.max_statistic_p_values(own, same),
+            "no search in the null, one half": nulls.max_statistic_p_values(chosen[0], same_chosen),
             "labels permuted": nulls.max_statistic_p_values(own, permuted),
         }
         least = {name: round(values.min().item(), 5) for name, values in p.items()}
@@ -198,9 +207,9 @@ def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) ->
         rows = collect(model_nulls.draw, twins(), seconds, workers)
         rows = rows and flat(rows)
     elif what == "frozen":
-        parts = ("nothing", "soft decoder", "encoder", "decoder", "everything")
-        cells = [{"method": m, "part": p, "seed": s} for s in range(3) for p in parts for m in METHODS]
+        cells = [{"method": m, "seed": seed} for seed in range(3) for m in METHODS]
         rows = collect(frozen, cells, seconds, workers)
+        rows = rows and flat(rows)
     else:
         rows = collect(trial, [{"number": i} for i in range(trials)], seconds, workers)
         rows = rows and verdicts(rows)
