@@ -35,7 +35,7 @@ def test_verdicts_keep_the_level_or_break_it():
     assert all(rate[name] <= most for name in kept)
     # searched for here and not there, or held against a null that is too narrow
     assert rate["no search in the null, one half"] > 0.9
-    assert rate["labels permuted"] > 0.9
+    assert rate["labels permuted"] > 0.8
     # 19 draws: p of a plain maximum by hand
     first = torch.tensor(trials[0]["found"])
     expected = (1 + (first[1:].amax(dim=1) >= first[0].max()).sum().item()) / 20
