@@ -1,8 +1,7 @@
-"""What chapter 13 holds its findings against: random twins, frozen autoencoders, and its own error rate.
+"""What chapter 13 holds its findings against: re-initialised twins, and its own error rate.
 
-    python -m benchmarks.nulls twins             # trained model and twins, three layers; 30 minutes of a core
-    python -m benchmarks.nulls frozen            # frozen baselines on the trained model; 8 minutes
-    python -m benchmarks.nulls false-positives   # the procedure on random models alone; 8 minutes
+    python -m benchmarks.nulls twins             # trained model and twins, two layers; 8 minutes of a core
+    python -m benchmarks.nulls false-positives   # the procedure on random models alone; 6 minutes
 
 Finished runs are kept in runs/nulls; started again, the script goes on where it stopped. ``--seconds`` ends
 it in between two runs, to go on later.
@@ -22,96 +21,46 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sae_lib
-from sae_lib import language_models, metrics, model_nulls, records
+from sae_lib import language_models, model_nulls, records
 from sae_lib.concept_search import permuted_scores, phi, search
-from sae_lib.language_testbed import LanguageTestbed, contestant, open_testbed
 from sae_lib.metrics import nulls
-from sae_lib.metrics.faithfulness import faithfulness
 from sae_lib.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, RESULTS = ROOT / "runs" / "nulls", ROOT / "book" / "results"
-# knob and learning rate, as chapter 10 found them on the trained model
-METHODS = {"gba": (0.1, 0.01), "topk": (32, 0.006)}
-TRAINING = {"width": 512, "steps": 100, "batch_size": 256}
-# what is held in the frozen baselines
-PARTS = ("nothing", "soft decoder", "encoder", "decoder", "everything")
-# the null's draws: layers, twins, whether they keep the trained embedding, methods
-DRAWS: tuple[tuple[list[int], range, bool, list[str]], ...] = (
-    ([2], range(19), False, ["gba"]),
-    ([2], range(19), True, ["gba"]),
-    ([14, 26], range(19), False, ["gba"]),
-    ([14], range(19), True, ["gba"]),
-    ([2], range(19, 59), False, ["gba"]),
-)
+# knob and learning rate
+METHODS = {"gba": (0.1, 0.01)}
+TRAINING = {"width": 256, "steps": 100, "batch_size": 256, "train": 12, "half": 8}
+# layer, twins, whether they keep the trained embedding
+DRAWS = ((2, 19, False), (2, 19, True), (14, 19, False))
 
 
 def twins() -> list[dict[str, Any]]:
     """Cells of :func:`sae_lib.model_nulls.draw`: the trained model at every layer, then its twins."""
-    trained = [
-        ([2], None, False, ["gba"]),
-        ([14], None, False, ["gba", "topk"]),
-        ([26], None, False, ["gba"]),
-    ]
-    numbered = [(layers, i, keep, names) for layers, many, keep, names in DRAWS for i in many]
+    told = dict.fromkeys((layer, None, False) for layer, _, _ in DRAWS)
+    told |= dict.fromkeys((layer, i, keep) for layer, many, keep in DRAWS for i in range(many))
     return [
         {
-            "number": number, "layers": layers, "keep_embedding": keep,
-            "methods": {name: METHODS[name] for name in names}, **TRAINING,
+            "number": number, "layers": [layer], "keep_embedding": keep,
+            "methods": METHODS, **TRAINING,
         }
-        for layers, number, keep, names in trained + numbered
+        for layer, number, keep in told
     ]  # fmt: skip
 
 
 def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each autoencoder, with what its cell says of it."""
-    told = ("number", "keep_embedding", "method", "seed")
+    """One row for each model, layer and method."""
     return [
-        {name: row[name] for name in told if name in row} | found for row in rows for found in row["found"]
+        {"number": row["number"], "keep_embedding": row["keep_embedding"], **found}
+        for row in rows
+        for found in row["found"]
     ]
-
-
-@cache
-def testbed() -> tuple[LanguageTestbed, model_nulls.Text, dict[str, torch.Tensor]]:
-    """The middle layer on code; a text to search, and the normalised rows of its two halves."""
-    bed = open_testbed("quick", ROOT / "runs" / "language", layers=(14,), names=("code",))
-    _, text = model_nulls.opened(15, 16, 16)
-    raw = model_nulls.rows_of(
-        bed.model, text, ["resid_post.14"], normalisation=bed.stores["code", 14].normalisation
-    )
-    return bed, text, raw["resid_post.14"]
-
-
-def frozen(method: str, seed: int) -> dict[str, Any]:
-    """Autoencoders on the trained model, with each part held at its random start in turn, or nothing.
-
-    All are untied, so that encoder and decoder can be held apart. "everything" has not been trained at all.
-    """
-    bed, text, rows = testbed()
-    (knob, lr), site = METHODS[method], "resid_post.14"
-    base = contestant(method, knob, **({"tied": False} if method == "gba" else {}))
-    found, saes = [], {}
-    for part in PARTS:
-        used = base if part in ("nothing", "everything") else sae_lib.Frozen(base, part=part)
-        training = bed.training | ({"steps": 1, "lr": 1e-9} if part == "everything" else {"lr": lr})
-        saes[part], _ = sae_lib.train(bed.stores["code", 14], used, seed=seed, progress=False, **training)
-        fit = metrics.reconstruction(saes[part], bed.test_rows("code", 14))
-        scores = search(*model_nulls.halves(saes[part], rows, text)).score
-        found.append({
-            "part": part, "nmse": fit.nmse, "explained_variance": fit.explained_variance, "l0": fit.l0,
-            "phi": [round(x, 5) for x in scores.tolist()],
-        })  # fmt: skip
-    for row, score in zip(
-        found, faithfulness(bed.model, saes, site, bed.blocks("code", 4)).values(), strict=True
-    ):
-        row |= {"ce_recovered": score.ce_recovered, "kl_recovered": score.kl_recovered}
-    return {"found": found}
 
 
 @cache
 def tiny() -> tuple[language_models.LanguageModel, model_nulls.Text]:
     """A random Llama of 3 blocks, d = 64, and the text of its search."""
-    model, text = model_nulls.opened(1, 16, 8)
+    model, text = model_nulls.opened(1, 8, 6)
     config = LlamaConfig(
         vocab_size=model.vocabulary, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=4, intermediate_size=128, initializer_range=0.05, tie_word_embeddings=True,
@@ -206,10 +155,6 @@ def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) ->
     if what == "twins":
         rows = collect(model_nulls.draw, twins(), seconds, workers)
         rows = rows and flat(rows)
-    elif what == "frozen":
-        cells = [{"method": m, "seed": seed} for seed in range(3) for m in METHODS]
-        rows = collect(frozen, cells, seconds, workers)
-        rows = rows and flat(rows)
     else:
         rows = collect(trial, [{"number": i} for i in range(trials)], seconds, workers)
         rows = rows and verdicts(rows)
@@ -224,7 +169,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("twins", "frozen", "false-positives"))
+    parser.add_argument("what", choices=("twins", "false-positives"))
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--trials", type=int, default=40)
