@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
-.PHONY: help env book site test check lock clean
+.PHONY: help env book site archive test check lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,6 +38,9 @@ book: env ## execute the chapters and build the site
 
 site: env ## build the site from the committed notebooks, executing nothing
 	@$(PY) -m tools.book site
+
+archive: env ## build the site and pack it into one file, _build/book.zip, to read offline
+	@$(PY) -m tools.book site --archive
 
 check: env ## list the notebooks that are out of date, and why
 	@$(PY) -m tools.book check

@@ -34,6 +34,7 @@ _MODULES = (
     "batches",
     "cooccurrence",
     "corpora",
+    "dashboards",
     "distributed",
     "identifiability",
     "interventions",

@@ -1,15 +1,18 @@
-"""A language model's activations on a corpus, written to disk by a run that may be interrupted."""
+"""A language model's activations on a corpus, written to disk by a run that may be interrupted.
+
+Several sites are read in one pass of the model, each into a store of its own.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +27,9 @@ from sae_lib.normalisation import KINDS, Normalisation
 from sae_lib.store import ActivationStore
 from sae_lib.stream import ActivationStream, enough, forward, kept, origin
 
-__all__ = ["ActivationStore", "ActivationStream", "harvest"]
+__all__ = ["ActivationStore", "ActivationStream", "harvest", "harvest_sites"]
 
+Place = TypeVar("Place", bound=str | Site)
 # rows that suffice to fit a scale
 _FIT_ROWS = 16_384
 
@@ -45,7 +49,6 @@ def _resumed(folder: Path, fresh: Manifest) -> Manifest:
             raise FileExistsError(
                 f"{folder} holds shards but no {MANIFEST}; restore it or use an empty folder"
             )
-        fresh.write(folder)
         return fresh
     manifest = Manifest.read(folder)
     if different := list(
@@ -59,7 +62,7 @@ def _resumed(folder: Path, fresh: Manifest) -> Manifest:
         try:
             check_shard(folder, shard, hashes=True)
         except (FileNotFoundError, ValueError) as error:
-            warnings.warn(f"harvesting again from shard {i} on: {error}", stacklevel=5)
+            warnings.warn(f"harvesting again from shard {i} on: {error}", stacklevel=6)
             manifest.shards, manifest.finished = manifest.shards[:i], False
             manifest.normalisation = manifest.normalisation if i else None
             manifest.write(folder)
@@ -85,40 +88,111 @@ def _storable(rows: Tensor, dtype: torch.dtype, model: LanguageModel, site: Site
 
 
 def _fill_shard(
-    model: LanguageModel,
-    site: Site,
-    blocks: Tensor,
-    dtype: torch.dtype,
-    batch_blocks: int,
-    skip_first: int,
-    bar: tqdm,
-) -> tuple[Tensor, Tensor]:
-    """Rows (n, d) of a shard's blocks (B, T), and their places (n,) in the flattened blocks."""
+    model: LanguageModel, sites: Sequence[Site], blocks: Tensor, settings: Mapping[str, Any], bar: tqdm
+) -> tuple[list[Tensor], Tensor]:
+    """Rows (n, d) of a shard's blocks (B, T) at each site, and their places (n,) in the flattened blocks."""
+    dtype, skip_first = DTYPES[settings["dtype"]], settings["skip_first"]
     places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1)
-    acts = torch.empty(len(places), model.d_model, dtype=dtype)
+    acts = [torch.empty(len(places), model.d_model, dtype=dtype) for _ in sites]
     filled = 0
-    for batch in blocks.split(batch_blocks):
-        rows = forward(model, site, batch, skip_first)
-        acts[filled : filled + len(rows)] = _storable(rows, dtype, model, site)
-        filled += len(rows)
-        bar.update(len(rows))
+    for batch in blocks.split(settings["batch_blocks"]):
+        read = forward(model, sites, batch, skip_first)
+        for site, whole, rows in zip(sites, acts, read, strict=True):
+            whole[filled : filled + len(rows)] = _storable(rows, dtype, model, site)
+        filled += len(read[0])
+        bar.update(len(read[0]) * len(sites))
     return acts, places
 
 
-def _turn(blocks: Iterator[Tensor], per_shard: int, first: int, world: World) -> dict[int, Tensor | None]:
-    """Numbers of the next shards, one a process, with the blocks (B, T) of the one that is ours."""
+def _next(unfinished: Mapping[Site, Manifest], world: World) -> tuple[list[Site], range]:
+    """The sites that are furthest behind, and the numbers of the shards they get next, one a process.
+
+    They stop where another site stands: from there on it goes along.
+    """
+    counts = {site: len(manifest.shards) for site, manifest in unfinished.items()}
+    first = min(counts.values())
+    ends = [first + world.size, *(count for count in counts.values() if count > first)]
+    return [site for site, count in counts.items() if count == first], range(first, min(ends))
+
+
+def _turn(blocks: Iterator[Tensor], per_shard: int, numbers: range, world: World) -> dict[int, Tensor | None]:
+    """Those of the shards for which there is text, with the blocks (B, T) of the one that is ours."""
     turn: dict[int, Tensor | None] = {}
-    for index in range(first, first + world.size):
+    for index in numbers:
         if batch := list(itertools.islice(blocks, per_shard)):
             turn[index] = torch.stack(batch) if index % world.size == world.rank else None
     return turn
 
 
+def _progress(
+    model: LanguageModel, unfinished: Mapping[Site, Manifest], n_tokens: int, show: bool | None
+) -> tqdm:
+    """A bar of the rows in all unfinished stores; ``show=None`` shows it on a terminal."""
+    return tqdm(
+        total=n_tokens * len(unfinished), initial=sum(manifest.n_rows for manifest in unfinished.values()),
+        unit=" rows", desc=f"{', '.join(map(str, unfinished))} of {model.name}",
+        disable=None if show is None else not show,
+    )  # fmt: skip
+
+
+def _write_shards(
+    model: LanguageModel,
+    unfinished: Mapping[Site, Manifest],
+    folders: Mapping[Site, Path],
+    blocks: Iterator[Tensor],
+    world: World,
+    bar: tqdm,
+) -> None:
+    """Write all shards that are missing, and the manifests after every round."""
+    settings = next(iter(unfinished.values())).settings
+    per_shard = settings["blocks_per_shard"]
+    behind, numbers = _next(unfinished, world)
+    blocks = itertools.islice(blocks, numbers.start * per_shard, None)
+    try:
+        while turn := _turn(blocks, per_shard, numbers, world):
+            written: list[dict[str, Any]] = []
+            for index, tokens in turn.items():
+                if tokens is None:
+                    continue
+                acts, places = _fill_shard(model, behind, tokens, settings, bar)
+                for site, rows in zip(behind, acts, strict=True):
+                    if index == 0:
+                        sample = rows[:: max(1, len(rows) // _FIT_ROWS)].float()
+                        fitted = Normalisation.fit(settings["normalisation"], sample)
+                        unfinished[site].normalisation = fitted.to_dict()
+                    written.append(asdict(write_shard(folders[site], index, rows, tokens, places)))
+            by_process = [json.loads(text) for text in world.texts(json.dumps(written))]
+            elsewhere = (of for rank, of in enumerate(by_process) if rank != world.rank)
+            bar.update(sum(shard["rows"] for shard in itertools.chain.from_iterable(elsewhere)))
+            for number, site in enumerate(behind):
+                unfinished[site].shards += [Shard(**by_process[index % world.size][number]) for index in turn]
+                if world.first:
+                    unfinished[site].write(folders[site])
+            behind, numbers = _next(unfinished, world)
+    except KeyboardInterrupt:
+        whole = [
+            f"{len(found.shards)} whole shards are in {folders[site]}" for site, found in unfinished.items()
+        ]
+        raise KeyboardInterrupt(
+            f"harvest stopped; {' and '.join(whole)}, the same call goes on after them"
+        ) from None
+
+
 def harvest(
+    model: LanguageModel, corpus: Corpus, site: str | Site, folder: str | Path, **options: Any
+) -> ActivationStore:
+    """Write the activations at one site to a store, or go on with one begun earlier.
+
+    site: see :class:`sae_lib.language_models.Site`.
+    options: those of :func:`harvest_sites`, of which this is the short form; ``n_tokens`` is required.
+    """
+    return harvest_sites(model, corpus, {site: folder}, **options)[site]
+
+
+def harvest_sites(
     model: LanguageModel,
     corpus: Corpus,
-    site: str | Site,
-    folder: str | Path,
+    folders: Mapping[Place, str | Path],
     *,
     n_tokens: int,
     normalisation: str = "scale",
@@ -130,33 +204,41 @@ def harvest(
     skip_first: int = 2,
     progress: bool | None = None,
     parallel: str = "auto",
-) -> ActivationStore:
-    """Write the activations of at least ``n_tokens`` tokens to a store, or go on with one begun earlier.
+) -> dict[Place, ActivationStore]:
+    """Write the activations of at least ``n_tokens`` tokens at some sites, or go on with what was begun.
 
-    site: see :class:`sae_lib.language_models.Site`.
+    folders: for each site (see :class:`sae_lib.language_models.Site`) the folder of its store. The model runs
+        once for all of them, up to the last; a store has the bytes that it has when harvested alone.
     n_tokens: rows to write, rounded up to a whole block; one pass over the corpus at most, with a warning
         if it holds less.
     normalisation: ``"scale"``, ``"unit"`` or ``"none"``. Rows are stored raw; the constant is fitted on the
         first shard and applied on reading.
     block_size: tokens the model sees at once. batch_blocks: blocks in one forward pass.
     dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``, for the files.
-    shard_rows: rows of a file, about; also what an interruption can cost.
+    shard_rows: rows of a file, about; also what an interruption can cost. One shard a site is in memory.
     seed: order of the documents.
     skip_first: positions left out of every block, beside the separators between documents: models park
         attention on both, with rows up to a hundred times as long as the others
         (:func:`sae_lib.stream.kept`). Now and then the second position is such a place, hence 2.
     progress: show a bar; None shows it on a terminal.
     parallel: ``"auto"`` shares the shards out among the processes that ``torchrun`` has started, which must
-        all see the folder; ``"off"`` does not.
+        all see the folders; ``"off"`` does not.
 
     May be killed at any moment: the same call goes on after the last whole shard, and ends with the same
     bytes as an unbroken run (on the same machine with as many threads). A damaged shard is written anew.
-    Processes may differ in number from call to call: in rounds, process r writes the shards r, r + R, …, the
-    first one the manifest after each round. One such job at a time may write to a folder.
-    Raises ValueError when the folder was begun with other settings, or when an activation does not fit
+    Stores that are behind the others catch up first; finished ones are left as they are. Processes may differ
+    in number from call to call: in rounds, process r writes the shards whose number is r modulo R, the first
+    one the manifests after each round. One such job at a time may write to a folder.
+    Raises ValueError when a folder was begun with other settings, or when an activation does not fit
     ``dtype``; RuntimeError when another process is writing.
     """
-    site, folder = model.site(site), Path(folder)
+    where = {model.site(site): Path(folder) for site, folder in folders.items()}
+    if not folders or len(where) < len(folders):
+        raise ValueError(
+            f"sites are {[str(site) for site in folders]}; expected at least one, and none twice"
+        )
+    if len({folder.resolve() for folder in where.values()}) < len(where):
+        raise ValueError(f"folders are {[str(f) for f in where.values()]}; expected one of its own a site")
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     if normalisation not in KINDS:
@@ -164,71 +246,53 @@ def harvest(
     for name, value in (("n_tokens", n_tokens), ("shard_rows", shard_rows)):
         if value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1")
-    settings = origin(model, corpus, site, block_size, batch_blocks, skip_first)
+    settings = origin(model, corpus, next(iter(where)), block_size, batch_blocks, skip_first)
     settings |= {"n_tokens": n_tokens, "seed": seed, "dtype": dtype, "normalisation": normalisation}
     # shards are whole forward batches, so that a resumed run composes the same ones
     batch_rows = batch_blocks * (block_size - skip_first)
-    per_shard = max(1, round(shard_rows / batch_rows)) * batch_blocks
-    settings["blocks_per_shard"] = per_shard
-    fresh = Manifest(settings, model.d_model)
+    settings["blocks_per_shard"] = max(1, round(shard_rows / batch_rows)) * batch_blocks
 
     world = World.joined(parallel)
     with ExitStack() as locked:
 
-        def begin() -> dict[str, Any]:
-            locked.enter_context(only_writer(folder, "harvesting into"))
-            return asdict(_resumed(folder, fresh))
+        def begin() -> list[dict[str, Any]]:
+            for folder in where.values():
+                locked.enter_context(only_writer(folder, "harvesting into"))
+            found = []
+            for site, folder in where.items():
+                found.append(_resumed(folder, Manifest(settings | {"site": str(site)}, model.d_model)))
+            # when all folders are found to be in order
+            for folder, manifest in zip(where.values(), found, strict=True):
+                if not (folder / MANIFEST).exists():
+                    manifest.write(folder)
+            return [asdict(manifest) for manifest in found]
 
-        found = world.by_first(begin)
-        manifest = Manifest(**found | {"shards": [Shard(**shard) for shard in found["shards"]]})
-        if manifest.finished:
-            return ActivationStore(folder, manifest)
-        done = len(manifest.shards) * per_shard
-        everything = token_blocks(corpus, model.tokenizer, block_size, seed=seed)
-        blocks = itertools.islice(enough(model, everything, skip_first, n_tokens), done, None)
-        with tqdm(
-            total=n_tokens, initial=sum(shard.rows for shard in manifest.shards), unit=" tokens",
-            desc=f"{site} of {model.name}",
-            disable=not world.first or (None if progress is None else not progress),
-        ) as bar:  # fmt: skip
-            try:
-                while turn := _turn(blocks, per_shard, len(manifest.shards), world):
-                    entry = None
-                    for index, tokens in turn.items():
-                        if tokens is None:
-                            continue
-                        acts, places = _fill_shard(
-                            model, site, tokens, DTYPES[dtype], batch_blocks, skip_first, bar
-                        )
-                        if index == 0:
-                            every = max(1, len(acts) // _FIT_ROWS)
-                            manifest.normalisation = Normalisation.fit(
-                                normalisation, acts[::every].float()
-                            ).to_dict()
-                        entry = asdict(write_shard(folder, index, acts, tokens, places))
-                    entries = [json.loads(text) for text in world.texts(json.dumps(entry))]
-                    shards = [Shard(**entries[index % world.size]) for index in turn]
-                    bar.update(sum(shard.rows for shard in shards) - (entry["rows"] if entry else 0))
-                    manifest.shards += shards
-                    if world.first:
-                        manifest.write(folder)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"harvest stopped; {len(manifest.shards)} whole shards are in {folder}, "
-                    "the same call goes on after them"
-                ) from None
-        rows = sum(shard.rows for shard in manifest.shards)
-        if not rows:
-            raise ValueError(
-                f"corpus {corpus.name!r} does not fill one block of {block_size} tokens; lower block_size"
-            )
-        if rows < n_tokens and world.first:
-            warnings.warn(
-                f"corpus {corpus.name!r} gave {rows} rows of the {n_tokens} asked for", stacklevel=2
-            )
-        manifest.finished = True
-        if world.first:
-            manifest.write(folder)
-        # fitted by the first process, and said when the manifest is written
-        manifest.normalisation = json.loads(world.texts(json.dumps(manifest.normalisation))[0])
-    return ActivationStore(folder, manifest)
+        manifests = {
+            site: Manifest(**found | {"shards": [Shard(**shard) for shard in found["shards"]]})
+            for site, found in zip(where, world.by_first(begin), strict=True)
+        }
+        if unfinished := {site: manifest for site, manifest in manifests.items() if not manifest.finished}:
+            everything = token_blocks(corpus, model.tokenizer, block_size, seed=seed)
+            blocks = enough(model, everything, skip_first, n_tokens)
+            with _progress(model, unfinished, n_tokens, progress if world.first else False) as bar:
+                _write_shards(model, unfinished, where, blocks, world, bar)
+            # the same in all of them, as they hold the same tokens
+            rows = next(iter(unfinished.values())).n_rows
+            if not rows:
+                raise ValueError(
+                    f"corpus {corpus.name!r} does not fill one block of {block_size} tokens; lower block_size"
+                )
+            if rows < n_tokens and world.first:
+                warnings.warn(
+                    f"corpus {corpus.name!r} gave {rows} rows of the {n_tokens} asked for", stacklevel=3
+                )
+            for site, manifest in unfinished.items():
+                manifest.finished = True
+                if world.first:
+                    manifest.write(where[site])
+            # fitted by the first process, and said when the manifests are written
+            fitted = json.loads(world.texts(json.dumps([m.normalisation for m in unfinished.values()]))[0])
+            for manifest, values in zip(unfinished.values(), fitted, strict=True):
+                manifest.normalisation = values
+    stores = (ActivationStore(where[site], manifest) for site, manifest in manifests.items())
+    return dict(zip(folders, stores, strict=True))

@@ -56,15 +56,44 @@ def write(
         write_tensors(path, tensors, header)
 
 
+def find(folder: Path) -> Path:
+    """The file of the checkpoint in ``folder``. Raises CheckpointError if there is none."""
+    path = folder / NAME
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint to resume from: {path} does not exist; start without resume")
+    return path
+
+
+def read_alike(folder: Path, settings: dict[str, Any], world: World) -> tuple[int, dict[str, Tensor]]:
+    """:func:`read` in all processes of a world.
+
+    Raises CheckpointError in all of them if one cannot read it, or if they do not find the same step.
+    """
+    failure: CheckpointError | None = None
+    try:
+        step, tensors = read(folder, settings)
+        said = f"finds step {step}"
+    except CheckpointError as error:
+        failure, said = error, f"says: {error}"
+    answers = world.texts(said)
+    if failure:
+        raise failure
+    if len(set(answers)) > 1:
+        different = "; ".join(f"process {rank} {answer}" for rank, answer in enumerate(answers, 1))
+        raise CheckpointError(
+            f"the processes do not read the same checkpoint in {folder} ({different}); "
+            "all must see one folder with the same files"
+        )
+    return step, tensors
+
+
 def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]]:
     """Step and tensors of the checkpoint in ``folder``.
 
     Raises CheckpointError if there is none, if it is damaged, or if it was written with other settings
     (the message names them).
     """
-    path = folder / NAME
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint to resume from: {path} does not exist; start without resume")
+    path = find(folder)
     try:
         header = read_metadata(path)
         if FORMAT not in header:

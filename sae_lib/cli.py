@@ -1,4 +1,4 @@
-"""The command line: ``sae harvest``, ``sae train``, ``sae evaluate``."""
+"""The command line: ``sae harvest``, ``sae train``, ``sae evaluate``, ``sae dashboard``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Sparse autoencoders by bias adaptation: harvest activations, train, evaluate.",
+    help="Sparse autoencoders by bias adaptation: harvest activations, train, evaluate, read.",
 )
 
 Freeze = Literal["decoder", "encoder", "soft-decoder"]
@@ -35,6 +35,7 @@ Kind = Literal["none", "scale", "unit"]
 Split = Literal["train", "held-out", "all"]
 Parallel = Literal["auto", "data", "latents"]
 HELD_OUT = 0.1
+DEFAULT_SITE = "resid_post.10"
 PRESETS = ", ".join(sorted(synthetic.PRESETS))
 
 Model = Annotated[str, typer.Option(help="smollm2-135m, a hub id, a folder or a .gguf file.")]
@@ -74,7 +75,9 @@ def harvest(
     out: Annotated[Path, typer.Argument(help="Folder of the store; an unfinished one is continued.")],
     model: Model = "smollm2-135m",
     corpus: CorpusName = "standard-library",
-    site: SiteName = "resid_post.10",
+    site: Annotated[
+        list[str], typer.Option(help="Where to read; several, read in one pass, go to OUT/SITE each.")
+    ] = [DEFAULT_SITE],  # noqa: B006
     tokens: Annotated[int, typer.Option(min=1, help="Rows to store, one a token.")] = 150_000,
     split: Annotated[Split, typer.Option(help="Documents to read; evaluate uses held-out.")] = "train",
     normalisation: Annotated[Kind, typer.Option(help="Scaling of rows.")] = "scale",
@@ -87,7 +90,11 @@ def harvest(
 ) -> None:
     """Run a language model over a corpus and store its activations.
 
-    Example:  sae harvest runs/code --site resid_post.10 --tokens 150000
+    Examples:
+
+      sae harvest runs/code --site resid_post.10 --tokens 150000
+
+      sae harvest runs/code --site resid_post.2 --site resid_post.14  (runs/code/resid_post.2, …)
 
     Stop it at any time; the same command goes on where it was.
 
@@ -104,7 +111,7 @@ def harvest(
                 "model": model,
                 "corpus": corpus,
                 "split": split,
-                "site": site,
+                "sites": site,
                 **settings,
             }
         )
@@ -113,15 +120,12 @@ def harvest(
 
     distributed.join(timeout)
     documents = _corpus_part(corpus, split)
+    folders = {site[0]: out} if len(site) == 1 else {place: out / place for place in site}
     with _stopping_cleanly():
-        store = activations.harvest(
-            language_models.load(model, device=str(distributed.local(device))),
-            documents,
-            site,
-            out,
-            **settings,
-        )
-    _say(f"{store.n_rows:,} rows of dimension {store.d_in} in {out}")
+        lm = language_models.load(model, device=str(distributed.local(device)))
+        stores = activations.harvest_sites(lm, documents, folders, **settings)
+    for store in stores.values():
+        _say(f"{store.n_rows:,} rows of dimension {store.d_in} in {store.folder}")
 
 
 def _source(data: str, data_seed: int, *, model: str, corpus: str, site: str, device: str) -> BatchSource:
@@ -161,7 +165,7 @@ def train_command(
     freeze: Annotated[Freeze | None, typer.Option(help="Baseline: leave this part to chance.")] = None,
     model: Model = "smollm2-135m",
     corpus: CorpusName = "standard-library",
-    site: SiteName = "resid_post.10",
+    site: SiteName = DEFAULT_SITE,
     device: Device = "cpu",
     seed: Seed = 0,
     data_seed: DataSeed = 0,
@@ -216,6 +220,9 @@ def evaluate(
     ] = 0,
     model: Model = "smollm2-135m",
     corpus: CorpusName = "standard-library",
+    site: Annotated[
+        str | None, typer.Option(help="Where to splice it in.  [default: where it was trained]")
+    ] = None,
     block_size: Annotated[int, typer.Option(min=2, help="Tokens a block.")] = 256,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -225,18 +232,21 @@ def evaluate(
     """Measure an autoencoder; prints JSON.
 
     On any data: nmse, explained variance, l0, dead share. On a preset also recovery of the true features.
-    With --faithfulness-tokens: cross-entropy and divergence recovered on held-out documents.
+    With --faithfulness-tokens: cross-entropy and divergence recovered on held-out documents. For an
+    autoencoder that was not trained here give the model, and the site if the file does not name it.
 
     Examples:
 
       sae evaluate runs/toy --data imbalanced
 
       sae evaluate runs/code-gba --data runs/code --faithfulness-tokens 8000
+
+      sae evaluate downloads/other --model folder --site resid_post.7 --faithfulness-tokens 8000
     """
     if show_config:
         _print({
             "autoencoder": str(autoencoder), "data": data, "n_rows": n_rows, "model": model, "corpus": corpus,
-            "faithfulness_tokens": faithfulness_tokens, "block_size": block_size, "seed": seed,
+            "faithfulness_tokens": faithfulness_tokens, "site": site, "block_size": block_size, "seed": seed,
         })  # fmt: skip
         return
     if data is None and not faithfulness_tokens:
@@ -246,7 +256,7 @@ def evaluate(
     if data is not None:
         result |= _on_data(sae, data, data_seed, n_rows, seed)
     if faithfulness_tokens:
-        result |= _on_model(sae, model, corpus, faithfulness_tokens, block_size, device, seed)
+        result |= _on_model(sae, model, corpus, site, faithfulness_tokens, block_size, device, seed)
     _print(result)
 
 
@@ -275,21 +285,90 @@ def _on_data(sae: SparseAutoencoder, data: str, data_seed: int, n_rows: int, see
 
 
 def _on_model(
-    sae: SparseAutoencoder, model: str, corpus: str, tokens: int, block_size: int, device: str, seed: int
-) -> dict[str, Any]:
+    sae: SparseAutoencoder, model: str, corpus: str, site: str | None, tokens: int, block_size: int,
+    device: str, seed: int,
+) -> dict[str, Any]:  # fmt: skip
     from sae_lib import corpora, language_models
     from sae_lib.metrics.faithfulness import faithfulness
 
     origin = sae.metadata.get("training", {}).get("data", {})
-    if "site" not in origin:
-        raise ValueError("this autoencoder does not say which site of a model it was trained on")
+    foreign = sae.metadata.get(storage.FOREIGN, {})
+    where = site or origin.get("site") or foreign.get("hook_name")
+    if not isinstance(where, str):
+        raise ValueError(
+            "this autoencoder does not say which site of a model it reads; name it with --site, such as "
+            "--site resid_post.10"
+        )
+    try:
+        place = language_models.Site.parse(where)
+    except ValueError as error:
+        raise ValueError(f"{error}; name the site with --site") from None
     lm = language_models.load(model, device=device)
+    if lm.d_model != sae.d_in:
+        made_on = origin.get("model", {}).get("name") or foreign.get("model_name", "one it does not name")
+        raise ValueError(
+            f"the autoencoder reads {sae.d_in} numbers a row, {lm.name} has {lm.d_model}; the model it "
+            f"was trained on is {made_on}: name that with --model"
+        )
+    skip = origin.get("skip_first", 2)
     blocks = corpora.token_blocks(_corpus_part(corpus, "held-out"), lm.tokenizer, block_size, seed=seed)
     taken = torch.stack(list(itertools.islice(blocks, -(-tokens // block_size))))
-    found = faithfulness(lm, {"sae": sae}, origin["site"], taken, skip_first=origin["skip_first"])["sae"]
+    found = faithfulness(lm, {"sae": sae}, place, taken, skip_first=skip)["sae"]
     return {
         **dataclasses.asdict(found), "ce_recovered": found.ce_recovered, "kl_recovered": found.kl_recovered
     }  # fmt: skip
+
+
+@app.command()
+def dashboard(
+    autoencoder: Annotated[Path, typer.Argument(help="Folder with cfg.json and sae_weights.safetensors.")],
+    data: Annotated[Path, typer.Option(help="Folder of an activation store of the same site.")],
+    out: Annotated[Path, typer.Option(help="HTML file to write; one that exists is replaced.")],
+    model: Annotated[
+        str | None, typer.Option(help="As for harvest.  [default: the name that the store gives]")
+    ] = None,
+    latents: Annotated[
+        str, typer.Option(help="How many, drawn at random from those that fire; or all.")
+    ] = "1000",
+    name: Annotated[str | None, typer.Option(help="Heading.  [default: the folder's name]")] = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    show_config: ShowConfig = False,
+) -> None:
+    """Write the feature dashboards of an autoencoder: one searchable HTML file that needs no network.
+
+    About 1.5 kB a latent. The texts shown are the store's; the page names their licence.
+
+    Examples:
+
+      sae dashboard runs/code-gba --data runs/code --out runs/code-gba.html
+
+      sae dashboard runs/code-gba --data runs/code --out all.html --latents all --name "GBA, layer 10"
+    """
+    if latents != "all" and not (latents.isascii() and latents.isdigit() and int(latents)):
+        raise ValueError(f"--latents is {latents!r}; expected a whole number above 0, or all")
+    settings: dict[str, Any] = {
+        "latents": None if latents == "all" else int(latents), "name": name or autoencoder.resolve().name,
+        "seed": seed,
+    }  # fmt: skip
+    if show_config:
+        _print({
+            "autoencoder": str(autoencoder), "data": str(data), "out": str(out), "model": model, **settings
+        })  # fmt: skip
+        return
+    if out.is_dir():
+        raise ValueError(f"--out is {out}, a folder; expected an HTML file")
+    from sae_lib import dashboards, language_models
+
+    try:
+        sae, store = storage.load(autoencoder, device=device), ActivationStore.open(data)
+        lm = language_models.load(model or store.describe()["model"]["name"], device=device)
+        board = dashboards.measure(sae, lm, store, **settings)
+        dashboards.html(board, out, seed=seed)
+    except KeyboardInterrupt:
+        typer.echo(f"sae: stopped; {out} is as it was before", err=True)
+        raise typer.Exit(130) from None
+    _say(f"{len(board):,} dashboards in {out}, {out.stat().st_size / 1e6:.1f} MB")
 
 
 @contextmanager

@@ -12,128 +12,32 @@ whole: nothing is sent, and every tensor comes back as it was given.
 
 from __future__ import annotations
 
-import atexit
 import inspect
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
-from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sae_lib.rendezvous import TIMEOUT, LostProcessError, all_reduce, broadcast, join, launched, local, place
+
 if TYPE_CHECKING:
     from sae_lib.batches import BatchSource
     from sae_lib.methods.base import Method, Run
     from sae_lib.sae import SparseAutoencoder
 
+__all__ = [
+    "ALONE", "TIMEOUT", "WAYS", "Axis", "LostProcessError", "World", "join", "launched", "local", "place",
+]  # fmt: skip
+
 WAYS = ("auto", "data", "latents", "off")
-# seconds after which a process that says nothing counts as lost; one that has died is noticed at once.
-# Others wait this long while the first one checks a store or writes a checkpoint
-TIMEOUT = 1800.0
 # numbers from which on a tensor is sent by itself
 _LARGE = 2**20
 # steps between two questions whether someone has pressed Ctrl-C
 _ASK_EVERY = 10
-
-
-class LostProcessError(RuntimeError):
-    """Another process of the job has died, or hung for longer than the timeout."""
-
-
-def launched() -> bool:
-    """Whether this is one of several processes that ``torchrun`` has started, or that have been joined."""
-    if not dist.is_available():
-        return False
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return dist.is_initialized() or (dist.is_torchelastic_launched() and several)
-
-
-def join(timeout: float = TIMEOUT) -> None:
-    """Join the processes ``torchrun`` has started: NCCL between GPUs, gloo between CPUs.
-
-    timeout: seconds after which a process that says nothing counts as lost.
-
-    :func:`sae_lib.train` and :func:`sae_lib.activations.harvest` do this by themselves. Nothing happens on a
-    process that is alone, or where ``torch.distributed`` has been initialised already.
-    """
-    if dist.is_initialized() or not launched():
-        return
-    backend, neighbours = "gloo", int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # NCCL wants a GPU for each process
-    if dist.is_nccl_available() and torch.cuda.device_count() >= neighbours:
-        torch.cuda.set_device(local("cuda"))
-        backend = "cpu:gloo,cuda:nccl"
-    with _talking():
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    atexit.register(_leave)
-
-
-def local(device: str | torch.device) -> torch.device:
-    """The device of this process: of several processes on a machine each takes its own GPU for ``"cuda"``."""
-    device = torch.device(device)
-    if device.type != "cuda" or device.index is not None or not launched():
-        return device
-    rank = os.environ.get("LOCAL_RANK") or (dist.get_rank() if dist.is_initialized() else 0)
-    return torch.device("cuda", int(rank) % torch.cuda.device_count())
-
-
-def place() -> str:
-    """Which process this is, for messages: ``" (process 1 of 4)"``, nothing for one that is alone."""
-    if not launched():
-        return ""
-    return f" (process {int(os.environ.get('RANK', '0')) + 1} of {os.environ.get('WORLD_SIZE', '?')})"
-
-
-_lost = False
-
-
-def _leave() -> None:
-    # where a process is missing, saying goodbye could wait for ever
-    if dist.is_initialized() and not _lost:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def _talking() -> Iterator[None]:
-    """Say plainly what a failure of communication means."""
-    global _lost
-    try:
-        yield
-    except RuntimeError as error:
-        _lost = True
-        raise LostProcessError(
-            "another process of this job has died, or said nothing for longer than the timeout. What was "
-            "saved last is intact: start the job again with as many processes as you like, training with "
-            f"resume=True (--resume). What was noticed: {str(error).splitlines()[0]}"
-        ) from error
-
-
-@cache
-def _cpu_group() -> Any:
-    """The group for tensors on the CPU: the common one if it can, otherwise one of its own."""
-    return None if "cpu:" in dist.get_backend_config() else dist.new_group(backend="gloo")
-
-
-def _group(tensor: Tensor) -> Any:
-    return _cpu_group() if tensor.device.type == "cpu" else None
-
-
-def _all_reduce(tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
-    with _talking():
-        dist.all_reduce(tensor, op, group=_group(tensor))
-    return tensor
-
-
-def _broadcast(tensor: Tensor, source: int) -> Tensor:
-    with _talking():
-        dist.broadcast(tensor, source, group=_group(tensor))
-    return tensor
 
 
 class _Sum(torch.autograd.Function):
@@ -141,7 +45,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
-        return _all_reduce(part.detach().clone(memory_format=torch.contiguous_format))
+        return all_reduce(part.detach().clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -176,7 +80,7 @@ class Axis:
 
     def max(self, value: Tensor) -> Tensor:
         """Largest over processes, without gradient."""
-        return value if self.size == 1 else _all_reduce(value.detach().clone(), dist.ReduceOp.MAX)
+        return value if self.size == 1 else all_reduce(value.detach().clone(), dist.ReduceOp.MAX)
 
     def share(self, mean: Tensor) -> Tensor:
         """What a mean over this part adds to the mean over all."""
@@ -202,7 +106,7 @@ class Axis:
             block = part.contiguous() if rank == self.rank else part.new_empty(
                 here.stop - here.start, *part.shape[1:]
             )  # fmt: skip
-            _broadcast(block, rank)
+            broadcast(block, rank)
             if keep:
                 whole[here] = block.cpu()
         return whole
@@ -280,9 +184,12 @@ class World:
         for part in cast("list[Run]", list(run.modules())):
             part.world = self
         # machines of different make may differ in the last bit of a mean or a quantile
-        shared = [*sae.state_dict().values(), *run.state_dict().values()] if self.rows.size > 1 else []
-        for tensor in shared or ([sae.pre_bias.data] if self.latents.size > 1 else []):
-            _broadcast(tensor, 0)
+        shared: list[Tensor] = [sae.pre_bias] if self.latents.size > 1 else []
+        if self.rows.size > 1:
+            # buffers that are not saved, too: others are put back from them
+            shared = [tensor for part in (sae, run) for tensor in (*part.parameters(), *part.buffers())]
+        for tensor in shared:
+            broadcast(tensor.detach(), 0)
 
     def batches(self, source: BatchSource, batch_size: int, *, seed: int, start: int) -> Iterator[Tensor]:
         """This process's rows of every batch."""
@@ -306,18 +213,16 @@ class World:
         gradients = [cast(Tensor, p.grad) for p in shared]
         for gradient in gradients:
             if gradient.numel() >= _LARGE:
-                _all_reduce(gradient)
+                all_reduce(gradient)
         # small ones together, as each message has its price
         if small := [g for g in gradients if g.numel() < _LARGE]:
-            together = _all_reduce(torch.cat([g.flatten() for g in small]))
+            together = all_reduce(torch.cat([g.flatten() for g in small]))
             for gradient, total in zip(small, together.split([g.numel() for g in small]), strict=True):
                 gradient.copy_(total.view_as(gradient))
 
-    def level(self, run: Run) -> None:
-        """One density for all, so that all go the same way, and a checkpoint holds what each went by."""
-        if self.size > 1:
-            for part in cast("list[Run]", list(run.modules())):
-                part.density.copy_(_all_reduce(part.density.clone()) / self.size)
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over processes of one number each, so that all go by the same."""
+        return value if self.size == 1 else all_reduce(value.double()) / self.size
 
     def gathered(self, tensors: dict[str, Tensor], shared: tuple[str, ...]) -> dict[str, Tensor] | None:
         """State tensors by name with all latents, in the first process; None in the others.
@@ -345,7 +250,7 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process."""
-        return flag if self.size == 1 else bool(_all_reduce(torch.tensor(int(flag)), dist.ReduceOp.MAX))
+        return flag if self.size == 1 else bool(all_reduce(torch.tensor(int(flag)), dist.ReduceOp.MAX))
 
     def texts(self, text: str) -> list[str]:
         """A text from every process, in their order."""
@@ -354,10 +259,10 @@ class World:
         mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
         found = []
         for rank in range(self.size):
-            length = _broadcast(torch.tensor(len(mine)), rank)
+            length = broadcast(torch.tensor(len(mine)), rank)
             found.append(mine if rank == self.rank else torch.empty(int(length), dtype=torch.uint8))
             if length:
-                _broadcast(found[-1], rank)
+                broadcast(found[-1], rank)
         return [bytes(part.tolist()).decode() for part in found]
 
     def by_first(self, work: Callable[[], Any]) -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from sae_lib.pretrained import pretrained
 _ATTENTION_NAMES = ("self_attn", "attn", "attention")
 _MLP_NAMES = ("mlp",)
 KINDS = ("resid_post", "attn_out", "mlp_out")
+# TransformerLens's name of a site, which SAELens keeps as hook_name
+_HOOK = re.compile(r"blocks\.([0-9]+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")
 # bookkeeping in a config that says nothing about what the model computes
 _VOLATILE = (
     "_name_or_path",
@@ -52,10 +55,21 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read ``"resid_post.10"``."""
+        """Read ``"resid_post.10"``, or TransformerLens's name for it, ``"blocks.10.hook_resid_post"``.
+
+        What enters block n > 0, ``hook_resid_pre``, is what left the block before it.
+        """
+        if hook := _HOOK.fullmatch(text):
+            before = hook[2] == "resid_pre"
+            if before and hook[1] == "0":
+                raise ValueError(f"site is {text!r}, the embedding; expected what a block or its parts give")
+            return cls("resid_post" if before else hook[2], int(hook[1]) - before)
         kind, _, layer = text.partition(".")
         if not (layer.isascii() and layer.isdigit()):
-            raise ValueError(f"site is {text!r}; expected kind.layer, for instance resid_post.10")
+            raise ValueError(
+                f"site is {text!r}; expected kind.layer, for instance resid_post.10 "
+                "(or blocks.10.hook_resid_post)"
+            )
         return cls(kind, int(layer))
 
     def __str__(self) -> str:
@@ -170,27 +184,40 @@ class LanguageModel:
             )
         return blocks.to(self.device).long()
 
-    @torch.no_grad()
     def activations(self, blocks: Tensor, site: str | Site) -> Tensor:
         """Activations (B, T, d_model) at a site for token blocks (B, T), in the model's type, on its device.
 
         The forward pass ends at the site: later layers and the logits are not computed.
         """
-        module, ids = self._module(site), self._checked(blocks)
-        caught: list[Tensor] = []
+        return self.activations_at(blocks, [site])[0]
 
-        def stop(_module: nn.Module, _inputs: Any, output: Any) -> NoReturn:
-            caught.append(output if isinstance(output, Tensor) else output[0])
-            raise _StopForward
+    @torch.no_grad()
+    def activations_at(self, blocks: Tensor, sites: Sequence[str | Site]) -> list[Tensor]:
+        """Activations (B, T, d_model) at several different sites, in their order, from one forward pass.
 
-        handle = module.register_forward_hook(stop)
-        try:
-            self.model(input_ids=ids, use_cache=False)
-        except _StopForward:
-            pass
-        finally:
-            handle.remove()
-        return caught[0]
+        The pass ends at the last of them; each has the numbers that :meth:`activations` gives.
+        """
+        if not sites or len({self.site(site) for site in sites}) < len(sites):
+            raise ValueError(f"sites are {[str(s) for s in sites]}; expected at least one, and none twice")
+        modules, ids = [self._module(site) for site in sites], self._checked(blocks)
+        caught: dict[int, Tensor] = {}
+
+        def catching(number: int) -> Callable[..., None]:
+            def catch(_module: nn.Module, _inputs: Any, output: Any) -> None:
+                caught[number] = output if isinstance(output, Tensor) else output[0]
+                if len(caught) == len(modules):
+                    raise _StopForward
+                # some families add to such a tensor in place as the pass goes on
+                caught[number] = caught[number].clone()
+
+            return catch
+
+        with ExitStack() as hooks:
+            for number, module in enumerate(modules):
+                hooks.callback(module.register_forward_hook(catching(number)).remove)
+            with suppress(_StopForward):
+                self.model(input_ids=ids, use_cache=False)
+        return [caught[number] for number in range(len(modules))]
 
     @contextmanager
     def replaced(self, site: str | Site, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -216,11 +243,54 @@ class LanguageModel:
         finally:
             handle.remove()
 
+    @contextmanager
+    def resumed(self, layer: int, blocks: Tensor) -> Iterator[None]:
+        """While open, passes over these tokens (B, T) begin after block ``layer``, whose output is kept.
+
+        The same numbers as whole passes, sooner; interventions at that layer or later act as ever. Passes
+        over other tokens would be wrong.
+        """
+        site = self.site(f"resid_post.{layer}")
+        caught: list[Any] = []
+        handle = self._module(site).register_forward_hook(lambda _m, _inputs, output: caught.append(output))
+        try:
+            self.activations(blocks, site)
+        finally:
+            handle.remove()
+        skipped = self._blocks[: layer + 1]
+
+        def again(*_args: Any, **_kwargs: Any) -> Any:
+            # a copy, as a later block may add to it in place
+            kept = caught[0]
+            return kept.clone() if isinstance(kept, Tensor) else (kept[0].clone(), *kept[1:])
+
+        for block in skipped:
+            block.forward = again
+        try:
+            yield
+        finally:
+            for block in skipped:
+                del block.forward
+
     @torch.no_grad()
-    def logits(self, blocks: Tensor) -> Tensor:
-        """Next-token logits (B, T, vocabulary) for token blocks (B, T)."""
-        output: Tensor = self.model(input_ids=self._checked(blocks), use_cache=False).logits
-        return output
+    def logits(self, blocks: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Next-token logits (B, T, vocabulary) for token blocks (B, T).
+
+        positions: bool (B, T); the logits of only these tokens, (n, vocabulary), and no others computed.
+        """
+        ids = self._checked(blocks)
+        if positions is None:
+            output: Tensor = self.model(input_ids=ids, use_cache=False).logits
+            return output
+        mask = positions.to(self.device)
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(
+            lambda _module, inputs: (inputs[0][mask][None], *inputs[1:])
+        )
+        try:
+            chosen: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
+        finally:
+            handle.remove()
+        return chosen
 
 
 def load(

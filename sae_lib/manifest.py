@@ -61,6 +61,11 @@ class Manifest:
     version: int = VERSION
 
     @property
+    def n_rows(self) -> int:
+        """Rows in all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
     def block_size(self) -> int:
         """Tokens in a block."""
         return int(self.settings["block_size"])

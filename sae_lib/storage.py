@@ -10,6 +10,12 @@ x_n = s·x, output scale a and pre-bias b_pre that means (formats: SAELens ≥ 6
 so a code in the file is |a| z / s. A GBA autoencoder is a ``jumprelu`` one, exactly. In a ``topk`` one the
 size of a code decides which fire, so |a| goes into W_dec instead.
 
+Files of SAELens's own are read as SAELens reads them: codes are the same, decoder rows are brought to unit
+norm and their lengths become the output scale. Its options fold into our form::
+
+    apply_b_dec_to_input false:        b_enc += b_dec W_enc
+    rescale_acts_by_decoder_norm true: W_enc, b_enc times the norms of the rows of W_dec, which become 1
+
 Both files carry one SHA-256 of the weights, which tells damage, and weights beside the ``cfg.json`` of
 another save. Weights that another program wrote carry none, and are taken as they are.
 """
@@ -36,10 +42,21 @@ ACTIVATIONS = {"jumprelu": "jumprelu", "standard": "relu", "topk": "topk"}
 # the oldest version whose loader applies no legacy conversion
 SAE_LENS_VERSION = "6.0.0"
 SHA256 = "sae_lib.weights_sha256"
+# where the metadata of a file that another program wrote are kept: model_name, hook_name, …
+FOREIGN = "sae_lens"
 # types that weights may have in the file
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # keeps 0/0 out of rows of zero norm
 TINY = 1e-30
+# what to do about a scaling of the rows that the files name but do not hold, or that we have not
+REFUSED_SCALINGS = {
+    "expected_average_only_in": "its factor is not in the files: fold it in SAELens by "
+    "sae.fold_activation_norm_scaling_factor(√d / mean norm of the rows) and save again",
+    "covariance_whitening": "its matrices are not in the files: fold them in SAELens by "
+    "sae.fold_activation_whitening and save again",
+    "layer_norm": "it divides each row by its own standard deviation, which no weights can do: normalise the "
+    "rows yourself, and put 'none' here",
+}
 
 
 class StorageError(ValueError):
@@ -80,8 +97,8 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
         "normalize_activations": "constant_norm_rescale" if sae.normalisation.kind == "unit" else "none",
         "reshape_activations": "none",
         "metadata": {
-            "sae_lens_version": SAE_LENS_VERSION,
             **_model_keys(sae.metadata),
+            "sae_lens_version": SAE_LENS_VERSION,
             "sae_lib": {
                 "activation": sae.activation,
                 "tied": sae.tied,
@@ -104,10 +121,11 @@ def _model_keys(metadata: dict[str, Any]) -> dict[str, Any]:
     """Where the activations came from, under the names SAELens uses."""
     data = metadata.get("training", {}).get("data", {})
     if "model" not in data:
-        return {}
+        return dict(metadata.get(FOREIGN, {}))
+    kind, _, layer = data["site"].partition(".")
     return {
         "model_name": data["model"]["name"],
-        "hook_name": data["site"],
+        "hook_name": f"blocks.{layer}.hook_{kind}",
         "context_size": data["block_size"],
     }
 
@@ -116,19 +134,21 @@ def _model_keys(metadata: dict[str, Any]) -> dict[str, Any]:
 def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> SparseAutoencoder:
     """Read an autoencoder from ``folder``; it takes the same normalised rows as when it was saved.
 
-    One that another program saved has no normalisation of ours: its rows are raw activations.
+    One that another program saved has no normalisation of ours: its rows are raw activations. What it says
+    about itself is in ``metadata["sae_lens"]``.
 
     Raises StorageError if files are missing or damaged, or of a kind this library cannot represent.
     """
     folder = Path(folder)
     config = _read_config(folder)
-    metadata = dict(config["metadata"].get("sae_lib", {}))
-    tensors = _read_tensors(folder, config, metadata.pop(SHA256, None))
+    metadata = dict(config["metadata"].get("sae_lib", {FOREIGN: config["metadata"]}))
+    tensors = _folded(_read_tensors(folder, config, metadata.pop(SHA256, None)), config)
     d_in, width = config["d_in"], config["d_sae"]
     activation, saved = ACTIVATIONS[config["architecture"]], metadata.pop("activation", None)
     if activation == "jumprelu" and (saved == "threshold" or tensors["b_enc"].any()):
         activation = "threshold"
-    tied, free = metadata.pop("tied", False), metadata.pop("free_encoder", activation != "jumprelu")
+    tied = metadata.pop("tied", False)
+    free = metadata.pop("free_encoder", not tied)
     kind = "unit" if config["normalize_activations"] == "constant_norm_rescale" else "none"
     scaling = metadata.pop("normalisation", {"kind": kind})
     try:
@@ -195,14 +215,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
         # exact types: True is no number of latents
         if type(config.get(key)) is not int or config[key] < 1:
             raise StorageError(f"{path}: {key} is {short(config.get(key))}; expected a whole number above 0")
-    config.setdefault("normalize_activations", "none")
-    if config["normalize_activations"] not in ("none", "constant_norm_rescale"):
-        raise StorageError(
-            f"{path}: normalize_activations is {short(config['normalize_activations'])}; "
-            "fold it into the weights first, expected 'none' or 'constant_norm_rescale'"
-        )
-    if not config.get("apply_b_dec_to_input", True):
-        raise StorageError(f"{path}: apply_b_dec_to_input is false; only true can be read")
+    scaling = config.setdefault("normalize_activations", "none")
+    if scaling not in ("none", "constant_norm_rescale"):
+        remedy = REFUSED_SCALINGS.get(str(scaling), "expected 'none' or 'constant_norm_rescale'")
+        raise StorageError(f"{path}: normalize_activations is {short(scaling)}; {remedy}")
+    for key, default in (("apply_b_dec_to_input", True), ("rescale_acts_by_decoder_norm", False)):
+        if type(config.setdefault(key, default)) is not bool:
+            raise StorageError(f"{path}: {key} is {short(config[key])}; expected true or false")
     metadata = config.setdefault("metadata", {})
     if not isinstance(metadata, dict) or not isinstance(metadata.get("sae_lib", {}), dict):
         raise StorageError(f"{path}: metadata, or sae_lib in it, is not an object")
@@ -210,6 +229,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if type(value := metadata.get("sae_lib", {}).get(key, False)) is not bool:
             raise StorageError(f"{path}: metadata.sae_lib.{key} is {short(value)}; expected true or false")
     return config
+
+
+def _folded(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of the same autoencoder with both of SAELens's options at what we have."""
+    if not config["apply_b_dec_to_input"]:
+        # SAELens's encoder sees x where ours sees x − b_dec
+        shift = tensors["b_dec"].double() @ tensors["W_enc"].double()
+        tensors["b_enc"] = (tensors["b_enc"] + shift).float()
+    if config["rescale_acts_by_decoder_norm"] and config["architecture"] == "topk":
+        length = tensors["W_dec"].norm(dim=1).clamp(min=TINY)
+        tensors["W_enc"], tensors["b_enc"] = tensors["W_enc"] * length, tensors["b_enc"] * length
+        tensors["W_dec"] = tensors["W_dec"] / length[:, None]
+    return tensors
 
 
 def _read_tensors(folder: Path, config: dict[str, Any], digest: Any) -> dict[str, Tensor]:

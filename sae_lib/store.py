@@ -26,7 +26,7 @@ class ActivationStore:
         self.folder = folder
         self.manifest = manifest
         self.d_in = manifest.d_in
-        self.n_rows = sum(shard.rows for shard in manifest.shards)
+        self.n_rows = manifest.n_rows
         self.normalisation = Normalisation(**(manifest.normalisation or {}))
         # the number after each shard's last row
         self._ends = torch.tensor([shard.rows for shard in manifest.shards], dtype=torch.long).cumsum(0)
@@ -43,10 +43,9 @@ class ActivationStore:
         folder = Path(folder)
         manifest = Manifest.read(folder)
         if not manifest.finished:
-            rows = sum(shard.rows for shard in manifest.shards)
             raise ValueError(
-                f"{folder} is unfinished: {rows} of about {manifest.settings.get('n_tokens')} rows; "
-                f"{RESUME} to go on"
+                f"{folder} is unfinished: {manifest.n_rows} of about {manifest.settings.get('n_tokens')} "
+                f"rows; {RESUME} to go on"
             )
         for shard in manifest.shards:
             check_shard(folder, shard, hashes=verify)
@@ -101,6 +100,50 @@ class ActivationStore:
         tensors = self._shard(shard)
         block, position = divmod(int(tensors["places"][within]), self.manifest.block_size)
         return tensors["blocks"][block, : position + 1].long()
+
+    def places(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Number of the block and position in it of each row's token: int64 (n,) both.
+
+        Blocks are numbered through the store. Raises IndexError for a number out of range.
+        """
+        index = torch.as_tensor(indices, dtype=torch.long)
+        of_shard, within = self._locate(index)
+        place = torch.empty_like(index)
+        for shard in of_shard.unique().tolist():
+            here = of_shard == shard
+            place[here] = self._shard(shard)["places"][within[here]].long()
+        size = self.manifest.block_size
+        return of_shard * self.manifest.blocks_per_shard + place // size, place % size
+
+    def windows(
+        self, indices: Tensor | Sequence[int], before: int = 0, after: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The text around rows: tokens, and the rows they gave, int64 (n, before + 1 + after) both.
+
+        Column ``before`` is the row itself. A token is −1 outside the row's block; a row is −1 there, and
+        where a token gave none (the first of a block, separators). Raises IndexError as :meth:`rows`.
+        """
+        if before < 0 or after < 0:
+            raise ValueError(f"before is {before}, after is {after}; expected 0 or more tokens")
+        index = torch.as_tensor(indices, dtype=torch.long)
+        of_shard, within = self._locate(index)
+        tokens = torch.full((len(index), before + 1 + after), -1)
+        rows = tokens.clone()
+        offsets = torch.arange(-before, after + 1)
+        for shard in of_shard.unique().tolist():
+            here, tensors = of_shard == shard, self._shard(shard)
+            own = tensors["places"][within[here]].long()[:, None]
+            inside = (own % self.manifest.block_size + offsets >= 0) & (
+                own % self.manifest.block_size + offsets < self.manifest.block_size
+            )
+            place = torch.where(inside, own + offsets, own)
+            tokens[here] = torch.where(inside, tensors["blocks"].flatten()[place].long(), -1)
+            # places ascend, so that a row is found by where its place would stand
+            at = torch.searchsorted(tensors["places"], place.int()).clamp(max=len(tensors["places"]) - 1)
+            found = inside & (tensors["places"][at] == place)
+            begin = int(self._ends[shard]) - len(tensors["places"])
+            rows[here] = torch.where(found, begin + at, -1)
+        return tokens, rows
 
     def batches(
         self, batch_size: int, *, seed: int, start: int = 0, part: slice = slice(None)

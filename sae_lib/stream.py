@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,7 +22,8 @@ T = TypeVar("T")
 _FIT_ROWS = 2_048
 
 
-def _vocabulary_sha256(tokenizer: Any) -> str:
+def vocabulary_sha256(tokenizer: Any) -> str:
+    """SHA-256 over the tokenizer's pieces in the order of their ids, hexadecimal."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -40,7 +41,7 @@ def origin(
         "site": str(site),
         "corpus": corpus.describe(),
         "tokenizer": {
-            "vocabulary_sha256": _vocabulary_sha256(model.tokenizer),
+            "vocabulary_sha256": vocabulary_sha256(model.tokenizer),
             "separator": separator_id(model.tokenizer),
             "opening": opening_ids(model.tokenizer),
         },
@@ -62,11 +63,11 @@ def kept(model: LanguageModel, blocks: Tensor, skip_first: int) -> Tensor:
     return keep
 
 
-def forward(model: LanguageModel, site: Site, blocks: Tensor, skip_first: int) -> Tensor:
-    """The rows (n, d) that one batch of blocks (B, T) gives."""
+def forward(model: LanguageModel, sites: Sequence[Site], blocks: Tensor, skip_first: int) -> list[Tensor]:
+    """The rows (n, d) that one batch of blocks (B, T) gives at each site."""
     # counted on the CPU: a mask on the device would make the CPU wait for it
-    places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1)
-    return model.activations(blocks, site).flatten(0, 1)[places.to(model.device)]
+    places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1).to(model.device)
+    return [acts.flatten(0, 1)[places] for acts in model.activations_at(blocks, sites)]
 
 
 def enough(model: LanguageModel, blocks: Iterator[Tensor], skip_first: int, n_rows: int) -> Iterator[Tensor]:
@@ -137,10 +138,10 @@ class ActivationStream:
 
     def _rows(self, blocks: list[Tensor]) -> Tensor:
         """Raw float32 rows of some blocks. Raises ValueError for NaN or infinity."""
-        parts = [
-            forward(self.model, self.site, torch.stack(blocks[i : i + self.batch_blocks]), self.skip_first)
-            for i in range(0, len(blocks), self.batch_blocks)
-        ]
+        batches = (
+            torch.stack(blocks[i : i + self.batch_blocks]) for i in range(0, len(blocks), self.batch_blocks)
+        )
+        parts = [forward(self.model, [self.site], batch, self.skip_first)[0] for batch in batches]
         rows = torch.cat(parts).float()
         if not torch.isfinite(rows).all():
             raise ValueError(

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,32 +18,20 @@ from tqdm import tqdm
 from sae_lib import checkpoint, distributed
 from sae_lib.batches import BatchSource, Rows
 from sae_lib.distributed import World
-from sae_lib.files import only_writer, parsed, replacing
+from sae_lib.files import only_writer
+from sae_lib.interruption import interruptible
 from sae_lib.methods.base import Method, Step
 from sae_lib.sae import SparseAutoencoder
+from sae_lib.training_log import TrainingLog, record
 
 SCHEDULES = ("linear", "cosine", "constant")
 # rows drawn once, before training, for centring and starting biases
 SAMPLE_ROWS = 16_384
-LOG = "metrics.jsonl"
 KEPT = "The last checkpoint, if any, is from before this step and intact"
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite."""
-
-
-class TrainingLog(list[dict[str, Any]]):
-    """One dictionary of metrics for each logged step.
-
-    Keys: ``step`` (1-based), ``loss``, ``nmse`` and ``l0`` of that batch, ``lr``, and what the method adds.
-    """
-
-    def column(self, name: str) -> list[Any]:
-        """The values of one metric over the logged steps."""
-        if self and name not in self[0]:
-            raise KeyError(f"the log has no {name!r}; it has {', '.join(self[0])}")
-        return [record[name] for record in self]
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: int, schedule: str) -> float:
@@ -95,7 +80,8 @@ def train(
         model); at most one of them. Default 4,000 steps.
     lr: peak learning rate; default ``method.learning_rate(d)``.
     schedule: ``"linear"`` or ``"cosine"`` decay to 0, or ``"constant"``, after ``warmup`` steps.
-    weight_decay: of AdamW; 0 is Adam.
+    weight_decay: of AdamW, for encoder and decoder rows, not for biases, scales and thresholds; 0 is Adam. It
+        shrinks rows that are free to; those of unit norm it only makes turn faster.
     seed: of the initial weights and the order of the data.
     device: where to train; for ``"cuda"`` each of several processes takes the GPU of its own.
     parallel: what the processes share out that ``torchrun`` has started: ``"data"``, the rows of every batch
@@ -103,7 +89,8 @@ def train(
         one GPU; ``"off"``, nothing: every process trains by itself. ``"auto"`` is data. With one process
         all are the same. See :mod:`sae_lib.distributed`.
     folder: where to keep ``metrics.jsonl``, ``checkpoint.safetensors`` (every ``checkpoint_every`` steps,
-        at the end and on Ctrl-C) and, at the end, the autoencoder itself. None keeps nothing.
+        at the end and on Ctrl-C) and, at the end, the autoencoder itself. None keeps nothing. A second
+        Ctrl-C ends training at once, without a checkpoint of that step.
     resume: continue from the checkpoint in ``folder``; the result has the same bits as an unbroken run
         on the same machine.
     log_every: steps between two records of the log; the loss is checked for NaN at the same steps.
@@ -140,9 +127,9 @@ def train(
         weight_decay=weight_decay, checkpoint_every=checkpoint_every, resume=resume, folder=folder,
     )  # fmt: skip
     world = World.sharing(parallel, method, batch_size=batch_size, width=width)
-    device = torch.device(device) if parallel == "off" else distributed.local(device)
+    device = distributed.local(device)
     folder = None if folder is None else Path(folder)
-    _check_unused(folder, resume)
+    world.by_first(lambda: _check_folder(folder, resume))
     settings = {
         "data": source.describe(), "normalisation": source.normalisation.to_dict(),
         "method": method.describe(), "width": width, "steps": steps, "batch_size": batch_size, "lr": lr,
@@ -157,10 +144,6 @@ def train(
     parameters = [p for p in (*sae.parameters(), *run.parameters()) if p.requires_grad]
     optimiser = method.optimiser(parameters, lr, weight_decay)
     log, first = TrainingLog(), 0
-    if resume and folder:
-        first, tensors = checkpoint.read(folder, settings)
-        checkpoint.restore(tensors, sae=sae, run=run, optimiser=optimiser, world=world)
-        log = _read_log(folder / LOG, first)
 
     def save(step: int) -> None:
         bad = [name for name, value in sae.named_parameters() if not torch.isfinite(value).all()]
@@ -169,7 +152,7 @@ def train(
             raise NonFiniteLossError(f"{name} holds NaN or infinity after step {step}. {_advice(lr)}. {KEPT}")
         if folder:
             if world.first:
-                _write_log(folder / LOG, log)
+                log.write(folder)
             checkpoint.write(
                 folder, step=step, settings=settings, sae=sae, run=run, optimiser=optimiser, world=world
             )
@@ -182,29 +165,32 @@ def train(
             row = _bad_row(itertools.islice(suspects, number - since), since)
             raise NonFiniteLossError(f"the loss is {loss} at step {number}. {row or _advice(lr)}. {KEPT}")
 
-    batches = world.batches(source, batch_size, seed=seed, start=first)
     shown = (sys.stderr.isatty() if progress is None else progress) and world.first
-    with (
-        ExitStack() as locked,
-        _interruptible() as interrupted,
-        _bar(shown, steps, first, method.name) as bar,
-    ):
-        world.by_first(lambda: _take(folder, resume, locked))
+    with ExitStack() as held:
+        world.by_first(lambda: _take(folder, resume, held))
+        if resume and folder:
+            first, tensors = checkpoint.read_alike(folder, settings, world)
+            checkpoint.restore(tensors, sae=sae, run=run, optimiser=optimiser, world=world)
+            log = TrainingLog.read(folder, first)
+        batches = world.batches(source, batch_size, seed=seed, start=first)
+        interrupted = held.enter_context(interruptible())
+        bar = held.enter_context(_bar(shown, steps, first, method.name))
         for number in range(first + 1, steps + 1):
             rate = learning_rate(number - 1, steps, peak=lr, warmup=warmup, schedule=schedule)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             x = next(batches).to(device)
             step: Step = run(sae, x)._replace(world=world)
-            world.level(run)
             optimiser.zero_grad()
             world.rows.share(step.loss).backward()
             world.reduce_gradients(sae, parameters)
             optimiser.step()
             sae.unit_rows_()
+            # an autocast around this call would go on with its copies of the weights as they were
+            torch.clear_autocast_cache()
             run.after_step(sae, step, number)
             if number % log_every == 0 or number == steps:
-                log.append(_record(number, step, x, rate) | run.metrics(sae))
+                log.append(record(number, step, x, rate) | run.metrics(sae))
                 check(number, log[-1]["loss"])
                 bar.set_postfix(nmse=f"{log[-1]['nmse']:.4f}", l0=f"{log[-1]['l0']:.1f}", refresh=False)
                 if callback:
@@ -263,18 +249,6 @@ def _sample(source: BatchSource, batch_size: int, seed: int) -> Tensor:
     return rows
 
 
-def _record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
-    rows, latents = step.world.rows, step.world.latents
-    values = torch.stack(
-        [
-            rows.mean(step.loss.detach()),
-            rows.sum(step.error.square().sum()) / rows.sum(x.square().sum()),
-            latents.sum(rows.sum(step.codes.count_nonzero())).float() / step.rows,
-        ]
-    ).tolist()
-    return {"step": number, "loss": values[0], "nmse": values[1], "l0": values[2], "lr": rate}
-
-
 def _advice(lr: float) -> str:
     return (
         f"Try a lower learning rate than {lr:.3g} or a longer warm-up, and check that the rows are scaled "
@@ -291,49 +265,19 @@ def _bad_row(batches: Iterable[Tensor], first: int) -> str | None:
     return None
 
 
-def _check_unused(folder: Path | None, resume: bool) -> None:
+def _check_folder(folder: Path | None, resume: bool) -> None:
     if folder and not resume and (folder / checkpoint.NAME).exists():
         raise ValueError(f"{folder} already holds a training run; pass resume=True or choose another folder")
+    if folder and resume:
+        checkpoint.find(folder)
 
 
 def _take(folder: Path | None, resume: bool, locked: ExitStack) -> None:
     """Lock the folder, and make sure that nobody has begun there meanwhile."""
     if folder:
         locked.enter_context(only_writer(folder, "training in"))
-        _check_unused(folder, resume)
-
-
-def _write_log(path: Path, log: TrainingLog) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in log))
-
-
-def _read_log(path: Path, last_step: int) -> TrainingLog:
-    """The records up to the checkpoint; what was logged after it will be logged again."""
-    lines = path.read_text("utf8", "replace").splitlines() if path.exists() else []
-    log = TrainingLog()
-    for number, line in enumerate(lines, 1):
-        record = parsed(line, f"line {number} of {path}")
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise ValueError(f"line {number} of {path} is no record; restore it, or delete the file")
-        if record["step"] <= last_step:
-            log.append(record)
-    return log
+        _check_folder(folder, resume)
 
 
 def _bar(shown: bool, steps: int, first: int, name: str) -> tqdm[Any]:
     return tqdm(total=steps, initial=first, desc=name, unit="step", disable=not shown, leave=False)
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event, so that a step is never cut in half."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = signal.signal(signal.SIGINT, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -1,11 +1,41 @@
-"""Examples of property tests are the same in every run, so that one run says what the next will.
+"""What several test files share: the built site, and the examples of property tests.
 
+Examples are the same in every run, so that one run says what the next will;
 `HYPOTHESIS_PROFILE=default python -m pytest` looks for new ones.
 """
 
 import os
+import shutil
+from pathlib import Path
 
+import pytest
+import yaml
+from book_tree import SAMPLE, call
 from hypothesis import settings
+
+from tools import site
+from tools.layout import REPOSITORY, Book
 
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed book with a sample chapter added, built with every warning an error."""
+    root = tmp_path_factory.mktemp("site")
+    for name in ("_config.yml", "references.bib"):
+        shutil.copy(REPOSITORY / name, root)
+    shutil.copytree(REPOSITORY / "_static", root / "_static")
+    shutil.copytree(REPOSITORY / "book", root / "book")
+    contents = yaml.safe_load((REPOSITORY / "_toc.yml").read_text("utf8"))
+    contents["parts"].append({"caption": "Sample", "chapters": [{"file": f"book/{SAMPLE.stem}"}]})
+    (root / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False), "utf8")
+
+    for folder in ("chapters", "sae_lib"):
+        (root / folder).mkdir()
+    (root / "sae_lib" / "__init__.py").touch()
+    shutil.copy(SAMPLE, root / "chapters")
+    executed = call("run", "--root", str(root))
+    assert executed.returncode == 0, executed.stdout
+    return site.build(Book(root))

@@ -34,12 +34,14 @@ from sae_lib import (
     train,
 )
 from sae_lib.batches import Rows
+from sae_lib.distributed import World
 from sae_lib.files import only_writer
 from sae_lib.kernels import reference
 
 # neither divides by 4 or by 3
 WIDTH, BATCH = 30, 50
 HALF = 20
+SITES = ("resid_post.1", "resid_post.2", "mlp_out.0")
 RUN: dict[str, Any] = {
     "width": WIDTH, "batch_size": BATCH, "steps": 2 * HALF, "log_every": 10, "checkpoint_every": HALF,
     "lr": 0.02,
@@ -125,6 +127,44 @@ def sparse(method: Any, parallel: str = "auto") -> dict[str, Any]:
         kernels.SMALLEST, kernels.DENSEST, kernels.backend = before
 
 
+def messages() -> dict[str, int]:
+    """How often ten steps ask for a mean density where no sparse pass is possible, and where one is."""
+    asked, ask = 0, World.mean
+
+    def counted(self: World, value: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return ask(self, value)
+
+    World.mean = counted  # type: ignore[method-assign]
+    found, smallest = {}, kernels.SMALLEST
+    try:
+        for name, least in (("small", smallest), ("large", {"cpu": 1})):
+            kernels.SMALLEST, asked = least, 0
+            run(METHODS["frozen"], steps=10)
+            found[name] = asked
+    finally:
+        World.mean, kernels.SMALLEST = ask, smallest  # type: ignore[method-assign]
+    return found
+
+
+class Apart:
+    """A method whose autoencoder starts a little differently in every process."""
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
+
+    def build(self, *arguments: Any, **options: Any) -> Any:
+        sae = self.method.build(*arguments, **options)
+        with torch.no_grad():
+            for parameter in sae.parameters():
+                parameter.add_(1e-3 * dist.get_rank())
+        return sae
+
+
 class Crash(Exception):
     pass
 
@@ -146,11 +186,11 @@ def begun(folder: Path, method: Any, parallel: str = "auto") -> None:
     raise AssertionError("the run did not crash")
 
 
-def harvested(folder: Path, last: int | None = None) -> None:
-    """A small store; ``last``: stop after so many forward passes of this process."""
+def harvested(folder: Path, last: int | None = None, sites: tuple[str, ...] = ("resid_post.1",)) -> None:
+    """A small store, or one a site; ``last``: stop after so many forward passes of this process."""
     from lm_fixtures import language_model, text_corpus
 
-    from sae_lib.activations import harvest
+    from sae_lib.activations import harvest_sites
 
     model, passes = language_model(), 0
 
@@ -163,7 +203,8 @@ def harvested(folder: Path, last: int | None = None) -> None:
     model.model.register_forward_pre_hook(count)
     options = {"n_tokens": 1000, "block_size": 16, "batch_blocks": 3, "shard_rows": 90, "skip_first": 1}
     with suppress(Crash):
-        harvest(model, text_corpus(), "resid_post.1", folder, **options)
+        folders = {site: folder / site for site in sites} if len(sites) > 1 else {sites[0]: folder}
+        harvest_sites(model, text_corpus(), folders, **options)
 
 
 def main(rank: int, size: int, folder: Path) -> None:
@@ -187,6 +228,8 @@ def main(rank: int, size: int, folder: Path) -> None:
         resumed = run(METHODS["gba-untied"], parallel, folder=folder / f"from-one-{parallel}", resume=True)
         keep(f"resumed.{parallel}", resumed)
         begun(folder / f"to-one-{parallel}", METHODS["gba-untied"], parallel)
+    keep("apart", run(Apart(METHODS["frozen"])))
+    keep("messages", messages())
     keep("files", run(METHODS["gba"], folder=folder / "files"))
     # in the job, but by itself
     keep("off", run(METHODS["gba"], "off"))
@@ -202,6 +245,16 @@ def main(rank: int, size: int, folder: Path) -> None:
             train(data(), L1(), **RUN | options)
         except ValueError as error:
             refusals.append(str(error))
+    # the last process looks into another folder, with an earlier step; then into one without a checkpoint
+    for other in ("to-one-data", "nowhere"):
+        try:
+            run(
+                METHODS["gba-untied"],
+                folder=folder / ("from-one-data" if rank < size - 1 else other),
+                resume=True,
+            )
+        except ValueError as error:
+            refusals.append(str(error))
     with only_writer(folder / "locked", "harvesting into") if rank == 0 else nullcontext():
         try:
             harvested(folder / "locked")
@@ -212,6 +265,8 @@ def main(rank: int, size: int, folder: Path) -> None:
     harvested(folder / "store")
     harvested(folder / "store-from-one")
     harvested(folder / "store-to-one", last=3)
+    # one has all its shards, one the first three, one none
+    harvested(folder / "stores", sites=SITES)
 
     def die(step: int, sae: Any) -> None:
         if step == HALF + 10 and rank == size - 1:

@@ -86,6 +86,29 @@ def test_rows_are_the_models_activations_in_order(lm, corpus, whole):
         assert torch.equal(whole.context(row), blocks[block, : position + 1])
 
 
+def test_windows_show_the_text_around_rows_and_the_rows_it_gave(lm, corpus, whole):
+    n_blocks = sum(shard.blocks for shard in whole.manifest.shards)
+    blocks, places, _ = reference(lm, corpus, n_blocks)
+    row_of = {place: row for row, place in enumerate(places)}
+    order = [700, 3, 3, 0, whole.n_rows - 1, *range(150, 220)]
+    tokens, rows = whole.windows(order, before=6, after=4)
+    assert [place.tolist() for place in whole.places(order)] == [
+        list(part) for part in zip(*(places[row] for row in order), strict=True)
+    ]
+    for i, row in enumerate(order):
+        block, position = places[row]
+        around = [(block, position + offset) for offset in range(-6, 5)]
+        inside = [0 <= p < 16 for _, p in around]
+        expected = [int(blocks[p]) if ok else -1 for p, ok in zip(around, inside, strict=True)]
+        assert tokens[i].tolist() == expected
+        assert rows[i].tolist() == [row_of.get(place, -1) for place in around]
+    assert whole.windows([])[0].shape == (0, 1)
+    with pytest.raises(ValueError, match="before is -1"):
+        whole.windows([0], before=-1)
+    with pytest.raises(IndexError, match="the store holds"):
+        whole.places([whole.n_rows])
+
+
 def test_scale_is_fitted_on_the_first_shard(whole):
     assert whole.normalisation == Normalisation.fit("scale", whole.rows(range(whole.manifest.shards[0].rows)))
 

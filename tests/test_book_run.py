@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,11 +13,18 @@ from book_tree import SAMPLE, call, small_book
 from nbformat import NotebookNode
 
 from tools import provenance
-from tools.layout import Book
+from tools.layout import Book, after
 from tools.notebook import problems
-from tools.parallel import Job, environment
+from tools.parallel import Job, Outcome, environment
+from tools.parallel import run as run_jobs
 
 SOURCE = SAMPLE.name
+FRONT = """---
+jupytext: {text_representation: {extension: .md, format_name: myst}}
+kernelspec: {name: python3, display_name: Python 3}
+---
+# A chapter
+"""
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +86,32 @@ def test_stale_names_what_changed(book: Book) -> None:
     assert len(provenance.stale(book, source)) == 2
     (book.pages / "results" / "90_long_run.json").write_text("{}")
     assert "a record of it in book/results has changed" in provenance.stale(book, source)
+    (book.pages / "results" / "90_long_run.json").unlink()
+    assert len(provenance.stale(book, source)) == 2
     assert "sae_lib.one has changed" in call("check", "--root", str(book.root)).stdout
 
     (book.pages / "90_sample.ipynb").unlink()
     assert provenance.stale(book, source) == ["90_sample.ipynb is missing"]
+
+
+def test_a_record_of_another_chapter_counts_where_it_is_named(book: Book) -> None:
+    source = book.root / "chapters" / SOURCE
+    results = book.pages / "results"
+    results.mkdir()
+    for name in ("10_search.json", "10_other.json", "90_own.json", "x10_search.json"):
+        (results / name).write_text("{}")
+    assert [path.name for path in book.records(source)] == ["90_own.json"]
+    # one of them exists nowhere
+    source.write_text(
+        source.read_text("utf8") + '\nrecords.read("results/10_search.json")\n`results/11_none.json`\n',
+        "utf8",
+    )
+    assert [path.name for path in book.records(source)] == ["10_search.json", "90_own.json"]
+    before = provenance.inputs(book, source, "quick")["records"]
+    (results / "10_other.json").write_text("[1]")
+    assert provenance.inputs(book, source, "quick")["records"] == before
+    (results / "10_search.json").write_text("[1]")
+    assert provenance.inputs(book, source, "quick")["records"] != before
 
 
 def test_failed_chapter_is_reported_and_keeps_its_old_notebook(book: Book) -> None:
@@ -165,3 +195,61 @@ def test_quick_runs_see_neither_gpu_nor_network(monkeypatch: pytest.MonkeyPatch)
     )
     assert "MPLBACKEND" not in quick
     assert "HF_HUB_OFFLINE" not in environment(Job("01", [], profile="full")).keys() - os.environ.keys()
+
+
+def ends_of(jobs: list[Job], cores: int) -> list[str]:
+    """Names of the jobs in the order in which they end."""
+    ends: list[str] = []
+
+    def note(job: Job, outcome: Outcome) -> None:
+        ends.append(job.name)
+
+    run_jobs(jobs, cores, lambda job, line: False, note)
+    return ends
+
+
+def test_a_chapter_starts_when_the_one_it_needs_has_ended(tmp_path: Path) -> None:
+    ready, seen = tmp_path / "ready", tmp_path / "seen"
+    # the needed one comes last, takes a while and fails
+    slow = f"import time, pathlib; time.sleep(0.5); pathlib.Path({str(ready)!r}).touch(); raise SystemExit(1)"
+    look = (
+        f"from pathlib import Path; Path({str(seen)!r} + NAME).write_text(str(Path({str(ready)!r}).exists()))"
+    )
+    command = [sys.executable, "-c"]
+    needing = [Job(f"1{i}_b", [*command, f"NAME = '{i}'; {look}"], after="09") for i in range(2)]
+    free = Job("14_c", [*command, "pass"], after="13")
+    ends = ends_of([*needing, free, Job("09_a", [*command, slow])], cores=4)
+    assert [(tmp_path / f"seen{i}").read_text() for i in range(2)] == ["True", "True"]
+    # what is no part of the run is not waited for
+    assert ends[:2] == ["14_c", "09_a"]
+    assert set(ends) == {"09_a", "10_b", "11_b", "14_c"}
+    # one core is enough
+    assert ends_of([Job("10_b", [*command, "pass"], after="09"), Job("09_a", [*command, "pass"])], 1) == [
+        "09_a",
+        "10_b",
+    ]
+
+
+def test_chapters_that_wait_for_each_other_are_refused() -> None:
+    jobs = [Job("08_a", [], after="09"), Job("09_b", [], after="08"), Job("01_c", [])]
+    with pytest.raises(ValueError, match="wait for each other: 08_a, 09_b"):
+        ends_of(jobs, 2)
+
+
+@pytest.mark.parametrize(
+    ("said", "number"), [('after: "09"', "09"), ("threads: 2, after: 09", "09"), ("threads: 2", "")]
+)
+def test_after_is_read_from_the_front_matter(book: Book, said: str, number: str) -> None:
+    source = book.root / "chapters" / SOURCE
+    source.write_text(re.sub(r"^(kernelspec:.*)$", rf"\1\nbook: {{{said}}}", FRONT, flags=re.M), "utf8")
+    assert after(source) == number
+
+
+@pytest.mark.parametrize("said", ["nine", "90"])
+def test_an_after_that_is_no_other_chapter_is_refused(book: Book, said: str) -> None:
+    source = book.root / "chapters" / SOURCE
+    source.write_text(FRONT.replace("kernelspec", f"book: {{after: {said}}}\nkernelspec"), "utf8")
+    with pytest.raises(
+        ValueError, match=rf"90_sample.md says after: '{said}'; expected the number of another"
+    ):
+        after(source)

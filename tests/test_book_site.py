@@ -1,43 +1,20 @@
 """The built site: works without a network, every asset is there, every figure has words."""
 
 import re
-import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-import yaml
-from book_tree import SAMPLE, call
+from book_tree import SAMPLE
 from bs4 import BeautifulSoup, Tag
 
 from tools import site
-from tools.layout import REPOSITORY, Book
 
 # links that a browser loads by itself, unlike rel="next" or rel="search"
 LOADED_LINKS = {"stylesheet", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "icon"}
 CSS_ASSET = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed book with a sample chapter added, built with every warning an error."""
-    root = tmp_path_factory.mktemp("site")
-    for name in ("_config.yml", "references.bib"):
-        shutil.copy(REPOSITORY / name, root)
-    shutil.copytree(REPOSITORY / "_static", root / "_static")
-    shutil.copytree(REPOSITORY / "book", root / "book")
-    contents = yaml.safe_load((REPOSITORY / "_toc.yml").read_text("utf8"))
-    contents["parts"].append({"caption": "Sample", "chapters": [{"file": f"book/{SAMPLE.stem}"}]})
-    (root / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False), "utf8")
-
-    for folder in ("chapters", "sae_lib"):
-        (root / folder).mkdir()
-    (root / "sae_lib" / "__init__.py").touch()
-    shutil.copy(SAMPLE, root / "chapters")
-    executed = call("run", "--root", str(root))
-    assert executed.returncode == 0, executed.stdout
-    return site.build(Book(root))
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +60,14 @@ def test_every_asset_is_local_and_present(built: Path, pages: dict[Path, Beautif
         if external or not (path.parent / unquote(parts.path)).is_file():
             wrong.add(f"{path.relative_to(built)}: {address}")
     assert not wrong, "assets that are not in the site:\n" + "\n".join(sorted(wrong))
+
+
+def test_archive_holds_the_whole_site(built: Path) -> None:
+    packed = site.archive(built)
+    with zipfile.ZipFile(packed) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    assert names == {f"{built.name}/{p.relative_to(built)}" for p in built.rglob("*") if p.is_file()}
+    assert [path.name for path in built.parent.glob("*.zip")] == ["book.zip"]
 
 
 def test_no_script_in_a_page_names_another_host(pages: dict[Path, BeautifulSoup]) -> None:

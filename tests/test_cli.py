@@ -79,7 +79,7 @@ def test_show_config_prints_and_does_nothing(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("command", ["harvest", "train", "evaluate"])
+@pytest.mark.parametrize("command", ["harvest", "train", "evaluate", "dashboard"])
 def test_help_shows_an_example(command):
     assert f"sae {command} runs/" in sae(command, "--help").stdout
 
@@ -117,6 +117,9 @@ def test_help_shows_an_example(command):
         (["train", "x"], "--data"),
         (["evaluate", "nowhere", "--data", "imbalanced"], "nowhere/cfg.json does not exist"),
         (["evaluate", "nowhere"], "nothing to measure"),
+        (["dashboard", "x", "--data", "y", "--out", "z.html", "--latents", "some"], "--latents is 'some'"),
+        (["dashboard", "x", "--data", "y", "--out", "."], "--out is ., a folder"),
+        (["dashboard", "x", "--data", "y", "--out", "z.html"], "x/cfg.json does not exist"),
         (["harvest", "x", "--site", "resid_post.40"], "allowed 0..29"),
         (["harvest", "x", "--site", "residual.1"], "resid_post"),
         (["harvest", "x", "--corpus", "the-web"], "standard-library"),
@@ -190,6 +193,14 @@ def test_the_road_from_a_language_model_to_an_autoencoder(tmp_path):
     assert sae("harvest", store, *where, "--site", "resid_post.0", "--tokens", 1500, "--block-size", 64)
     refused = sae("harvest", store, *where, "--site", "resid_post.1", "--tokens", 1500, code=2)
     assert "begun with other settings" in refused.stderr
+    several = ["--site", "attn_out.0", "--site", "resid_post.0", "--tokens", 1500, "--block-size", 64]
+    done = sae("harvest", tmp_path / "several", *where, *several)
+    assert [line.split(" in ")[1] for line in done.stdout.splitlines()] == [
+        str(tmp_path / "several" / site) for site in ("attn_out.0", "resid_post.0")
+    ]
+    assert (tmp_path / "several/resid_post.0/manifest.json").read_text() == (
+        store / "manifest.json"
+    ).read_text()
     sae("train", out, "--data", store, "--width", 128, "--steps", 20, "--batch-size", 64, "--centre")
     printed = json.loads(
         sae("evaluate", out, "--data", store, *where, "--faithfulness-tokens", 128, "--block-size", 64).stdout
@@ -197,8 +208,11 @@ def test_the_road_from_a_language_model_to_an_autoencoder(tmp_path):
     assert 0 < printed["nmse"] < 1
     assert printed["ce_recovered"] <= 1
     assert printed["n_tokens"] <= 128
+    page = tmp_path / "page.html"
+    assert "12 dashboards in" in sae("dashboard", out, "--data", store, "--out", page, "--latents", 12).stdout
+    assert "Licence: Wikipedia, CC BY-SA 4.0" in page.read_text(encoding="utf-8")
     config = json.loads((out / "cfg.json").read_text())
-    assert config["metadata"]["hook_name"] == "resid_post.0"
+    assert config["metadata"]["hook_name"] == "blocks.0.hook_resid_post"
     assert config["metadata"]["model_name"] == "smollm2-135m"
 
     shard = next(store.glob("*.safetensors"))

@@ -119,6 +119,19 @@ def test_share_consistent_equals_a_plain_loop(seed, hundredths):
     assert found == pytest.approx(expected)
 
 
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 1000), rule=st.sampled_from(sorted(metrics.RULES)))
+def test_the_curve_counts_among_the_top_latents_one_by_one(seed, rule):
+    a, b = gaussian(30, 3, seed=seed), gaussian(20, 3, seed=seed + 1)
+    stats = statistics(gaussian(30, seed=seed + 2).round(decimals=1).tolist())  # with ties
+    score = getattr(stats, metrics.RULES[rule])
+    ranked = sorted(range(30), key=lambda m: (-score[m].item(), m))
+    agreed = [cosine_table(a, b)[m].max() > 0.8 for m in ranked]
+    expected = [np.mean(agreed[:k]) for k in range(1, 31)]
+    found = metrics.consistency_curve(metrics.max_cosine_similarity(a, b), stats, rule=rule, threshold=0.8)
+    np.testing.assert_allclose(found, expected)
+
+
 def test_latent_statistics_match_numpy_in_float64():
     sae = SparseAutoencoder(6, 9, seed=1).double()
     with torch.no_grad():
@@ -168,6 +181,31 @@ def test_random_dictionaries_are_uniform_and_differ():
     assert not torch.equal(first, metrics.random_dictionaries(20_000, 5, 2, seed=4)[0])
 
 
+def test_row_dictionaries_are_centred_rows_each_used_once():
+    rows = gaussian(50, 4, seed=1) + 3
+    found = torch.cat(metrics.row_dictionaries(rows, 8, 5, seed=2))
+    centred = rows.numpy() - rows.numpy().mean(axis=0)
+    table = cosine_table(found, torch.from_numpy(centred))
+    nearest = table.argmax(axis=1)
+    np.testing.assert_allclose(table.max(axis=1), 1)
+    np.testing.assert_allclose(found.norm(dim=1), 1)
+    assert len(set(nearest.tolist())) == 40
+    again = metrics.row_dictionaries(rows, 8, 5, seed=2)
+    assert torch.equal(torch.cat(again), found)
+    assert not torch.equal(torch.cat(metrics.row_dictionaries(rows, 8, 5, seed=3)), found)
+
+
+def test_where_the_data_lie_is_agreement_without_features():
+    """Rows with nearly all variance in 2 of 40 dimensions: two sets of them agree, uniform sets do not."""
+    spread = torch.full((40,), 0.05, dtype=torch.float64)
+    spread[:2] = 1.0
+    rows = gaussian(2_000, 40, seed=3) * spread
+    near = metrics.pairwise_mcc(metrics.row_dictionaries(rows, 64, 3))
+    far = metrics.pairwise_mcc(metrics.random_dictionaries(64, 40, 3))
+    assert near > 0.8
+    assert far < 0.4
+
+
 def test_the_null_of_pw_mcc_is_far_from_zero():
     """Matching finds agreement in noise: for one latent the mean is 0, for many it is not."""
     one = [metrics.pairwise_mcc(metrics.random_dictionaries(1, 16, 2, seed=s)) for s in range(200)]
@@ -197,3 +235,7 @@ def test_bad_input_names_value_and_bound():
         metrics.random_dictionaries(4, 2, 0)
     with pytest.raises(ValueError, match=r"expected \(N, 4\)"):
         metrics.latent_statistics(SparseAutoencoder(4, 8), torch.ones(3, 5))
+    with pytest.raises(ValueError, match=r"rows have shape \(3, 3\); expected \(N, d\) with N ≥ 4"):
+        metrics.row_dictionaries(a, 2, 2)
+    with pytest.raises(ValueError, match="width is 0; expected at least 1"):
+        metrics.row_dictionaries(a, 0, 2)

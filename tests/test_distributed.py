@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_worker import FEW, METHODS, SHARED, begun, harvested, run, sparse
+from distributed_worker import FEW, METHODS, SHARED, SITES, begun, harvested, run, sparse
 from safetensors.torch import load_file
 
 import sae_lib
@@ -45,6 +45,8 @@ def job(request, tmp_path_factory):
     for parallel in SHARED:
         begun(folder / f"from-one-{parallel}", METHODS["gba-untied"])
     harvested(folder / "store-from-one", last=7)
+    harvested(folder / "stores" / "resid_post.1")
+    harvested(folder / "stores", last=7, sites=SITES[:2])
     processes = [
         subprocess.Popen(
             [sys.executable, str(HERE / "distributed_worker.py"), str(rank), str(size), str(folder)],
@@ -138,6 +140,18 @@ def test_the_first_process_writes_the_files_and_they_hold_the_whole(job, one):
         torch.testing.assert_close(saved[name].double(), value, rtol=0, atol=1e-6)
 
 
+def test_all_start_from_the_numbers_of_the_first_frozen_rows_too(job, one):
+    first, *others = results(job, "apart")
+    for other in others:
+        assert_same_bits(first, other)
+    assert_equal_up_to_rounding(first, one["frozen"])
+
+
+def test_a_density_is_sent_only_where_a_sparse_pass_is_possible(job):
+    for said in results(job, "messages"):
+        assert said == {"small": 0, "large": 10}
+
+
 def test_off_trains_every_process_by_itself(job, one):
     for alone in results(job, "off"):
         assert_same_bits(alone, one["gba"])
@@ -156,6 +170,8 @@ def test_what_cannot_be_shared_out_is_refused(job):
                 "frozen looks at more than one process sees with parallel='latents'; use parallel='data'",
                 f"batch_size is {size - 1}; expected at least {size}, one for each process",
                 f"width is {size - 1}; expected at least {size}, one for each process",
+                "the processes do not read the same checkpoint in",
+                "no checkpoint to resume from",
                 "another process is harvesting into",
             ],
             strict=True,
@@ -200,6 +216,14 @@ def test_a_store_has_the_same_bytes_whoever_wrote_it(job, store):
     assert len(store) > 10
     assert contents(folder / "store") == store
     assert contents(folder / "store-from-one") == store
+
+
+def test_several_sites_at_different_shards_are_finished_together(job, store, tmp_path):
+    folder, _ = job
+    for site in SITES:
+        harvested(tmp_path / site, sites=(site,))
+        assert contents(folder / "stores" / site) == contents(tmp_path / site)
+    assert contents(folder / "stores" / "resid_post.1") == store
 
 
 def test_one_process_goes_on_with_what_several_began(job, store):

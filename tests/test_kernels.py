@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch.nn.functional import normalize
 
 import sae_lib
 from sae_lib import kernels
-from sae_lib.kernels import cpu, reference
-from sae_lib.methods import BatchTopK, JumpReLU, Matryoshka
+from sae_lib.kernels import cpu, reference, support
+from sae_lib.methods import BatchTopK, JumpReLU, Matryoshka, bias_adaptation
 from sae_lib.methods.base import Run
+from sae_lib.methods.bias_adaptation import group_index, group_sums
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 150), st.integers(1, 20))
 # from "everything fires" to "nothing does"
@@ -94,6 +96,81 @@ def test_sparse_codes_answer_like_a_tensor():
         assert torch.equal(codes.count_nonzero(dim=dim), dense.count_nonzero(dim=dim))
 
 
+def in_fixed_order(monkeypatch):
+    """Sums as they are taken on a GPU, where ``index_add`` has no fixed order."""
+    for module in (support, bias_adaptation):
+        monkeypatch.setattr(module, "in_any_order", lambda values: values.is_floating_point())
+
+
+@settings(max_examples=30, deadline=None)
+@given(SHAPES, DENSITIES, st.integers(0, 1000))
+def test_sums_in_a_fixed_order_equal_those_of_index_add(shape, density, seed):
+    x, weight, bar = draw(shape, density, seed)
+    _, entries, u = reference.scan(x, weight, bar)
+    u.requires_grad_(True)
+    codes = kernels.SparseCodes(u, entries)
+    vector = weight[:, 0].clone().requires_grad_(True)
+    found = []
+    for gpu in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if gpu:
+                in_fixed_order(patch)
+            of_rows, of_latents = codes.sum(dim=1), codes.sum(dim=0)
+            counts = codes.count_nonzero(dim=0)
+            spread = (entries.at_latents(vector) * u).sum() + (of_rows * x[:, 0]).sum()
+            found.append([of_rows, of_latents, counts, *torch.autograd.grad(spread, (u, vector))])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_group_sums_in_a_fixed_order_put_every_latent_in_its_group(monkeypatch):
+    values, group = torch.arange(1.0, 8.0), group_index(7, 3)
+    plain = group_sums(values, group, 4)
+    in_fixed_order(monkeypatch)
+    assert group_sums(values, group, 4).tolist() == plain.tolist() == [6.0, 9.0, 13.0, 0.0]
+
+
+def test_no_sum_of_a_sparse_step_is_left_to_index_add(monkeypatch):
+    """On a GPU it would give other bits every time; the backend is another one there."""
+    found, index_add = {}, torch.Tensor.index_add
+
+    def of_whole_numbers(self, *arguments):
+        assert not self.is_floating_point()
+        return index_add(self, *arguments)
+
+    for gpu in (False, True):
+        sae, run, x = begin(sae_lib.GroupBiasAdaptation(groups=2, tied=False, centre=True), (20, 50, 8), 0)
+        with monkeypatch.context() as patch:
+            if gpu:
+                in_fixed_order(patch)
+                patch.setattr(torch.Tensor, "index_add", of_whole_numbers)
+            step, found[gpu] = gradients(run.sparse, sae, run, x)
+            run.method = sae_lib.GroupBiasAdaptation(groups=2, every=1, gamma=1.0)
+            run.after_step(sae, step, 1)
+            found[gpu] |= {"new bias": sae.bias.detach()} | {
+                name: torch.tensor(value) for name, value in run.metrics(sae).items()
+            }
+    for name, value in found[False].items():
+        torch.testing.assert_close(found[True][name], value, rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(SHAPES, DENSITIES, st.integers(0, 1000), st.lists(st.integers(1, 149), max_size=4))
+def test_parts_of_a_support_are_the_supports_of_blocks_of_latents(shape, density, seed, ends):
+    x, weight, bar = draw(shape, density, seed)
+    _, entries, u = reference.scan(x, weight, bar)
+    sizes = sorted({end for end in ends if end < shape[1]} | {shape[1]})
+    first, seen = 0, 0
+    for (here, part), end in zip(entries.parts(sizes), sizes, strict=True):
+        limit = torch.full_like(bar, torch.inf)
+        limit[first:end] = bar[first:end]
+        _, expected, expected_u = reference.scan(x, weight, limit)
+        same(part, expected)
+        assert torch.equal(u[here], expected_u)
+        first, seen = end, seen + len(part)
+    assert seen == len(entries)
+
+
 METHODS = {
     "gba": sae_lib.GroupBiasAdaptation(groups=2),
     "gba untied, centred": sae_lib.GroupBiasAdaptation(groups=2, tied=False, centre=True),
@@ -159,6 +236,28 @@ def test_a_step_without_any_code_has_a_loss_and_zero_gradients():
     assert not any(gradient.any() for gradient in found.values())
 
 
+def test_matryoshka_decodes_every_entry_once(monkeypatch):
+    sae, run, x = begin(METHODS["matryoshka tied"], (20, 64, 8), 0)
+    assert len(run.sizes) == 5
+    looked_at = {}
+
+    def counted(name):
+        work = getattr(cpu, name)
+
+        def count(*arguments):
+            looked_at[name] = looked_at.get(name, 0) + len(arguments[1])
+            return work(*arguments)
+
+        return count
+
+    for name in ("decode", "dots", "accumulate"):
+        monkeypatch.setattr(cpu, name, counted(name))
+    step, _ = gradients(run.sparse, sae, run, x)
+    entries = len(step.codes.support)
+    # tied: the encoder's share of the gradient is accumulated, too
+    assert looked_at == {"decode": entries, "dots": entries, "accumulate": 2 * entries}
+
+
 @pytest.fixture
 def always(monkeypatch):
     """Every step is worth the sparse path."""
@@ -208,11 +307,105 @@ def test_dense_until_few_codes_are_left_and_again_when_they_return(monkeypatch):
     assert taken == [False, False, True, True, False]
 
 
+@pytest.mark.parametrize("bandwidth", [0.02, 1.6])
+def test_jumprelu_goes_by_all_entries_it_has_to_look_at(bandwidth, monkeypatch):
+    """A wide band selects most of what does not fire."""
+    monkeypatch.setitem(kernels.SMALLEST, "cpu", 0)
+    sae, run, x = begin(JumpReLU(0.1, bandwidth=bandwidth, threshold=0.9), (50, 100, 10), 0)
+    with torch.no_grad():
+        sae.bias.zero_()
+        x = 0.5 * normalize(x, dim=1)
+    dense = run(sae, x)
+    near = (sae.project(x) > run.log_threshold.exp() - bandwidth / 2).double().mean()
+    assert dense.projection is not None
+    assert dense.codes.count_nonzero() == 0
+    torch.testing.assert_close(run.density, near, rtol=1e-6, atol=0)
+    # narrow: nothing to look at, so sparse from now on; wide: never
+    assert (run(sae, x).projection is None) == (bandwidth == 0.02)
+    entries = run.entries(sae, run.sparse(sae, x))
+    assert entries == run.entries(sae, run.dense(sae, x)) == near * 50 * 100
+
+
+class Backend:
+    """The plain operations, one of them wrong."""
+
+    def __init__(self, operation, wrong):
+        for name in ("scan", "index", "decode", "dots", "accumulate"):
+            setattr(self, name, getattr(reference, name))
+        setattr(self, operation, wrong)
+
+
+def one_latent_less(x, weight, bar):
+    bar = bar.clone()
+    bar[7] = torch.inf
+    return reference.scan(x, weight, bar)
+
+
+def does_not_compile(*_):
+    raise RuntimeError("no kernel image is available\nfor this device")
+
+
+BROKEN = {
+    "scan": (one_latent_less, "scan differs from the plain operation"),
+    "index": (lambda rows, latents, shape: reference.index(rows.flip(0), latents, shape), "index differs"),
+    "decode": (lambda *arguments: reference.decode(*arguments) * (1 + 1e-6), "decode differs"),
+    "dots": (does_not_compile, "RuntimeError: no kernel image is available"),
+    "accumulate": (lambda *_: None, "accumulate differs"),
+}
+
+
+@pytest.fixture
+def untried(monkeypatch, always):
+    """The CPU's backend has to pass the test that a GPU's has to."""
+    monkeypatch.setattr(kernels, "UNTRIED", ("cpu",))
+    kernels._passes.cache_clear()
+    yield
+    kernels._passes.cache_clear()
+
+
+SHORT = {"width": 64, "steps": 12, "batch_size": 64, "log_every": 4}
+
+
+@pytest.mark.parametrize("operation", BROKEN)
+def test_a_backend_that_fails_its_self_check_is_left_alone_with_one_warning(operation, untried, monkeypatch):
+    wrong, fault = BROKEN[operation]
+    data = sae_lib.synthetic.preset("imbalanced", n_rows=2000)
+    with monkeypatch.context() as patch:
+        patch.setitem(kernels.SMALLEST, "cpu", 2**60)
+        dense, _ = sae_lib.train(data, METHODS["gba"], **SHORT)
+    monkeypatch.setattr(kernels, "backend", lambda device: Backend(operation, wrong))
+    with pytest.warns(UserWarning, match=f"self-check on cpu .*{fault}.*goes on with dense"):
+        fallen_back, _ = sae_lib.train(data, METHODS["gba"], **SHORT)
+    with warnings.catch_warnings(action="error"):
+        sae_lib.train(data, METHODS["topk"], **SHORT)
+    assert torch.equal(fallen_back.weight, dense.weight)
+    assert torch.equal(fallen_back.bias, dense.bias)
+
+
+def test_a_backend_that_cannot_be_loaded_is_left_alone(untried, monkeypatch):
+    def missing(device):
+        raise ImportError("no compiler")
+
+    monkeypatch.setattr(kernels, "backend", missing)
+    with pytest.warns(UserWarning, match="ImportError: no compiler"):
+        assert not kernels.trusted(torch.zeros(1))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_backend_that_passes_is_used(untried, monkeypatch):
+    monkeypatch.setattr(Run, "dense", None)  # not to be called
+    state = torch.get_rng_state()
+    data = sae_lib.synthetic.preset("imbalanced", n_rows=2000)
+    sae_lib.train(data, METHODS["gba"], **SHORT)
+    assert kernels._passes.cache_info().misses == 1
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_small_steps_and_other_devices_stay_dense():
-    assert not kernels.supported(torch.zeros(10, 10), 100)
-    assert kernels.supported(torch.zeros(1024, 576), 9216)
-    assert not kernels.supported(torch.zeros(1024, 576, dtype=torch.bfloat16), 9216)
-    assert not kernels.supported(torch.zeros(1024, 576, device="meta"), 9216)
+    assert not kernels.supported(torch.zeros(10, 10), 10 * 100)
+    assert kernels.supported(torch.zeros(1024, 576), 1024 * 9216)
+    assert not kernels.supported(torch.zeros(1024, 576, dtype=torch.bfloat16), 1024 * 9216)
+    assert not kernels.supported(torch.zeros(1024, 576, device="meta"), 1024 * 9216)
 
 
 def test_the_number_of_threads_stays_as_it_was_set():

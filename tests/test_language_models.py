@@ -38,6 +38,17 @@ def test_site_reads_what_it_writes():
     assert str(Site("resid_post", 10)) == "resid_post.10"
 
 
+def test_site_reads_the_names_of_transformer_lens():
+    assert Site.parse("blocks.10.hook_resid_post") == Site("resid_post", 10)
+    assert Site.parse("blocks.10.hook_resid_pre") == Site("resid_post", 9)
+    assert Site.parse("blocks.3.hook_mlp_out") == Site("mlp_out", 3)
+    assert Site.parse("blocks.0.hook_attn_out") == Site("attn_out", 0)
+    with pytest.raises(ValueError, match="the embedding"):
+        Site.parse("blocks.0.hook_resid_pre")
+    with pytest.raises(ValueError, match=r"expected kind\.layer"):
+        Site.parse("blocks.3.attn.hook_z")
+
+
 @pytest.mark.parametrize(
     "text", ["resid_post", "resid_post.", "resid_post.-1", "resid_post.1.5", "10", "resid_post.²"]
 )
@@ -99,6 +110,39 @@ def test_the_pass_stops_at_the_site(lm):
     called.clear()
     lm.logits(random_blocks())
     assert called == [0, 1, 2, 3, "logits"]
+
+
+SEVERAL = ("mlp_out.1", "resid_post.2", "attn_out.1", "resid_post.0")
+
+
+def test_several_sites_are_read_in_one_pass_that_stops_at_the_last(lm):
+    blocks, called = random_blocks(), []
+    alone = [lm.activations(blocks, site) for site in SEVERAL]
+    lists = [m for m in lm.model.modules() if isinstance(m, nn.ModuleList) and len(m) == N_LAYERS]
+    for layer, block in enumerate(lists[0]):
+        block.register_forward_pre_hook(lambda *_, layer=layer: called.append(layer))
+    together = lm.activations_at(blocks, SEVERAL)
+    assert called == [0, 1, 2]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one, other)
+    assert not any(module._forward_hooks for module in lm.model.modules())
+
+
+def test_what_is_read_does_not_change_when_the_model_goes_on_in_place():
+    lm, blocks = language_model(), random_blocks()
+    layers = lm.model.model.layers
+    # as families do that add to the residual stream in place
+    layers[2].register_forward_pre_hook(lambda _module, inputs: (inputs[0].mul_(2), *inputs[1:]))
+    first, second = (lm.activations(blocks, f"resid_post.{layer}") for layer in (1, 2))
+    found = lm.activations_at(blocks, ["resid_post.2", "resid_post.1"])
+    assert torch.equal(found[0], second)
+    assert torch.equal(found[1], first)
+
+
+@pytest.mark.parametrize("sites", [[], ["resid_post.1", "resid_post.01"]])
+def test_no_site_and_a_site_twice_are_refused(sites):
+    with pytest.raises(ValueError, match="expected at least one, and none twice"):
+        language_model().activations_at(random_blocks(), sites)
 
 
 def test_activations_leave_no_hook_behind_and_can_train(lm):
@@ -396,3 +440,44 @@ def test_attention_runs_without_a_mask():
     lm.activations(random_blocks(), "resid_post.0")
     assert lm.model.config._attn_implementation == "sdpa"
     assert seen == [None]
+
+
+def test_logits_at_some_positions_are_those_of_a_whole_pass(lm):
+    blocks = random_blocks(3, 12)
+    where = torch.rand(3, 12, generator=torch.Generator().manual_seed(0)) < 0.4
+    torch.testing.assert_close(lm.logits(blocks, where), lm.logits(blocks)[where], rtol=1e-4, atol=1e-5)
+    assert lm.logits(blocks).shape == (3, 12, VOCABULARY)
+
+
+@pytest.mark.parametrize("layer", [0, 1, N_LAYERS - 1])
+def test_resumed_passes_give_the_logits_of_whole_ones(lm, layer):
+    blocks, later = random_blocks(3, 12), f"resid_post.{N_LAYERS - 1}"
+    plain = lm.logits(blocks)
+    shift = lambda acts: acts + torch.arange(D_MODEL) / D_MODEL  # noqa: E731
+    expected = []
+    for site in (f"resid_post.{layer}", later):
+        with lm.replaced(site, shift):
+            expected.append(lm.logits(blocks))
+    attention = next(m for n, m in lm._blocks[0].named_children() if "att" in n)
+    calls = []
+    attention.register_forward_hook(lambda *_: calls.append(1))
+    with lm.resumed(layer, blocks):
+        calls.clear()
+        torch.testing.assert_close(lm.logits(blocks), plain, rtol=1e-5, atol=1e-6)
+        for site, wanted in zip((f"resid_post.{layer}", later), expected, strict=True):
+            with lm.replaced(site, shift):
+                torch.testing.assert_close(lm.logits(blocks), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(lm.logits(blocks), plain, rtol=1e-5, atol=1e-6)
+    # nothing of the skipped blocks was computed
+    assert not calls
+    torch.testing.assert_close(lm.logits(blocks), plain, rtol=1e-5, atol=1e-6)
+
+
+def test_an_error_while_resumed_leaves_the_model_whole(lm):
+    blocks = random_blocks(2, 8)
+    plain = lm.logits(blocks)
+    with pytest.raises(KeyboardInterrupt), lm.resumed(1, blocks):
+        raise KeyboardInterrupt
+    torch.testing.assert_close(lm.logits(random_blocks(2, 8)), plain, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=f"layer {N_LAYERS}"), lm.resumed(N_LAYERS, blocks):
+        pass

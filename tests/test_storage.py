@@ -20,6 +20,7 @@ from sae_lib import (
     synthetic,
     train,
 )
+from sae_lib.language_models import Site
 from sae_lib.storage import StorageError
 
 
@@ -145,6 +146,18 @@ def test_a_trained_gate_with_bias_and_threshold_keeps_its_codes_to_the_bit(metho
     torch.testing.assert_close(theirs.encode(data.rows), sae.encode(data.rows), atol=1e-5, rtol=1e-4)
 
 
+def test_where_the_activations_come_from_stands_under_saelens_names(tmp_path):
+    sae, _ = trained_like(TopK(k=4), "none")
+    data = {"model": {"name": "some/model"}, "site": "attn_out.3", "block_size": 256}
+    sae.metadata = {"training": {"data": data}}
+    sae.save(tmp_path)
+    metadata = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
+    assert metadata["model_name"] == "some/model"
+    assert metadata["hook_name"] == "blocks.3.hook_attn_out"
+    assert metadata["context_size"] == 256
+    assert Site.parse(metadata["hook_name"]) == Site("attn_out", 3)
+
+
 def test_a_jumprelu_gate_survives_exactly(tmp_path):
     sae = SparseAutoencoder(1, 2)
     with torch.no_grad():
@@ -200,7 +213,6 @@ def edit(folder, **changes):
         (lambda f: edit(f, d_in=9), r"W_enc is torch.float32 \(8, 20\); cfg.json says .* \(9, 20\)"),
         (lambda f: edit(f, d_sae="20"), "d_sae is '20'"),
         (lambda f: edit(f, normalize_activations="layer_norm"), "layer_norm"),
-        (lambda f: edit(f, apply_b_dec_to_input=False), "apply_b_dec_to_input"),
         (
             lambda f: (f / "sae_weights.safetensors").write_bytes(
                 (f / "sae_weights.safetensors").read_bytes()[:-10]

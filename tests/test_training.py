@@ -13,17 +13,25 @@ import torch
 from sae_lib import (
     L1,
     BatchTopK,
+    Frozen,
     Gated,
     GroupBiasAdaptation,
     JumpReLU,
     Matryoshka,
+    ModifiedBiasAdaptation,
+    Normalisation,
     Rows,
     TopK,
+    checkpoint,
+    distributed,
     metrics,
     synthetic,
     train,
 )
 from sae_lib.checkpoint import CheckpointError
+from sae_lib.files import only_writer
+from sae_lib.interruption import interruptible
+from sae_lib.tensor_files import read_metadata
 from sae_lib.training import NonFiniteLossError, learning_rate
 
 METHODS = [
@@ -238,3 +246,154 @@ def test_weight_decay_shrinks_the_free_encoder(data):
         train(data, L1(0.01), width=16, steps=100, batch_size=64, weight_decay=w)[0] for w in (0.0, 5.0)
     )
     assert decayed.weight.norm() < 0.9 * plain.weight.norm()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_only_rows_decay(method):
+    """With a gradient of 0, AdamW moves a parameter by its decay alone."""
+    sae = method.build(12, 32, normalisation=Normalisation(), seed=0)
+    run = method.start(sae, torch.randn(50, 12, generator=torch.Generator().manual_seed(0)))
+    parameters = [p for p in (*sae.parameters(), *run.parameters()) if p.requires_grad]
+    optimiser = method.optimiser(parameters, 0.1, 0.5)
+    # a checkpoint knows them by these numbers
+    assert [p for group in optimiser.param_groups for p in group["params"]] == parameters
+    for parameter in parameters:
+        # biases start at 0, which decay would leave
+        parameter.data += 0.5
+        parameter.grad = torch.zeros_like(parameter)
+    before = [p.detach().clone() for p in parameters]
+    optimiser.step()
+    for parameter, old in zip(parameters, before, strict=True):
+        expected = old * (1 - 0.1 * 0.5) if parameter.ndim == 2 else old
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-6, atol=0)
+    assert any(p.ndim == 1 for p in parameters)
+
+
+class UnderAutocast:
+    """A method that enters autocast for its start and for each forward pass by itself, as is recommended."""
+
+    def __init__(self, method):
+        self.method = method
+
+    def __getattr__(self, name):
+        return getattr(self.method, name)
+
+    def start(self, sae, sample):
+        with torch.autocast("cpu", torch.bfloat16):
+            run = self.method.start(sae, sample)
+        forward = run.forward
+
+        def under_autocast(sae, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return forward(sae, x)
+
+        run.forward = under_autocast
+        return run
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+def test_training_within_autocast_uses_the_weights_as_they_are(data, method):
+    """Autocast keeps its casts of parameters as long as it lasts."""
+    settings = {"width": 32, "steps": 30, "batch_size": 64, "log_every": 10}
+    expected, expected_log = train(data, UnderAutocast(method), **settings)
+    with torch.autocast("cpu", torch.bfloat16):
+        sae, log = train(data, method, **settings)
+    assert log == expected_log
+    assert same_bits(state(sae), state(expected))
+
+
+@pytest.mark.parametrize("method", [*METHODS, ModifiedBiasAdaptation(), Frozen(L1())], ids=lambda m: m.name)
+def test_a_run_lies_where_its_autoencoder_does(method):
+    sae = method.build(12, 32, normalisation=Normalisation(), seed=0).to("meta")
+    run = method.start(sae, torch.zeros(50, 12, device="meta"))
+    for name, value in (*run.named_parameters(), *run.named_buffers()):
+        assert value.device.type == "meta", name
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_leaves_the_last_checkpoint(data, tmp_path):
+    settings = {"width": 16, "steps": 40, "batch_size": 32, "log_every": 5, "checkpoint_every": 10}
+    whole, _ = train(data, METHODS[0], **settings)
+
+    def impatient(step, sae):
+        if step == 25:
+            press_ctrl_c()
+            press_ctrl_c()
+            raise AssertionError("went on")
+
+    with pytest.raises(KeyboardInterrupt, match="at once, by another Ctrl-C"):
+        train(data, METHODS[0], folder=tmp_path, callback=impatient, **settings)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed, _ = train(data, METHODS[0], folder=tmp_path, resume=True, **settings)
+    assert same_bits(state(resumed), state(whole))
+
+
+def test_a_second_ctrl_c_while_a_checkpoint_is_written_keeps_the_one_before(data, tmp_path, monkeypatch):
+    settings = {"width": 16, "steps": 40, "batch_size": 32, "log_every": 5, "checkpoint_every": 10}
+    write = checkpoint.write_tensors
+
+    def interrupted(path, tensors, header):
+        path.write_bytes(b"half of it")
+        if '"step": 25' in header[checkpoint.FORMAT]:
+            press_ctrl_c()
+        write(path, tensors, header)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="at once"):
+        train(
+            data, METHODS[0], folder=tmp_path, **settings,
+            callback=lambda step, sae: press_ctrl_c() if step == 25 else None,
+        )  # fmt: skip
+    assert not list(tmp_path.glob(".*.tmp"))
+    names = json.loads(read_metadata(tmp_path / checkpoint.NAME)[checkpoint.FORMAT])
+    assert names["step"] == 20
+
+
+def test_under_torchrun_ctrl_c_is_heard_twice_before_it_ends_at_once(monkeypatch):
+    """It passes on what the terminal has told all processes already."""
+    monkeypatch.setattr("sae_lib.interruption.launched", lambda: True)
+    with interruptible() as event:
+        press_ctrl_c()
+        press_ctrl_c()
+        assert event.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            press_ctrl_c()
+
+
+def test_a_checkpoint_is_read_after_the_folder_is_locked(data, tmp_path, monkeypatch):
+    """Else another process could write a later one in between, which would then be overwritten."""
+    settings = {"width": 16, "batch_size": 32, "steps": 20, "folder": tmp_path}
+    train(data, METHODS[0], **settings)
+    read = checkpoint.read
+
+    def locked(folder, settings):
+        with (
+            pytest.raises(RuntimeError, match="another process is training in"),
+            only_writer(folder, "training in"),
+        ):
+            pass
+        return read(folder, settings)
+
+    monkeypatch.setattr(checkpoint, "read", locked)
+    train(data, METHODS[0], resume=True, **settings)
+
+
+def test_every_process_takes_the_gpu_of_its_own(data, monkeypatch):
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x",
+        "WORLD_SIZE": "4",
+        "RANK": "2",
+        "LOCAL_RANK": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert distributed.local("cuda") == torch.device("cuda", 2)
+    assert distributed.local("cuda:1") == torch.device("cuda", 1)
+    assert distributed.local("cpu") == torch.device("cpu")
+    asked = []
+    monkeypatch.setattr(distributed, "local", lambda device: asked.append(device) or torch.device("cpu"))
+    train(data, METHODS[0], width=16, steps=2, batch_size=32, device="cuda", parallel="off")
+    assert asked == ["cuda"]

@@ -61,6 +61,16 @@ def test_kernels_compile(capability):
     passes(str(CHECKS / "triton_compile.py"), str(capability), TRITON_INTERPRET="0")
 
 
+@needs_triton
+def test_the_precision_of_float32_whichever_switch_was_used():
+    switches = [("pass", "ieee"), ("m.allow_tf32 = True", "tf32"), ("m.allow_tf32 = False", "ieee")]
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        # from then on, reading allow_tf32 raises
+        switches += [("m.fp32_precision = 'tf32'", "tf32"), ("m.fp32_precision = 'ieee'", "ieee")]
+    told = "; ".join(f"{switch}; assert gpu.cuda_precision() == '{value}'" for switch, value in switches)
+    passes("-c", f"import torch; from sae_lib.kernels import gpu; m = torch.backends.cuda.matmul; {told}")
+
+
 def test_a_gpu_gets_the_triton_kernels_where_triton_is_installed(monkeypatch):
     device = torch.device("cuda")
     monkeypatch.setattr(kernels, "_has_triton", lambda: False)

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 import sae_lib
 from sae_lib import kernels
-from sae_lib.kernels import gpu, reference
+from sae_lib.kernels import check, gpu, reference
 from sae_lib.methods import JumpReLU, Matryoshka
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -166,6 +166,14 @@ def test_float64_is_left_to_the_plain_operations():
     peak, support, u = gpu.scan(x, weight, limit)
     assert peak.dtype == u.dtype == torch.float64
     assert gpu.decode(u, support, weight).dtype == torch.float64
+
+
+@pytest.mark.parametrize("factors", [torch.float32, HALF], ids=str)
+def test_the_kernels_pass_their_self_check(factors, monkeypatch):
+    if INTERPRETED:
+        # the interpreter is slow, and its tiles are small
+        monkeypatch.setattr(check, "SHAPES", ((20, 40, 32), (20, 40, 18)))
+    assert check.fault(lambda: gpu, DEVICE, factors) is None
 
 
 METHODS = {

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from tools import cover, parallel, provenance, site
-from tools.layout import REPOSITORY, Book, threads
+from tools import claims, cover, generated, parallel, provenance, site
+from tools.layout import REPOSITORY, Book, after, threads
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -43,11 +43,14 @@ def run_chapters(
         sources = [source for source in sources if provenance.stale(book, source)]
     command = (sys.executable, "-m", "tools.execute", str(book.root))
     jobs = [
-        parallel.Job(source.stem, [*command, str(source), profile], threads(source, profile), profile)
+        parallel.Job(
+            source.stem, [*command, str(source), profile], threads(source, profile), profile, after(source)
+        )
         for source in sorted(sources, key=lambda source: -_seconds_last_time(book, source))
     ]
     _run_and_report(jobs, cores, "executed")
     cover.write(book)
+    _write_generated(book)
 
 
 @app.command()
@@ -69,21 +72,38 @@ def verify(chapters: Chapters = None, root: Root = REPOSITORY, cores: Cores = CO
     pytest = (sys.executable, "-m", "pytest", "-p", "tools.nbval_tolerance", "--nbval", "--nbval-current-env")
     quiet = ("-q", "--no-header", "--color=no", "-p", "no:cacheprovider")
     jobs = [
-        parallel.Job(source.stem, [*pytest, *quiet, str(book.notebook(source))], threads(source))
+        parallel.Job(
+            source.stem, [*pytest, *quiet, str(book.notebook(source))], threads(source), after=after(source)
+        )
         for source in sorted(_sources(book, chapters), key=lambda source: -_seconds_last_time(book, source))
     ]
     _run_and_report(jobs, cores, "reproduced")
 
 
 @app.command("site")
-def build_site(root: Root = REPOSITORY) -> None:
+def build_site(
+    root: Root = REPOSITORY,
+    archive: Annotated[bool, typer.Option("--archive", help="Also write the site as one file.")] = False,
+) -> None:
     """Build the site from the committed notebooks, executing nothing."""
+    book = Book(root.resolve())
+    _write_generated(book)
     try:
-        pages = site.build(Book(root.resolve()))
+        pages = site.build(book)
     except site.SiteError as error:
         print(error)
         raise typer.Exit(1) from error
     print(f"The book: {pages / 'index.html'}")
+    if archive:
+        print(f"In one file, for reading without a network: {site.archive(pages)}")
+
+
+def _write_generated(book: Book) -> None:
+    try:
+        generated.write(book)
+    except claims.ClaimsError as error:
+        print(error)
+        raise typer.Exit(1) from error
 
 
 def _sources(book: Book, chapters: list[str] | None) -> list[Path]:

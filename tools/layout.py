@@ -11,6 +11,8 @@ from nbformat import NotebookNode
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCE_NAME = re.compile(r"\d\d_\w+\.md")
+# how a chapter names the record of another one
+RECORD = re.compile(r"\bresults/(\d\d_[\w-]+\.json)\b")
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,12 @@ class Book:
         return folder / f"{source.stem}.ipynb"
 
     def records(self, source: Path) -> list[Path]:
-        """The records of long runs that a chapter shows: those with its number."""
-        return sorted((self.pages / "results").glob(f"{source.name[:2]}_*.json"))
+        """The records of long runs that a chapter shows: those with its number, and those it names."""
+        folder = self.pages / "results"
+        named = {folder / name for name in RECORD.findall(source.read_text("utf8"))}
+        return sorted(
+            {*folder.glob(f"{source.name[:2]}_*.json"), *(path for path in named if path.is_file())}
+        )
 
 
 def read_source(source: Path) -> NotebookNode:
@@ -64,3 +70,13 @@ def threads(source: Path, profile: str = "quick") -> int:
     if profile == "full":
         return os.cpu_count() or 1
     return int(read_source(source).metadata.get("book", {}).get("threads", 1))
+
+
+def after(source: Path) -> str:
+    """Number of the chapter whose files this one needs: `book: {after: "09"}` in its front matter, or ""."""
+    number = str(read_source(source).metadata.get("book", {}).get("after", ""))
+    if number and (not re.fullmatch(r"\d\d", number) or source.name.startswith(number)):
+        raise ValueError(
+            f'{source.name} says after: {number!r}; expected the number of another, such as "09"'
+        )
+    return number

@@ -28,12 +28,13 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Job:
-    """A command to run for one chapter."""
+    """A command to run for one chapter; `after`: the number of another, whose job must have ended before."""
 
     name: str
     command: Sequence[str]
     threads: int = 1
     profile: str = "quick"
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,18 @@ def run(
     on_line: Callable[[Job, str], bool],
     on_end: Callable[[Job, Outcome], None],
 ) -> dict[str, Outcome]:
-    """Run all jobs, in order as far as free cores allow; failures stop nothing.
+    """Run all jobs, in order as far as free cores and `after` allow; failures stop nothing.
 
     `on_line` sees each line as it comes, and returns whether it was only about progress.
     """
+    _refuse_circles(jobs)
     waiting, running, ended = list(jobs), dict[Future[Outcome], Job](), dict[str, Outcome]()
     with ThreadPoolExecutor(max_workers=cores) as pool:
         while waiting or running:
             for job in list(waiting):
                 taken = sum(min(other.threads, cores) for other in running.values())
-                if taken + min(job.threads, cores) <= cores:
+                free = taken + min(job.threads, cores) <= cores
+                if free and not any(_waits(job, other) for other in (*waiting, *running.values())):
                     waiting.remove(job)
                     running[pool.submit(_run, job, on_line)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -68,6 +71,19 @@ def run(
                 ended[job.name] = future.result()
                 on_end(job, ended[job.name])
     return ended
+
+
+def _waits(job: Job, other: Job) -> bool:
+    return bool(job.after) and other.name.startswith(f"{job.after}_")
+
+
+def _refuse_circles(jobs: Sequence[Job]) -> None:
+    """Raise ValueError for jobs that wait for each other."""
+    left = list(jobs)
+    while free := [job for job in left if not any(_waits(job, other) for other in left)]:
+        left = [job for job in left if job not in free]
+    if left:
+        raise ValueError(f"these chapters wait for each other: {', '.join(job.name for job in left)}")
 
 
 def warm_up() -> None:

@@ -1,23 +1,24 @@
 """The sparse training step: encoder product, gate and counts in one pass, then work only where codes are.
 
 A backend is a module with five functions: ``scan``, ``index``, ``decode``, ``dots`` and ``accumulate``. Plain
-ones are in ``reference``, fast ones in ``cpu`` and, for CUDA devices where Triton is installed, in ``gpu``.
-A :class:`Pass` makes them differentiable.
+ones are in ``reference``, fast ones in ``cpu`` and, for CUDA devices where Triton is installed, in ``gpu``,
+which are put to the test on each device before their first use. A :class:`Pass` makes them differentiable.
 """
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from sae_lib.kernels import reference
+from sae_lib.kernels import check, reference
 from sae_lib.kernels.autograd import Pass
 from sae_lib.kernels.support import SparseCodes, Support
 
-__all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported"]
+__all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported", "trusted"]
 
 # Both by type of device: "cpu" measured (chapter 14), "cuda" ESTIMATED, no GPU having been at hand.
 # Multiplications in the encoder product (batch × d × width) from which on the sparse pass is considered.
@@ -26,6 +27,8 @@ __all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported"]
 SMALLEST = {"cpu": 2**26, "cuda": 2**36}
 # Share of nonzero codes up to which the sparse step is faster; on a CPU the two meet at about 0.1.
 DENSEST = {"cpu": 0.08, "cuda": 0.005}
+# types of device whose backend depends on a compiler and a driver that the tests have not seen
+UNTRIED = ("cuda",)
 
 
 @cache
@@ -51,8 +54,8 @@ def backend(device: torch.device) -> ModuleType:
     return reference
 
 
-def supported(x: Tensor, width: int) -> bool:
-    """Whether a step on rows x (B, d) may ever be worth the sparse path.
+def supported(x: Tensor, codes: float) -> bool:
+    """Whether a step on rows x (…, d) that has so many codes (B · M) may ever be worth the sparse path.
 
     On CUDA, for float32 and with Triton only; the size from which on is an estimate there, not measured.
     """
@@ -61,7 +64,7 @@ def supported(x: Tensor, width: int) -> bool:
         fast = x.dtype == torch.float32 and _has_triton()
     else:
         fast = kind == "cpu" and x.dtype in (torch.float32, torch.float64)
-    return fast and x.numel() * width >= SMALLEST[kind]
+    return fast and x.shape[1] * codes >= SMALLEST[kind]
 
 
 def pays(density: float, device: torch.device) -> bool:
@@ -70,3 +73,26 @@ def pays(density: float, device: torch.device) -> bool:
     On CUDA an estimate, not measured.
     """
     return density <= DENSEST[device.type]
+
+
+def trusted(x: Tensor) -> bool:
+    """Whether the backend gives right results where x lies; on a GPU it is put to the test, once a process.
+
+    A backend that fails is not used: a warning says so, once, and steps stay dense.
+    """
+    kind = x.device.type
+    if kind not in UNTRIED:
+        return True
+    return _passes(x.device, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)
+
+
+@cache
+def _passes(device: torch.device, factors: torch.dtype) -> bool:
+    fault = check.fault(lambda: backend(device), device, factors)
+    if fault:
+        warnings.warn(
+            f"the sparse kernels fail their self-check on {device} ({fault}). Training goes on with dense "
+            "steps, which give the same results and take longer",
+            stacklevel=3,
+        )
+    return fault is None

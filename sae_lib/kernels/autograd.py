@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class Pass:
 
     def __init__(self, backend: ModuleType, support: Support, *, tied: bool) -> None:
         self.backend, self.support, self.tied = backend, support, tied
-        self.decoded: list[tuple[Tensor, Tensor]] = []
+        self.decoded: list[tuple[Tensor, Support, Tensor]] = []
 
     def encode(self, values: Tensor, centred: Tensor, weight: Tensor, pre_bias: Tensor) -> Tensor:
         """u (E,) = W (x − b_pre) on the support, differentiable in the weight and b_pre.
@@ -34,7 +35,14 @@ class Pass:
 
         values: (E,). directions: (M, d), of a tied pass the weight given to :meth:`encode`.
         """
-        return _Decode.apply(self, values, directions)
+        return self.decode_parts(values, directions, [len(directions)])[0]
+
+    def decode_parts(self, values: Tensor, directions: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """The same for each of several blocks of latents by itself.
+
+        sizes: latents up to the end of each block, increasing, the last one M.
+        """
+        return cast("tuple[Tensor, ...]", _Decode.apply(self, values, directions, sizes))
 
 
 class _Encode(torch.autograd.Function):
@@ -54,35 +62,39 @@ class _Encode(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             of_weight = torch.zeros_like(weight)
             run.backend.accumulate(gradient, run.support, centred, of_weight)
-            for codes, errors in run.decoded:
-                run.backend.accumulate(codes, run.support, errors, of_weight)
+            for codes, support, errors in run.decoded:
+                run.backend.accumulate(codes, support, errors, of_weight)
             run.decoded.clear()
         if ctx.needs_input_grad[4]:
-            by_latent = gradient.new_zeros(len(weight)).index_add(0, run.support.latents, gradient)
-            of_pre_bias = -(by_latent @ weight)
+            of_pre_bias = -(run.support.by_latent(gradient) @ weight)
         return None, None, None, of_weight, of_pre_bias
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Pass, values: Tensor, directions: Tensor) -> Tensor:
-        ctx.run = run
+    def forward(
+        ctx: Any, run: Pass, values: Tensor, directions: Tensor, sizes: Sequence[int]
+    ) -> tuple[Tensor, ...]:
+        ctx.run, ctx.parts = run, run.support.parts(sizes)
         ctx.save_for_backward(values, directions)
-        return run.backend.decode(values, run.support, directions)
+        return tuple(run.backend.decode(values[here], part, directions) for here, part in ctx.parts)
 
     @staticmethod
-    def backward(ctx: Any, errors: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
         run: Pass = ctx.run
         values, directions = ctx.saved_tensors
-        errors = errors.contiguous()
+        parts = [
+            (here, part, error.contiguous()) for (here, part), error in zip(ctx.parts, errors, strict=True)
+        ]
         of_values = of_directions = None
         if ctx.needs_input_grad[1]:
-            of_values = run.backend.dots(errors, run.support, directions)
+            of_values = torch.cat([run.backend.dots(error, part, directions) for _, part, error in parts])
         if ctx.needs_input_grad[2]:
             if run.tied:
                 # the codes depend on the weight, so the backward pass comes to _Encode after this
-                run.decoded.append((values, errors))
+                run.decoded += [(values[here], part, error) for here, part, error in parts]
             else:
                 of_directions = torch.zeros_like(directions)
-                run.backend.accumulate(values, run.support, errors, of_directions)
-        return None, of_values, of_directions
+                for here, part, error in parts:
+                    run.backend.accumulate(values[here], part, error, of_directions)
+        return None, of_values, of_directions, None

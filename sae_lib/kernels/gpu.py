@@ -57,12 +57,21 @@ def index(rows: Tensor, latents: Tensor, shape: tuple[int, int]) -> tuple[Suppor
     return _support(keys, shape), order
 
 
+def cuda_precision() -> str:
+    """How PyTorch is set to multiply float32 on CUDA: ``"tf32"`` or ``"ieee"``, exactly."""
+    switches = torch.backends.cuda.matmul
+    # the older switch raises once the newer one, of PyTorch 2.9, was used; the newer one follows the older
+    if hasattr(switches, "fp32_precision"):
+        return "tf32" if switches.fp32_precision == "tf32" else "ieee"
+    return "tf32" if switches.allow_tf32 else "ieee"
+
+
 def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, str]:
     """Both factors as they are multiplied, and the precision that float32 asks for."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         x, weight = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (x, weight))
-    precision = "tf32" if kind == "cuda" and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    precision = cuda_precision() if kind == "cuda" else "ieee"
     return x.detach().contiguous(), weight.detach().contiguous(), precision
 
 

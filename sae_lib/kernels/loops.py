@@ -60,6 +60,7 @@ def order(index, size):
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def decode(values, latents, row_order, row_ends, directions, out):
+    """Write Σ value × direction over the entries of each row to ``out`` (B, d); a row has one thread."""
     for i in prange(len(out)):
         total = np.zeros(out.shape[1], out.dtype)
         for e in row_order[row_ends[i] : row_ends[i + 1]]:
@@ -71,6 +72,7 @@ def decode(values, latents, row_order, row_ends, directions, out):
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def dots(errors, latents, row_order, row_ends, directions, out):
+    """Write the product of row and direction of each entry to ``out`` (E,), row by row."""
     for i in prange(len(errors)):
         error = errors[i]
         for e in row_order[row_ends[i] : row_ends[i + 1]]:
@@ -83,6 +85,7 @@ def dots(errors, latents, row_order, row_ends, directions, out):
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def accumulate(values, rows, latent_ends, vectors, out):
+    """Add Σ value × row of ``vectors`` over the entries of each latent to ``out`` (M, d), in their order."""
     for hand in prange(HANDS):
         for m in range(hand, len(out), HANDS):
             if latent_ends[m] == latent_ends[m + 1]:

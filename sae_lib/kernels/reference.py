@@ -1,4 +1,4 @@
-"""The four operations of the sparse step in plain PyTorch: what the fast ones are compared with."""
+"""The five operations of the sparse step in plain PyTorch: what the fast ones are compared with."""
 
 from __future__ import annotations
 

@@ -2,9 +2,51 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
+import torch
 from torch import Tensor
+
+
+def _add_up(values: Tensor, index: Tensor, ends: Tensor, order: Tensor | None = None) -> Tensor:
+    """Sum of the values (E,) at each place (n,), the same bits every time.
+
+    index: (E,), where each value belongs. order: sorts it; None if it is sorted. ends: (n + 1,), of its runs.
+    """
+    if in_any_order(values):
+        ordered = values if order is None else values.index_select(0, order)
+        return torch.segment_reduce(ordered, "sum", offsets=ends)
+    return values.new_zeros(len(ends) - 1).index_add(0, index, values)
+
+
+def in_any_order(values: Tensor) -> bool:
+    """Whether ``index_add`` adds up such values in any order, and so rounds differently every time."""
+    return values.is_cuda and values.is_floating_point()
+
+
+class _AtLatents(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vector: Tensor, support: Support) -> Tensor:
+        ctx.support = support
+        return vector.index_select(0, support.latents)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.support.by_latent(gradient), None
+
+
+class _ByRow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, support: Support) -> Tensor:
+        ctx.rows = support.rows
+        return _add_up(values, support.rows, support.row_ends, support.row_order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.index_select(0, ctx.rows), None
 
 
 @dataclass(frozen=True)
@@ -35,6 +77,42 @@ class Support:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def at_latents(self, vector: Tensor) -> Tensor:
+        """The number of each entry's latent (E,), from one for every latent (M,); differentiable."""
+        return cast(Tensor, _AtLatents.apply(vector, self))
+
+    def by_latent(self, values: Tensor) -> Tensor:
+        """Sum of values (E,) over the entries of each latent (M,), without gradient."""
+        return _add_up(values.detach(), self.latents, self.latent_ends)
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Sum of values (E,) over the entries of each row (B,); differentiable."""
+        return cast(Tensor, _ByRow.apply(values, self))
+
+    def parts(self, sizes: Sequence[int]) -> list[tuple[slice, Support]]:
+        """The entries of consecutive blocks of latents, each block alone as a support of the same shape.
+
+        sizes: latents up to the end of each block, increasing, the last one M. Beside each support stands
+        the slice of the entries that it holds.
+        """
+        if len(sizes) == 1:
+            return [(slice(0, len(self)), self)]
+        ends = self.latent_ends[torch.tensor([0, *sizes], device=self.latent_ends.device)].tolist()
+        found = []
+        for first, end in itertools.pairwise(ends):
+            here = slice(first, end)
+            inside = (self.row_order >= first) & (self.row_order < end)
+            before = torch.cat([inside.new_zeros(1, dtype=torch.int64), inside.cumsum(0)])
+            part = Support(
+                self.rows[here],
+                self.latents[here],
+                self.latent_ends.clamp(first, end) - first,
+                self.row_order[inside] - first,
+                before[self.row_ends],
+            )
+            found.append((here, part))
+        return found
+
 
 class SparseCodes:
     """Codes (B, M) of which only the entries of a support are held; what methods need of a tensor of codes.
@@ -49,9 +127,8 @@ class SparseCodes:
         return self.support.shape[0]
 
     def sum(self, dim: int) -> Tensor:
-        """Sum over rows (``dim=0``, giving (M,)) or over latents (``dim=1``, giving (B,))."""
-        index = self.support.latents if dim == 0 else self.support.rows
-        return self.values.new_zeros(self.support.shape[1 - dim]).index_add(0, index, self.values)
+        """Sum over rows (``dim=0``: (M,), without gradient) or over latents (``dim=1``: (B,))."""
+        return self.support.by_latent(self.values) if dim == 0 else self.support.by_row(self.values)
 
     def count_nonzero(self, dim: int | None = None) -> Tensor:
         """How many codes are not 0, of all, by latent (``dim=0``) or by row (``dim=1``)."""

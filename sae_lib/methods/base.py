@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
@@ -58,8 +59,9 @@ class Run(nn.Module):
     Its buffers are its counters, its parameters are trained with those of the autoencoder; checkpoints hold
     both.
 
-    density: share of the codes that were nonzero in the last step, 1 before; of a run large enough for the
-        sparse pass. The next step goes by it, and as a buffer it makes a resumed run decide alike.
+    density: share of the codes that the sparse pass had to look at in the last step, or would have had to, 1
+        before; of a run large enough for it. The next step goes by it, and as a buffer it makes a resumed run
+        decide alike. Several processes go by the mean of theirs.
     world: the processes that train together.
     """
 
@@ -72,12 +74,19 @@ class Run(nn.Module):
 
     def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """One pass over a batch x (B, d): sparse where that is possible and faster, otherwise dense."""
-        if not (self.has_sparse_pass(sae) and kernels.supported(x, sae.width)):
+        # of an average process, as all have to come to the same answer
+        rows = self.world.rows.whole(len(x)) / self.world.rows.size
+        width = self.world.latents.whole(sae.width) / self.world.latents.size
+        if not (self.has_sparse_pass(sae) and kernels.supported(x, rows * width)):
             return self.dense(sae, x)
-        pays = kernels.pays(self.density.item(), x.device)
+        pays = kernels.pays(self.density.item(), x.device) and kernels.trusted(x)
         step = self.sparse(sae, x) if pays else self.dense(sae, x)
-        self.density.copy_(step.codes.count_nonzero() / (len(x) * sae.width))
+        self.density.copy_(self.world.mean(self.entries(sae, step) / (len(x) * sae.width)))
         return step
+
+    def entries(self, sae: SparseAutoencoder, step: Step) -> Tensor:
+        """How many entries a sparse pass looks at where this pass was made: here the nonzero codes."""
+        return step.codes.count_nonzero()
 
     def dense(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """One pass over a batch x (B, d) with all (B, M) codes, from the three parts below."""
@@ -117,13 +126,13 @@ class Run(nn.Module):
         self, sae: SparseAutoencoder, route: kernels.Pass, codes: SparseCodes, x: Tensor
     ) -> list[Tensor]:
         """What :meth:`errors` gives, from sparse codes."""
-        scaled = codes.values * sae.scale.index_select(0, route.support.latents)
+        scaled = codes.values * route.support.at_latents(sae.scale)
         written = self.world.latents.sum(route.decode(scaled, sae.decoder_rows))
         return [written + (self.world.latents.once(sae.pre_bias) - x)]
 
     def values(self, sae: SparseAutoencoder, u: Tensor, support: Support) -> Tensor:
         """Codes (E,) from u (E,) on the support."""
-        return u if sae.activation == "jumprelu" else u + sae.bias.index_select(0, support.latents)
+        return u if sae.activation == "jumprelu" else u + support.at_latents(sae.bias)
 
     def codes(self, sae: SparseAutoencoder, projection: Tensor) -> Tensor:
         """Codes z (B, M) while training, from the projection u (B, M); here those of the gate."""
@@ -150,6 +159,22 @@ class Run(nn.Module):
         return {}
 
 
+def adamw(
+    parameters: list[nn.Parameter],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.AdamW:
+    """AdamW whose decay pulls at rows of weights (M, d) alone, not at biases, scales and thresholds (M,)."""
+    # neighbours of a kind together, so that parameters keep their numbers in a checkpoint
+    groups = [
+        {"params": list(part), "weight_decay": weight_decay if rows else 0.0}
+        for rows, part in itertools.groupby(parameters, key=lambda parameter: parameter.ndim > 1)
+    ]
+    # fused: one pass over the weights instead of five
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     """Settings of one method. Instances are immutable and compare by value."""
@@ -171,9 +196,8 @@ class Method(ABC):
     def optimiser(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """What moves ``parameters``; the training loop sets ``lr`` anew before every step."""
-        # fused: one pass over the weights instead of five
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        """What moves ``parameters``: :func:`adamw`. The training loop sets ``lr`` anew before every step."""
+        return adamw(parameters, lr, weight_decay)
 
     def parallel(self) -> tuple[str, ...]:
         """What processes that train together may share out: ``"data"``, ``"latents"``; by default nothing.
@@ -238,4 +262,4 @@ class MomentumFree(Penalised):
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float
     ) -> torch.optim.Optimizer:
         """AdamW with β₁ = 0, β₂ = 0.999, as both were published."""
-        return torch.optim.AdamW(parameters, lr=lr, betas=(0.0, 0.999), weight_decay=weight_decay, fused=True)
+        return adamw(parameters, lr, weight_decay, betas=(0.0, 0.999))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.distributed import ALONE, Axis
+from sae_lib.kernels.support import in_any_order
 from sae_lib.methods.base import Method, Run, Step
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
@@ -27,6 +28,14 @@ def group_targets(groups: int, htf: float, ltf: float) -> Tensor:
 def group_index(width: int, groups: int) -> Tensor:
     """Group 0 … K − 1 of each latent (M,): K consecutive blocks whose sizes differ by at most one."""
     return torch.arange(width) * groups // width
+
+
+def group_sums(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Sum of values (M,) over the latents of each group (K,), the same bits every time."""
+    if in_any_order(values):
+        of_group = group == torch.arange(groups, device=group.device)[:, None]
+        return torch.where(of_group, values, 0.0).sum(dim=1)
+    return values.new_zeros(groups).index_add(0, group, values)
 
 
 def adapt_bias(
@@ -51,9 +60,8 @@ def adapt_bias(
     latents: says who has the other latents of a group.
     """
     positive = (peak > 0).to(peak.dtype)
-    zeros = peak.new_zeros(len(target))
-    total = latents.sum(zeros.index_add(0, group, peak))
-    group_peak = total / latents.sum(zeros.index_add(0, group, positive)).clamp(min=1)
+    total, number = (latents.sum(group_sums(values, group, len(target))) for values in (peak, positive))
+    group_peak = total / number.clamp(min=1)
     lowered = (bias - gamma * peak).clamp(min=-1.0)
     raised = (bias + gamma * group_peak[group]).clamp(max=0.0)
     return torch.where(rate > target[group], lowered, torch.where(rate < epsilon, raised, bias))
@@ -254,7 +262,6 @@ class BiasAdapter(Run):
         groups = len(self.target)
         everyone = self.world.latents
         size = everyone.sum(torch.bincount(self.group, minlength=groups))
-        total = sae.bias.new_zeros(groups).double()
-        rate = everyone.sum(total.index_add(0, self.group, self.rate)) / size
-        bias = everyone.sum(total.index_add(0, self.group, sae.bias.detach().double())) / size
+        rate = everyone.sum(group_sums(self.rate, self.group, groups)) / size
+        bias = everyone.sum(group_sums(sae.bias.detach().double(), self.group, groups)) / size
         return {"group_rate": rate.tolist(), "group_bias": bias.tolist()}

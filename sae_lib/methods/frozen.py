@@ -99,7 +99,7 @@ class Frozen(Method):
                 raise ValueError(
                     f"method {self.base.name} trains nothing but its {self.part}; nothing is left"
                 )
-        return FrozenRun(self, run, rows)
+        return FrozenRun(self, run, rows).to(rows.device)
 
     def rows(self, sae: SparseAutoencoder) -> nn.Parameter:
         """The rows (M, d) that are held."""

@@ -126,14 +126,25 @@ class JumpReLURun(Run):
         self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
     ) -> tuple[Tensor, Support, Tensor]:
         """The entries that fire, and those less than half a bandwidth below their threshold."""
-        bar = self.log_threshold.exp() - self.method.bandwidth / 2 - sae.bias
-        found: tuple[Tensor, Support, Tensor] = backend.scan(centred, sae.weight, bar)
+        found: tuple[Tensor, Support, Tensor] = backend.scan(centred, sae.weight, self.bar(sae))
         return found
+
+    def bar(self, sae: SparseAutoencoder) -> Tensor:
+        """What u of an entry must exceed to matter (M,): half a bandwidth below the threshold."""
+        return self.log_threshold.exp() - self.method.bandwidth / 2 - sae.bias
+
+    @torch.no_grad()
+    def entries(self, sae: SparseAutoencoder, step: Step) -> Tensor:
+        """All that are selected, which in a wide band are many more than fire."""
+        if step.projection is None:
+            assert isinstance(step.codes, SparseCodes)
+            return self.density.new_tensor(len(step.codes.support))
+        return (step.projection > self.bar(sae)).sum()
 
     def sparse(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """The same from the selected entries."""
         route, u, peak = self.route(sae, x)
-        threshold = self.log_threshold.exp().index_select(0, route.support.latents)
+        threshold = route.support.at_latents(self.log_threshold.exp())
         values, fires = jump(self.values(sae, u, route.support), threshold, self.method.bandwidth)
         codes = SparseCodes(values, route.support)
         errors = self.sparse_errors(sae, route, codes, x)

@@ -37,7 +37,7 @@ class L1(Penalised):
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
         self.prepare(sae, sample)
-        return L1Run(self.coefficient)
+        return L1Run(self.coefficient).to(sae.weight.device)
 
 
 class L1Run(Run):

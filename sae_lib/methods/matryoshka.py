@@ -102,11 +102,9 @@ class MatryoshkaRun(BatchTopKRun):
         self, sae: SparseAutoencoder, route: Pass, codes: SparseCodes, x: Tensor
     ) -> list[Tensor]:
         """The same from sparse codes."""
-        latents = route.support.latents
-        scaled = codes.values * sae.scale.index_select(0, latents)
+        scaled = codes.values * route.support.at_latents(sae.scale)
         error, errors = sae.pre_bias - x, []
-        for first, end in itertools.pairwise([0, *self.sizes]):
-            part = scaled.where((latents >= first) & (latents < end), 0.0)
-            error = error + route.decode(part, sae.decoder_rows)
+        for part in route.decode_parts(scaled, sae.decoder_rows, self.sizes):
+            error = error + part
             errors.append(error)
         return errors

@@ -133,7 +133,7 @@ class ModifiedBiasAdaptation(Method):
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Resonance:
         """Nothing to prepare: the gate is set from every batch."""
-        return Resonance(self.target_frequency)
+        return Resonance(self.target_frequency).to(sae.weight.device)
 
 
 class Resonance(Run):

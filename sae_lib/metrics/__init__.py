@@ -3,11 +3,13 @@
 from sae_lib.metrics.consistency import (
     RULES,
     LatentStatistics,
+    consistency_curve,
     latent_statistics,
     max_cosine_similarity,
     pair_correlations,
     pairwise_mcc,
     random_dictionaries,
+    row_dictionaries,
     share_consistent,
 )
 from sae_lib.metrics.reconstruction import Reconstruction, reconstruction
@@ -30,6 +32,7 @@ __all__ = [
     "best_cosines",
     "best_features",
     "classification",
+    "consistency_curve",
     "cosines",
     "feature_recovery_rate",
     "feature_uniqueness",
@@ -40,5 +43,6 @@ __all__ = [
     "pairwise_mcc",
     "random_dictionaries",
     "reconstruction",
+    "row_dictionaries",
     "share_consistent",
 ]

@@ -2,7 +2,8 @@
 
 Two measures. The *maximum cosine similarity* (MCS) asks of each latent whether the other run has one like it;
 the *pairwise MCC* (PW-MCC) matches the latents of two runs one to one. Consistency is not recovery: runs that
-agree may agree on something false. :func:`random_dictionaries` gives the null for both.
+agree may agree on something false. Two nulls for both: :func:`random_dictionaries` knows nothing,
+:func:`row_dictionaries` only where the data lie.
 """
 
 from __future__ import annotations
@@ -69,6 +70,28 @@ def latent_statistics(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int =
     return LatentStatistics((fired / len(rows)).cpu(), peak.cpu(), z_score.cpu())
 
 
+def consistency_curve(
+    similarity: Tensor, statistics: LatentStatistics, *, rule: str = "firing rate", threshold: float = 0.9
+) -> Tensor:
+    """Share with MCS above ``threshold`` among the top 1, 2, …, M latents of one run, (M,) float64.
+
+    similarity: MCS (M,) of the run's latents, from :func:`max_cosine_similarity`.
+    statistics: of the same latents, from :func:`latent_statistics`.
+    rule: what "top" means: ``"firing rate"``, ``"peak"`` or ``"z-score"``, largest first; equal values in
+        order of their index. Dead latents rank last but count.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
+    if not -1 <= threshold < 1:
+        raise ValueError(f"threshold is {threshold}; expected a cosine, −1 ≤ threshold < 1")
+    score = getattr(statistics, RULES[rule])
+    if score.shape != similarity.shape:
+        raise ValueError(f"statistics of {len(score)} latents for a run of {len(similarity)}; need equal")
+    top = score.sort(descending=True, stable=True).indices
+    agreed = (similarity.cpu()[top] > threshold).double().cumsum(dim=0)
+    return agreed / torch.arange(1, len(agreed) + 1)
+
+
 def share_consistent(
     latents: SparseAutoencoder | Tensor,
     other: SparseAutoencoder | Tensor,
@@ -80,28 +103,18 @@ def share_consistent(
 ) -> float:
     """Share, of the top-α latents of one run, whose MCS with another run is above ``threshold``.
 
-    statistics: of ``latents``, from :func:`latent_statistics`.
-    rule: what "top" means: ``"firing rate"``, ``"peak"`` or ``"z-score"``, largest first; equal values in
-        order of their index.
-    alpha: share of all M latents taken, 0 < alpha ≤ 1, rounded up to whole latents; dead ones rank last but
-        count.
+    alpha: share of all M latents taken, 0 < alpha ≤ 1, rounded up to whole latents.
+    statistics, rule: as for :func:`consistency_curve`, of which this is one point.
 
     The paper leaves rule and α open (it reports the share above 0.9 for α from 0.05 % up); these are ours.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha is {alpha}; expected a share of the latents, 0 < alpha ≤ 1")
-    if not -1 <= threshold < 1:
-        raise ValueError(f"threshold is {threshold}; expected a cosine, −1 ≤ threshold < 1")
-    score = getattr(statistics, RULES[rule])
-    similarity = max_cosine_similarity(latents, other).cpu()
-    if score.shape != similarity.shape:
-        raise ValueError(f"statistics of {len(score)} latents for a run of {len(similarity)}; need equal")
+    similarity = max_cosine_similarity(latents, other)
+    curve = consistency_curve(similarity, statistics, rule=rule, threshold=threshold)
     # a hair less before rounding up: 0.07 · 100 is 7.000000000000001
-    taken = max(1, math.ceil(alpha * len(score) - 1e-9))
-    top = score.sort(descending=True, stable=True).indices[:taken]
-    return (similarity[top] > threshold).double().mean().item()
+    taken = max(1, math.ceil(alpha * len(curve) - 1e-9))
+    return curve[taken - 1].item()
 
 
 def pair_correlations(runs: Sequence[SparseAutoencoder | Tensor]) -> Tensor:
@@ -133,3 +146,26 @@ def random_dictionaries(width: int, d_in: int, number: int, *, seed: int = 0) ->
             raise ValueError(f"{name} is {value}; expected at least 1")
     stream = generator(seed, "null dictionaries")
     return list(normalize(torch.randn(number, width, d_in, generator=stream), dim=2))
+
+
+def row_dictionaries(rows: Tensor, width: int, number: int, *, seed: int = 0) -> list[Tensor]:
+    """The sharper null: ``number`` dictionaries (M, d) whose directions are rows of the data, each used once.
+
+    Latents lie where the data do, in few dominant directions, so those of two runs are nearer to each other
+    than directions drawn uniformly, whatever they mean. What is above *this* was agreed on by training.
+
+    rows: (N, d) with N ≥ number · width; their mean is taken off before they are scaled to unit norm. For
+        directions that share the data's mean and covariance and nothing else, pass
+        :func:`sae_lib.spectrum.gaussian_twin` of the rows.
+    """
+    for name, value in {"width": width, "number": number}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
+    if rows.ndim != 2 or len(rows) < number * width:
+        raise ValueError(
+            f"rows have shape {tuple(rows.shape)}; expected (N, d) with N ≥ {number * width}, "
+            "a row for each direction"
+        )
+    chosen = torch.randperm(len(rows), generator=generator(seed, "row dictionaries"))[: number * width]
+    directions = normalize(rows[chosen.to(rows.device)] - rows.mean(dim=0), dim=1)
+    return list(directions.split(width))

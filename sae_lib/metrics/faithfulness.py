@@ -60,7 +60,7 @@ def _mean_activation(model: LanguageModel, site: Site, batches: list[Tensor], sk
     total = torch.zeros(model.d_model, dtype=torch.float64)
     n = 0
     for blocks in batches:
-        rows = forward(model, site, blocks, skip_first)
+        (rows,) = forward(model, [site], blocks, skip_first)
         total += rows.float().sum(dim=0).cpu()
         n += len(rows)
     return (total / n).float()

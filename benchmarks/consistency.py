@@ -1,0 +1,236 @@
+"""Do seeds agree on a language model's activations? The record that chapter 11 shows.
+
+    python -m benchmarks.consistency --workers 2        # about 15 minutes of two CPU cores
+
+Trained autoencoders and finished runs are kept in runs/consistency; started again, the command goes on
+where it stopped. The activations are those of the language testbed, code, in runs/language. Run it from the
+repository's root.
+
+The rules. Learning rates are those of the search that chapter 10 shows, one for each method. The search for
+the knob begins with the one found there and ends as soon as L0 is within 10 % of 32, after at most four
+trainings on a seed that is not used again. Then seeds 0 to 2, which draw the initial weights and the order of
+the rows, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sae_lib
+from sae_lib import language_testbed, metrics, records, spectrum
+from sae_lib.batches import BatchSource, Rows
+from sae_lib.metrics.recovery import directions
+from sae_lib.store import ActivationStore
+from sae_lib.sweeps import sweep
+
+RUNS = "runs/consistency"
+STORES = "runs/language/quick/code"
+RECORD = "book/results/11_consistency.json"
+SEARCH = "book/results/10_search.json"
+TARGET, TRIAL_SEED = 32.0, 100
+# L0 goes about as the knob to this power; of the TopK family K is the L0
+SLOPES = {"gba": 0.85, "ba": 0.55, "l1": -1.9, "jumprelu": -0.8}
+# a frequency is at most 1
+HIGHEST = {"gba": 1.0, "ba": 1.0}
+SIZE = language_testbed.SIZES["quick"]
+SHORT, LONG = SIZE["steps"], 4 * SIZE["steps"]
+THREE = ("gba", "topk", "l1")
+THRESHOLDS = (0.9, 0.7)
+# how many of the top latents: points on the curves over α
+TOP = (1, 2, 3, 5, 8, 13, 20, 32, 51, 82, 128, 205, 328, 512, 717, 1024)
+# bins of the firing rate; below the first edge a latent is silent on the 5,000 held-out rows
+EDGES = (1e-9, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 1.0)
+
+
+def source(data: str, layer: int) -> tuple[BatchSource, Tensor]:
+    """Training rows, and held-out normalised rows (N, d)."""
+    parts = [Path(STORES, part, f"layer-{layer}") for part in ("train", "held_out")]
+    train, held_out = (ActivationStore.open(part, verify=False) for part in parts)
+    rows = train.normalisation.apply(held_out.rows(torch.arange(held_out.n_rows)))
+    if data != "gaussian twin":
+        return train, rows
+    twin = spectrum.gaussian_twin(train.normalisation.apply(train.rows(torch.arange(train.n_rows))))
+    return Rows(twin[len(rows) :]), twin[: len(rows)]
+
+
+def fit(
+    method: str, knob: float, lr: float, seed: int, data: str, layer: int, steps: int, tied: bool
+) -> dict[str, Any]:
+    """Train one autoencoder, keep it, measure it on held-out rows."""
+    rows, held_out = source(data, layer)
+    settings = {"tied": False} if method == "gba" and not tied else {}
+    contestant = language_testbed.contestant(method, knob, **settings)
+    size = {"width": SIZE["width"], "batch_size": SIZE["batch_size"]}
+    begun = time.perf_counter()
+    sae, _ = sae_lib.train(rows, contestant, lr=lr, seed=seed, steps=steps, **size)
+    kept = f"{RUNS}/{method}-{knob:g}-{lr:g}-{tied}-{data}-{layer}-{steps}-{seed}"
+    sae.save(kept)
+    found = metrics.reconstruction(sae, held_out)
+    seconds = time.perf_counter() - begun
+    return {"kept": kept, "l0": found.l0, "nmse": found.nmse, "dead": found.dead_share, "seconds": seconds}
+
+
+def settle(
+    method: str, start: float, lr: float, data: str, layer: int, steps: int, tied: bool
+) -> dict[str, Any]:
+    """A knob for L0 within 10 % of 32, from ``start`` on, in at most four trainings; else the nearest."""
+    if method not in SLOPES:
+        return {"knob": start, "seconds": 0.0}
+    trials: list[tuple[float, float]] = []
+    knob, seconds = start, 0.0
+    while len(trials) < 4:
+        found = fit(method, knob, lr, TRIAL_SEED, data, layer, steps, tied)
+        trials.append((abs(math.log(max(found["l0"], 0.1) / TARGET)), knob))
+        seconds += found["seconds"]
+        if abs(found["l0"] / TARGET - 1) <= 0.1:
+            break
+        step = (TARGET / max(found["l0"], 0.1)) ** (1 / SLOPES[method])
+        knob = min(float(f"{knob * min(max(step, 0.3), 3):.3g}"), HIGHEST.get(method, math.inf))
+    return {"knob": min(trials)[1], "seconds": seconds}
+
+
+def agreement(kept: list[str], data: str, layer: int) -> dict[str, Any]:
+    """How runs of the seeds 0, 1, … agree; numbers of each pair in the order (0, 1), (0, 2), …
+
+    pw_mcc, mcs: of each pair; MCS as the mean over the latents of both.
+    curves: by rule and threshold, mean and standard deviation over pairs of the share among the top latents.
+    by_rate: for each bin of the firing rate the latents of a run, and of these the share with MCS above 0.9
+        and above 0.7, and the mean MCS.
+    doubles: of each run, the share of its firing latents that have another one at cosine above 0.9.
+    start: of each run, the mean cosine of its latents with their own initial directions.
+    """
+    saes = [sae_lib.load(folder) for folder in kept]
+    _, held_out = source(data, layer)
+    statistics = [metrics.latent_statistics(sae, held_out) for sae in saes]
+    ordered = list(itertools.permutations(range(len(saes)), 2))
+    similarity = {(i, j): metrics.max_cosine_similarity(saes[i], saes[j]) for i, j in ordered}
+    pairs = list(itertools.combinations(range(len(saes)), 2))
+    top = torch.tensor(TOP) - 1
+    curves: dict[str, Any] = {}
+    for rule, threshold in itertools.product(metrics.RULES, THRESHOLDS):
+        one_way = {
+            (i, j): metrics.consistency_curve(m, statistics[i], rule=rule, threshold=threshold)[top]
+            for (i, j), m in similarity.items()
+        }
+        both = torch.stack([(one_way[i, j] + one_way[j, i]) / 2 for i, j in pairs])
+        deviation = both.std(dim=0) if len(pairs) > 1 else torch.zeros(len(TOP))
+        curves[f"{rule}, {threshold}"] = {"mean": rounded(both.mean(dim=0)), "sd": rounded(deviation)}
+    return {
+        "pw_mcc": rounded(metrics.pair_correlations(saes)),
+        "mcs": [round(((similarity[i, j].mean() + similarity[j, i].mean()) / 2).item(), 4) for i, j in pairs],
+        "curves": curves,
+        "by_rate": by_rate(similarity, [s.firing_rate for s in statistics]),
+        "start": [round(start(sae, seed), 4) for seed, sae in enumerate(saes)],
+        "doubles": [round(doubles(sae, s.firing_rate), 4) for sae, s in zip(saes, statistics, strict=True)],
+    }
+
+
+def by_rate(similarity: dict[tuple[int, int], Tensor], rates: list[Tensor]) -> dict[str, Any]:
+    """Agreement of latents that fire equally often: sums over all ordered pairs, by bin."""
+    edges = torch.tensor(EDGES, dtype=torch.float64)
+    bins = len(EDGES)  # the first holds the silent ones
+    latents, above, mean = torch.zeros(bins), {t: torch.zeros(bins) for t in THRESHOLDS}, torch.zeros(bins)
+    for (i, _), m in similarity.items():
+        place = torch.bucketize(rates[i], edges)
+        latents += torch.bincount(place, minlength=bins)[:bins]
+        mean += torch.bincount(place, weights=m.double(), minlength=bins)[:bins]
+        for t in THRESHOLDS:
+            above[t] += torch.bincount(place, weights=(m > t).double(), minlength=bins)[:bins]
+    some = latents.clamp(min=1)
+    return {
+        "latents": rounded(latents / len(similarity)),
+        "mcs": rounded(mean / some),
+        **{f"above {t}": rounded(above[t] / some) for t in THRESHOLDS},
+    }
+
+
+def doubles(sae: sae_lib.SparseAutoencoder, rate: Tensor) -> float:
+    """Share of the latents that fire and have another firing latent of the run at cosine above 0.9."""
+    alive = directions(sae)[rate > 0]
+    return (metrics.cosines(alive, alive).fill_diagonal_(-1).amax(dim=0) > 0.9).double().mean().item()
+
+
+def start(sae: sae_lib.SparseAutoencoder, seed: int) -> float:
+    """Mean cosine of the latents with where they started: the same rows for every method."""
+    before = sae_lib.SparseAutoencoder(sae.d_in, sae.width, seed=seed).weight.detach()
+    return torch.nn.functional.cosine_similarity(directions(sae), before).mean().item()
+
+
+def rounded(values: Tensor) -> list[float]:
+    """As a list, four decimals."""
+    return [round(v, 4) for v in values.tolist()]
+
+
+def chosen() -> dict[tuple[str, int], dict[str, Any]]:
+    """By method and layer what the search chose on code for L0 = 32, at worst at the middle layer."""
+    rows = [r for r in records.read(SEARCH).rows if r["chosen"] and r["target"] == TARGET]
+    rows = [r for r in rows if r["corpus"] == "code"]
+    found = {(r["method"], r["layer"]): r for r in rows}
+    return {
+        (m, layer): found.get((m, layer), found[m, 14])
+        for m in language_testbed.METHODS
+        for layer in language_testbed.LAYERS.values()
+    }
+
+
+def conditions() -> list[dict[str, Any]]:
+    """What is compared, the most important first."""
+    plain = {"data": "activations", "layer": 14, "steps": SHORT, "tied": True, "methods": THREE, "seeds": 3}
+    others = tuple(m for m in language_testbed.METHODS if m not in THREE)
+    return [
+        # where L0 = 32 is to be expected after four times as many steps
+        {**plain, "steps": LONG, "start": {"gba": 0.24, "l1": 0.036}},
+        {**plain, "methods": others},
+        {**plain, "data": "gaussian twin"},
+        {**plain, "methods": ("gba",), "tied": False},
+        {**plain, "layer": 2},
+        {**plain, "layer": 26},
+    ]
+
+
+def main(workers: int = 1) -> str:
+    """All conditions, the record written anew after each; returns its path."""
+    language_testbed.open_testbed("quick", "runs/language", names=("code",))
+    folder, picked = Path(RUNS, "results"), chosen()
+    rows: list[dict[str, Any]] = []
+    seconds = 0.0
+    for condition in conditions():
+        where = {name: condition[name] for name in ("data", "layer", "steps", "tied")}
+        cells = []
+        for method in condition["methods"]:
+            best = picked[method, condition["layer"]]
+            start = condition.get("start", {}).get(method, best["knob"])
+            cells.append({"method": method, "start": start, "lr": best["lr"], **where})
+        settled = sweep(settle, cells, folder=folder, workers=workers)
+        settings = [{name: s[name] for name in ("method", "knob", "lr", *where)} for s in settled]
+        cells = [{**one, "seed": seed} for one in settings for seed in range(condition["seeds"])]
+        fits = sweep(fit, cells, folder=folder, workers=workers)
+        groups = [[r for r in fits if r["method"] == one["method"]] for one in settings]
+        cells = [
+            {"kept": [r["kept"] for r in group], "data": condition["data"], "layer": condition["layer"]}
+            for group in groups
+        ]
+        agreed = sweep(agreement, cells, folder=folder, workers=workers)
+        for one, group, found in zip(settings, groups, agreed, strict=True):
+            measured = {name: [round(r[name], 4) for r in group] for name in ("l0", "nmse", "dead")}
+            derived = {name: value for name, value in found.items() if name != "kept"}
+            rows.append({**one, "seeds": len(group), **measured, **derived})
+        seconds += sum(r["seconds"] for r in (*settled, *fits)) / workers
+        records.write(RECORD, rows, seconds=seconds)
+    return RECORD
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workers", type=int, default=1)
+    print(main(**vars(parser.parse_args())))

@@ -1,0 +1,133 @@
+"""Splitting, absorption and interventions over seeds: the records that chapter 12 shows.
+
+    python -m benchmarks.reading splitting       # book/results/12_splitting.json, 3 minutes of two cores
+    python -m benchmarks.reading interventions   # book/results/12_interventions.json, 2 minutes
+
+Run it from the repository's root. Finished runs are kept in runs/reading; started again, the command goes on
+where it stopped. Settings are those of the chapter, ``sae_lib.language_reading.SETTINGS``.
+
+Splitting: GBA and TopK on code, middle layer, at three widths. TopK has the same K at all of them, GBA the
+same sum of ceilings: HTF falls as the width grows. Interventions: 20 latents of three methods, late layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sae_lib
+from sae_lib import language_testbed, records
+from sae_lib.language_reading import SETTINGS, Place, intervene, open_place
+from sae_lib.metrics import splitting
+from sae_lib.metrics.reading import scattered, sparse_codes
+from sae_lib.sweeps import sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+# the command is run from the repository's root
+STORES = "runs/language"
+WIDTHS = (512, 1024, 2048)
+SEEDS = (0, 1, 2)
+METHODS = ("gba", "topk", "jumprelu")
+
+
+def place(layer: int) -> Place:
+    """The testbed's rows of code at a layer."""
+    return open_place(STORES, "code", layer)
+
+
+def fitted(where: Place, name: str, knob: float, lr: float, seed: int, **changes: Any) -> Any:
+    """One training run of the testbed."""
+    method = language_testbed.contestant(name, knob)
+    return sae_lib.train(where.store, method, lr=lr, seed=seed, **where.bed.training | changes)[0]
+
+
+def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str, Any]:
+    """Splitting of one autoencoder in another, and in one whose latents fire at random."""
+    found = splitting.splitting(narrow_codes, wide_codes)
+    null = splitting.splitting(narrow_codes, scattered(wide_codes))
+    near = splitting.near_latents(narrow, wide, 0.5)[found.parents]
+    return {
+        "parents": len(found.parents), "children": found.children.mean(), "split": found.split().mean(),
+        "near": near.mean(), "covered": found.covered.mean(),
+        "histogram": np.bincount(found.children.clip(max=8), minlength=9).tolist(),
+        "null_children": null.children.mean(), "null_split": null.split().mean(),
+    }  # fmt: skip
+
+
+def split(method: str, knob: float, lr: float, seed: int) -> dict[str, Any]:
+    """Train one seed at every width, and a second seed of the two narrower ones for comparison."""
+    where, saes, codes, absorption = place(14), {}, {}, {}
+    for width in WIDTHS:
+        at_width = knob * 1024 / width if method == "gba" else knob
+        for twin in (0, 1) if width < WIDTHS[-1] else (0,):
+            sae = fitted(where, method, at_width, lr, seed + 10 * twin, width=width)
+            saes[width, twin], codes[width, twin] = sae, sparse_codes(sae, where.rows)
+        test_codes = sparse_codes(saes[width, 0], where.test)
+        found = where.absorption(saes[width, 0], codes[width, 0], test_codes)
+        absorption[width] = [{"l0": test_codes.nnz / len(where.test), **row.to_dict()} for row in found]
+    steps = [(a, a, 1) for a in WIDTHS[:-1]] + [(a, b, 0) for a in WIDTHS for b in WIDTHS if a < b]
+    pairs = [
+        {"narrow": a, "wide": b, "twin": a == b, **pair(saes[a, 0], saes[b, t], codes[a, 0], codes[b, t])}
+        for a, b, t in steps
+    ]
+    return {"pairs": pairs, "absorption": absorption}
+
+
+def intervened(method: str, layer: int, knob: float, lr: float, seed: int) -> dict[str, Any]:
+    """Steer and ablate 20 latents of one autoencoder; mean rank scores, and those of each latent."""
+    where = place(layer)
+    read = where.read(fitted(where, method, knob, lr, seed))
+    tried = intervene(where, read, seed=seed)
+    scores = {kind: tried.scores(kind) for kind in tried.predicted}
+    own = {
+        f"{kind} {name}": values.tolist()
+        for kind, found in scores.items() for name, values in found.items()
+    }  # fmt: skip
+
+    def share(changes: Any, said: Any) -> float:
+        return float(np.mean([(c[t] > 0).float().mean() for c, t in zip(changes, said, strict=True)]))
+
+    gains = {
+        f"{kind} {name} share": share(changes, said)
+        for kind, said in tried.predicted.items()
+        for name, changes in (("steered", tried.steered), ("ablated", -tried.ablated))
+    }  # fmt: skip
+    return {"latents": tried.latents.tolist(), "l0": read.test_codes.nnz / len(where.test), **own, **gains}
+
+
+def main(what: str, workers: int = 2) -> Path:
+    """All runs of one record; returns its path."""
+    start, folder = time.perf_counter(), ROOT / "runs" / "reading"
+    methods, layer = (METHODS[:2], 14) if what == "splitting" else (METHODS, 26)
+    cells = [
+        {"method": m, "knob": SETTINGS[m, layer][0], "lr": SETTINGS[m, layer][1], "seed": s}
+        for s in SEEDS for m in methods
+    ]  # fmt: skip
+    rows: list[dict[str, Any]]
+    if what == "interventions":
+        rows = sweep(intervened, [{"layer": layer, **cell} for cell in cells], folder=folder, workers=workers)
+    else:
+        rows = []
+        for r in sweep(split, cells, folder=folder, workers=workers):
+            common = {name: r[name] for name in ("method", "seed", "knob", "lr")}
+            rows += [{"what": "splitting", **common, **row} for row in r["pairs"]]
+            rows += [
+                {"what": "absorption", **common, "width": int(width), **row}
+                for width, classes in r["absorption"].items() for row in classes
+            ]  # fmt: skip
+    path = ROOT / "book" / "results" / f"12_{what}.json"
+    records.write(path, rows, seconds=time.perf_counter() - start)
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("splitting", "interventions"))
+    parser.add_argument("--workers", type=int, default=2)
+    print(main(**vars(parser.parse_args())))

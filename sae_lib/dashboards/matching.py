@@ -1,0 +1,56 @@
+"""Which latents of several autoencoders to lay side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sae_lib.sae import SparseAutoencoder
+
+
+class Match(NamedTuple):
+    """A latent of one autoencoder, and the cosine of its direction with that of the latent it goes with."""
+
+    number: int
+    cosine: float
+
+
+def signed_directions(sae: SparseAutoencoder) -> Tensor:
+    """Where each latent pushes when it fires: unit decoder rows, turned where a_m < 0. (M, d) float32."""
+    rows = normalize(sae.decoder_rows.detach().float(), dim=1)
+    return torch.where(sae.scale.detach() < 0, -1.0, 1.0)[:, None] * rows
+
+
+@torch.no_grad()
+def match(
+    autoencoders: Mapping[str, SparseAutoencoder], latents: Sequence[int] | Tensor
+) -> list[dict[str, Match]]:
+    """For latents of the first autoencoder, the one of each other that points most nearly the same way.
+
+    Rule: the largest cosine of signed decoder directions, whatever its size; the smaller number where equal.
+    Two latents may get the same counterpart: a coarse latent of one autoencoder can be split in another.
+    The cosine with oneself is 1. All must read the same rows (equal d).
+    """
+    if not autoencoders:
+        raise ValueError("0 autoencoders given; expected at least one")
+    directions = {name: signed_directions(sae).cpu() for name, sae in autoencoders.items()}
+    dimensions = {name: rows.shape[1] for name, rows in directions.items()}
+    if len(set(dimensions.values())) > 1:
+        raise ValueError(f"the autoencoders have d_in {dimensions}; expected equal ones, of the same site")
+    first = next(iter(directions))
+    numbers = torch.as_tensor(latents, dtype=torch.long).flatten()
+    width = len(directions[first])
+    if len(numbers) and (numbers.min() < 0 or numbers.max() >= width):
+        raise ValueError(
+            f"latents {int(numbers.min())}..{int(numbers.max())} of {first}: allowed 0..{width - 1}"
+        )
+    rows: list[dict[str, Match]] = [{first: Match(number, 1.0)} for number in numbers.tolist()]
+    for name in list(directions)[1:]:
+        best = (directions[first][numbers] @ directions[name].T).max(dim=1)
+        for row, number, cosine in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
+            row[name] = Match(number, cosine)
+    return rows

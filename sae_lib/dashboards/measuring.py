@@ -1,0 +1,196 @@
+"""Measuring dashboards: what the passes over a store and the weights of the autoencoder say, put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_lib.cooccurrence import Cooccurrence
+from sae_lib.dashboards.data import Dashboards, Latent
+from sae_lib.dashboards.passes import Seen, first_pass, second_pass
+from sae_lib.dashboards.tokens import texts
+from sae_lib.dashboards.weights import Pairs, nearest, token_scores
+from sae_lib.language_models import LanguageModel
+from sae_lib.randomness import generator
+from sae_lib.sae import SparseAutoencoder
+from sae_lib.store import ActivationStore
+from sae_lib.stream import vocabulary_sha256
+
+# pairs of latents that share fewer rows say nothing about each other
+MIN_TOGETHER = 3
+
+
+def measure(
+    sae: SparseAutoencoder,
+    model: LanguageModel,
+    store: ActivationStore,
+    latents: Sequence[int] | Tensor | int | None = None,
+    *,
+    name: str = "autoencoder",
+    n_top: int = 5,
+    quantiles: Sequence[float] = (0.75, 0.5, 0.25),
+    before: int = 15,
+    after: int = 8,
+    n_tokens: int = 10,
+    n_neighbours: int = 5,
+    cooccurrence_rows: int = 100_000,
+    seed: int = 0,
+) -> Dashboards:
+    """Measure the dashboards of some latents on all rows of a store.
+
+    model: the one the store was harvested from; its tokenizer gives the text, its unembedding logit weights.
+    latents: their numbers, repeated ones count once; None for all. A whole number n draws n at random, by
+        ``seed``, from those that fire on the store (all of them if they are fewer).
+    name: what to call the autoencoder, "GBA" for instance.
+    n_top: strongest contexts a latent, each from another block.
+    quantiles: of the latent's activations, where further contexts are taken; estimated, as purity is, from a
+        random sample of at most 64 of its firings.
+    before, after: tokens of a context on either side of the row's own, as far as its block goes.
+    n_tokens: tokens promoted, and as many demoted.
+    n_neighbours: nearest latents, and as many that fire together on at least 3 rows; both among all latents.
+    cooccurrence_rows: about so many rows, evenly spaced batches, are held to see which latents fire together.
+
+    The store is read twice, whatever the number of latents. Raises ValueError if store, model and autoencoder
+    do not belong together, for latents out of range, and for codes that are NaN or below 0.
+    """
+    check_belonging(sae, model, store)
+    quantiles = tuple(quantiles)
+    if not all(0 <= q <= 1 for q in quantiles) or list(quantiles) != sorted(quantiles, reverse=True):
+        raise ValueError(f"quantiles are {quantiles}; expected numbers between 0 and 1, the largest first")
+    for setting, value in {"n_top": n_top, "cooccurrence_rows": cooccurrence_rows}.items():
+        if value < 1:
+            raise ValueError(f"{setting} is {value}; expected at least 1")
+    chosen = None if latents is None or isinstance(latents, int) else _numbers(latents, sae.width)
+    seen = first_pass(sae, store, chosen, n_top, cooccurrence_rows, seed)
+    if isinstance(latents, int):
+        numbers, words = _drawn(seen.firings, latents, seed)
+    elif chosen is None:
+        numbers, words = np.arange(sae.width), "all"
+    else:
+        numbers, words = chosen, "chosen by number"
+    # rows of the tables of the first pass
+    slots = np.arange(len(numbers)) if chosen is not None else numbers
+    picked = [_picked(seen, slot, quantiles) for slot in slots.tolist()]
+    contexts, histograms = second_pass(sae, store, numbers, seen.peak[numbers], picked, before, after)
+    sampled = _purities(seen, store, slots)
+    written = token_scores(model, sae, numbers, min(n_tokens, model.vocabulary))
+    close = nearest(sae, numbers, min(n_neighbours, sae.width - 1))
+    built = []
+    for i, number in enumerate(numbers.tolist()):
+        firings = int(seen.firings[number])
+        built.append(
+            Latent(
+                number, firings, firings / store.n_rows, float(seen.peak[number]),
+                float(seen.total[number] / firings) if firings else 0.0,
+                tuple(histograms[i].tolist()), *sampled[i],
+                tuple(c for c in contexts[i] if c.quantile is None),
+                tuple(c for c in contexts[i] if c.quantile is not None),
+                *written[i], close[i], _together(seen.together, number, n_neighbours),
+            )
+        )  # fmt: skip
+    return Dashboards(
+        name, sae.width, store.n_rows, int((seen.firings > 0).sum()), words, tuple(built),
+        texts(model.tokenizer, _token_ids(built)), store.describe(),
+    )  # fmt: skip
+
+
+def check_belonging(sae: SparseAutoencoder, model: LanguageModel, store: ActivationStore) -> None:
+    """Raise ValueError, saying what to do, if the three do not belong together."""
+    origin = store.describe()
+    if sae.d_in != store.d_in:
+        raise ValueError(
+            f"the autoencoder has d_in {sae.d_in}, the rows of {store.folder} {store.d_in}; "
+            "they must be equal"
+        )
+    site = sae.metadata.get("training", {}).get("data", {}).get("site", origin["site"])
+    if site != origin["site"]:
+        raise ValueError(
+            f"the autoencoder was trained at {site}, the rows of {store.folder} are from {origin['site']}; "
+            "harvest its own site"
+        )
+    if vocabulary_sha256(model.tokenizer) != origin["tokenizer"]["vocabulary_sha256"]:
+        raise ValueError(
+            f"the tokens of {store.folder} were made by the tokenizer of {origin['model']['name']}, "
+            f"which has another vocabulary than that of {model.name}; load the store's own model"
+        )
+    if model.fingerprint != origin["model"]["fingerprint"]:
+        raise ValueError(
+            f"{store.folder} was harvested from {origin['model']['name']}, fingerprint "
+            f"{origin['model']['fingerprint'][:12]}…; this is {model.name}, fingerprint "
+            f"{model.fingerprint[:12]}…: other weights, or the same in another dtype. "
+            "Load the store's own model"
+        )
+
+
+def _numbers(latents: Sequence[int] | Tensor, width: int) -> np.ndarray:
+    numbers = torch.as_tensor(latents).cpu().numpy()
+    if numbers.ndim != 1 or len(numbers) == 0 or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(
+            f"latents have shape {numbers.shape} and type {numbers.dtype}; expected whole numbers (n,), n ≥ 1"
+        )
+    for number in numbers.tolist():
+        if not 0 <= number < width:
+            raise ValueError(f"latent {number} of {width}: allowed 0..{width - 1}")
+    # each once, in the order given
+    return numbers[np.sort(np.unique(numbers, return_index=True)[1])].astype(np.int64)
+
+
+def _drawn(firings: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, str]:
+    alive = np.flatnonzero(firings)
+    if n < 1 or len(alive) == 0:
+        raise ValueError(f"{n} latents asked for, {len(alive)} fire; expected at least 1 of each")
+    order = torch.randperm(len(alive), generator=generator(seed, "dashboards"))[:n].numpy()
+    words = f"{len(order):,} drawn at random (seed {seed}) from the {len(alive):,} that fire"
+    return np.sort(alive[order]), words
+
+
+def _picked(seen: Seen, slot: int, quantiles: Sequence[float]) -> list[tuple[int, float | None]]:
+    """Rows to show of a latent, with their quantiles: the strongest, then lower ones, no row twice."""
+    top = seen.top.rows[slot]
+    picked: list[tuple[int, float | None]] = [(row, None) for row in top[top >= 0].tolist()]
+    held = seen.sample.rows[slot] >= 0
+    rows, values = seen.sample.rows[slot][held], seen.sample.values[slot][held]
+    rows = rows[np.lexsort((-rows, values))].tolist()
+    taken = {row for row, _ in picked}
+    for q in quantiles:
+        # the quantile's own firing (the smallest with at least a share q at or below it), or none if shown
+        row = rows[max(0, math.ceil(q * len(rows) - 1e-9) - 1)] if rows else None
+        if row is not None and row not in taken:
+            taken.add(row)
+            picked.append((row, q))
+    return picked
+
+
+def _purities(seen: Seen, store: ActivationStore, slots: np.ndarray) -> list[tuple[float | None, int | None]]:
+    """Share of each latent's sampled firings on the commonest token there, and that token."""
+    rows = seen.sample.rows[slots]
+    own = np.full(rows.shape, -1, dtype=np.int64)
+    own[rows >= 0] = store.windows(torch.from_numpy(rows[rows >= 0]))[0][:, 0].numpy()
+    found: list[tuple[float | None, int | None]] = []
+    for tokens in own:
+        kinds, counts = np.unique(tokens[tokens >= 0], return_counts=True)
+        if len(kinds) == 0:
+            found.append((None, None))
+        else:
+            found.append((float(counts.max() / counts.sum()), int(kinds[counts.argmax()])))
+    return found
+
+
+def _together(table: Cooccurrence, number: int, k: int) -> Pairs:
+    if k == 0:
+        return ()
+    others, phi = table.neighbours(number, k, by="phi", min_count=MIN_TOGETHER)
+    return tuple(zip(others.tolist(), phi.tolist(), strict=True))
+
+
+def _token_ids(latents: Sequence[Latent]) -> set[int]:
+    ids = {latent.token for latent in latents if latent.token is not None}
+    for latent in latents:
+        for context in (*latent.top, *latent.lower):
+            ids.update(context.tokens)
+        ids.update(token for token, _ in (*latent.promoted, *latent.demoted))
+    return ids

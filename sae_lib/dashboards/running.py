@@ -1,0 +1,89 @@
+"""The best few of very many, kept latent by latent while they stream past."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class RunningTop:
+    """For each of ``n`` latents the ``k`` entries with the largest scores, of all entries offered so far.
+
+    Of entries of one group, the best alone can stay. Of equal scores the smaller row wins. What is kept does
+    not depend on how the entries were cut into offers, as long as rows ascend from one to the next.
+
+    scores, values: (n, k) float64; rows: (n, k) int64, −1 where fewer than k came. Best first.
+    """
+
+    def __init__(self, n: int, k: int) -> None:
+        self.k = k
+        self.scores = np.full((n, k), -np.inf)
+        self.values = np.zeros((n, k))
+        self.rows = np.full((n, k), -1, dtype=np.int64)
+        self._groups = np.full((n, k), -1, dtype=np.int64)
+
+    def offer(
+        self,
+        latents: np.ndarray,
+        rows: np.ndarray,
+        scores: np.ndarray,
+        values: np.ndarray,
+        groups: np.ndarray,
+    ) -> None:
+        """Entries, an array for each of their parts, all (e,)."""
+        if self.k == 0:
+            return
+        # an equal score comes with a larger row, and loses
+        better = scores > self.scores[latents, -1]
+        touched = np.unique(latents[better])
+        if len(touched) == 0:
+            return
+        held = self.rows[touched] >= 0
+        latent, row, score, value, group = (
+            np.concatenate([kept[touched][held], new[better]])
+            for kept, new in (
+                (np.broadcast_to(np.arange(len(self.rows))[:, None], self.rows.shape), latents),
+                (self.rows, rows),
+                (self.scores, scores),
+                (self.values, values),
+                (self._groups, groups),
+            )
+        )
+        # stable sorts, from the least important key to the most
+        order = np.lexsort((row, -score, group, latent))
+        order = order[_firsts(latent[order], group[order])]
+        order = order[np.lexsort((row[order], -score[order], latent[order]))]
+        sorted_latents = latent[order]
+        starts = np.flatnonzero(_firsts(sorted_latents))
+        rank = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
+        order, rank = order[rank < self.k], rank[rank < self.k]
+        for kept, new in (
+            (self.rows, row),
+            (self.scores, score),
+            (self.values, value),
+            (self._groups, group),
+        ):
+            kept[latent[order], rank] = new[order]
+
+
+def _firsts(*keys: np.ndarray) -> np.ndarray:
+    """Where a new combination of sorted keys begins: bool (e,)."""
+    new = np.zeros(len(keys[0]), dtype=bool)
+    new[:1] = True
+    for key in keys:
+        new[1:] |= key[1:] != key[:-1]
+    return new
+
+
+def priorities(latents: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
+    """A number in [0, 1) for each pair of latent and row, as good as drawn at random (SplitMix64).
+
+    It depends on the pair and the seed alone; the largest few of a latent are a random sample of its rows.
+    """
+    with np.errstate(over="ignore"):
+        x = (rows.astype(np.uint64) << np.uint64(24)) ^ latents.astype(np.uint64)
+        x += np.uint64(0x9E3779B97F4A7C15) * np.uint64(seed + 1)
+        for _ in range(2):
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x ^= x >> np.uint64(31)
+    return (x >> np.uint64(11)) * 2.0**-53

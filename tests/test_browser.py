@@ -1,0 +1,149 @@
+"""The site as a reader's browser shows it: headless Chromium on every page, without a network.
+
+Skipped where there is no Chromium: install the package `chromium`, or name a browser in CHROMIUM.
+"""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urljoin
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PROGRAM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+pytestmark = pytest.mark.skipif(
+    PROGRAM is None, reason="no Chromium: install it, or set CHROMIUM to a browser"
+)
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Serves the site and says nothing."""
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def address(built: Path) -> Iterator[str]:
+    handler = functools.partial(Server, directory=str(built))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=PROGRAM, args=QUIET)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def names(built: Path) -> list[str]:
+    """Every page of the book, and the search page."""
+    return [
+        *sorted(path.relative_to(built).as_posix() for path in (built / "book").glob("*.html")),
+        "search.html",
+    ]
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+def test_every_page_loads_alone_and_fits_a_telephone(page: Page, address: str, names: list[str]) -> None:
+    """No console error, no failed request, none to another host; formulas typeset; nothing sticks out."""
+    wrong: list[str] = []
+    page.on(
+        "console", lambda message: message.type == "error" and wrong.append(f"{page.url}: {message.text}")
+    )
+    page.on("pageerror", lambda error: wrong.append(f"{page.url}: {error}"))
+    page.on("requestfailed", lambda request: wrong.append(f"{page.url}: {request.url} failed"))
+    page.on(
+        "request", lambda r: r.url.startswith((address, "data:")) or wrong.append(f"{page.url}: asks {r.url}")
+    )
+    typeset = 0
+    for name in names:
+        page.set_viewport_size({"width": 1200, "height": 900})
+        page.goto(address + name)
+        page.wait_for_load_state("networkidle")
+        formulas = page.locator("article .math").count()
+        if formulas:
+            page.wait_for_selector("mjx-container", state="attached")
+            typeset += page.locator("mjx-container").count()
+        if bad := page.locator("mjx-merror").count():
+            wrong.append(f"{name}: {bad} formulas with an error")
+        page.set_viewport_size({"width": 360, "height": 700})
+        if (width := page.evaluate("document.documentElement.scrollWidth")) > 360:
+            wrong.append(f"{name}: {width} pixels wide on a telephone of 360")
+    assert not wrong, "\n".join(wrong)
+    assert len(names) > 12
+    assert typeset > 500
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_barrier(browser: Browser, address: str, names: list[str], scheme: str) -> None:
+    """axe-core finds nothing serious or critical, on any page, in either theme."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    found = []
+    for name in names:
+        page.goto(address + name)
+        page.wait_for_load_state("networkidle")
+        for violation in Axe().run(page).response["violations"]:
+            if violation["impact"] in ("serious", "critical"):
+                html = violation["nodes"][0]["html"][:200]
+                found.append(f"{name}: {violation['id']}, {len(violation['nodes'])} times: {html}")
+    context.close()
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("term", ["superposition", "resonance", "co-occurrence", "quantile", "SmolLM2"])
+def test_search_finds(page: Page, address: str, term: str) -> None:
+    page.goto(f"{address}search.html?q={term}")
+    page.wait_for_selector("#search-results li a")
+    assert page.locator("#search-results li").count() >= 1
+
+
+def test_front_picture_answers_to_the_keyboard(page: Page, address: str) -> None:
+    page.goto(f"{address}book/intro.html")
+    page.wait_for_load_state("networkidle")
+    reached: list[str] = []
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+        if reached[-1] == "front-p":
+            break
+    assert reached[-1] == "front-p", "80 presses of Tab did not reach the slider"
+    before, lit = page.inner_text("#front-words"), page.locator("#front-dots .found").count()
+    for _ in range(8):
+        page.keyboard.press("ArrowRight")
+    assert page.inner_text("#front-words") != before
+    assert "4 f" in page.inner_text("#front-words")
+    # recovery comes and goes: most features at half their frequency, next to none at four times
+    assert lit > 200 > 10 > page.locator("#front-dots .found").count()
+
+
+def test_every_chapter_downloads_as_a_notebook(page: Page, address: str, built: Path) -> None:
+    for path in sorted((built / "book").glob("[0-9][0-9]_*.html")):
+        page.goto(f"{address}book/{path.name}")
+        links = page.locator("a.btn-download-source-button").evaluate_all(
+            "all => all.map(a => a.getAttribute('href'))"
+        )
+        (notebook,) = {link for link in links if link.endswith(".ipynb")}
+        answer = page.request.get(urljoin(page.url, notebook))
+        assert answer.ok
+        assert answer.json()["nbformat"] == 4

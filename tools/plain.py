@@ -1,0 +1,175 @@
+"""MyST Markdown as plain Markdown, for notebooks that are read outside of the book.
+
+Covers what the chapters use: directives (admonitions, theorems, exercises, solutions, math), roles (glue,
+citations, references), labels, labelled equations. Code keeps every character. Anything else raises
+PlainError, so that a new piece of MyST in a chapter is noticed.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+FENCE = re.compile(r"^(`{3,}|:{3,})\s*(?:\{([\w:-]+)\}\s*(.*)|(.*))$")
+OPTION = re.compile(r"^:([\w-]+):\s*(.*)$")
+TARGET = re.compile(r"^\(([\w-]+)\)=$")
+SECTION = re.compile(r"^\(([\w-]+)\)=\n+#+ (.+)$", re.MULTILINE)
+EQUATION = re.compile(r"\$\$(.+?)\$\$(?:\s*\(([\w-]+)\))?", re.DOTALL)
+# what running text is cut at, the first that fits: a role, code, a link to a page that is no notebook
+INLINE = re.compile(
+    r"\{(?P<role>[\w:]+)\}`(?P<content>[^`]+)`"
+    r"|(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)"
+    r"|\[(?P<shown>[^\]]+)\]\(\w+\.md(?:#[\w-]+)?\)",
+    re.DOTALL,
+)
+THEOREMS = ("definition", "theorem", "proposition", "lemma", "algorithm")
+BOXES = ("admonition", "tip", "note", "warning")
+
+
+class PlainError(ValueError):
+    """A piece of MyST that has no plain form here; the message quotes it."""
+
+
+@dataclass
+class Names:
+    """What references stand for: citations by key, theorems and equations by label."""
+
+    citations: Mapping[str, str]
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of Markdown: prose, a piece of code with its fence, or a directive with its body."""
+
+    kind: str
+    text: str
+    title: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """Cut Markdown into prose, code and directives; directives inside a directive stay in its body."""
+    lines, prose = iter(text.split("\n")), list[str]()
+    for line in lines:
+        opened = FENCE.match(line)
+        if not opened:
+            prose.append(line)
+            continue
+        if prose:
+            yield Block("prose", "\n".join(prose))
+            prose = []
+        fence, name, title, _ = opened.groups()
+        inner: list[str] = []
+        for line_inside in lines:
+            if line_inside.strip() == fence:
+                break
+            inner.append(line_inside)
+        if name is None:
+            yield Block("code", "\n".join([line, *inner, fence]))
+            continue
+        options = {}
+        while inner and (option := OPTION.match(inner[0])):
+            options[option[1]] = option[2]
+            inner.pop(0)
+        yield Block(name, "\n".join(inner).strip("\n"), title.strip(), options)
+    if prose:
+        yield Block("prose", "\n".join(prose))
+
+
+def labels(text: str, equations: Iterator[int]) -> dict[str, str]:
+    """What the labelled theorems, exercises and equations of some Markdown are called in a reference."""
+    found: dict[str, str] = {}
+    for block in blocks(text):
+        kind = block.kind.removeprefix("prf:")
+        if "label" in block.options and kind in (*THEOREMS, "exercise", "math"):
+            named = f"{kind} “{block.title}”" if block.title else kind
+            found[block.options["label"]] = f"({next(equations)})" if kind == "math" else named
+        if block.kind == "prose":
+            found |= {target: f"“{heading}”" for target, heading in SECTION.findall(block.text)}
+            for equation in EQUATION.finditer(block.text):
+                if equation[2]:
+                    found[equation[2]] = f"({next(equations)})"
+        elif block.kind != "code":
+            found |= labels(block.text, equations)
+    return found
+
+
+def plain(
+    text: str, names: Names, glued: Mapping[str, Any], solution: Callable[[str], str], level: int = 3
+) -> str:
+    """Markdown without MyST.
+
+    names: from :func:`labels` and a bibliography. glued: the numbers of the notebook by name.
+    solution: what becomes of the text of a solution, "" to leave it out.
+    level: of the headings of exercises.
+    """
+    made = []
+    for block in blocks(text):
+        inside = "" if block.kind in ("prose", "code", "math") else plain(
+            block.text, names, glued, solution, level
+        )  # fmt: skip
+        title = _inline(block.title, names, glued)
+        kind = block.kind.removeprefix("prf:")
+        if block.kind == "prose":
+            made.append(_prose(block.text, names, glued))
+        elif block.kind == "code":
+            made.append(block.text)
+        elif kind == "math":
+            label = block.options.get("label", "")
+            made.append(_equation(block.text, names.labels.get(label, "")))
+        elif kind in BOXES:
+            made.append(_quoted(f"**{title or kind.capitalize()}**\n\n{inside}"))
+        elif kind in THEOREMS:
+            made.append(_quoted(f"**{kind.capitalize()}**{f' ({title})' if title else ''}. {inside.strip()}"))
+        elif kind == "proof":
+            made.append(f"*Proof.* {inside.strip()} ∎")
+        elif kind == "exercise":
+            made.append(f"{'#' * level} Exercise: {title}\n\n{inside}")
+        elif kind == "solution":
+            made.append(solution(inside))
+        else:
+            raise PlainError(f"the directive {{{block.kind}}} {block.title!r} has no plain form")
+    return "\n".join(made)
+
+
+def _prose(text: str, names: Names, glued: Mapping[str, Any]) -> str:
+    lines = [line for line in text.split("\n") if not TARGET.match(line)]
+    joined = EQUATION.sub(
+        lambda found: _equation(found[1], names.labels.get(found[2] or "", "")), "\n".join(lines)
+    )
+    return _inline(joined, names, glued)
+
+
+def _equation(body: str, number: str) -> str:
+    tag = f" \\tag{{{number.strip('()')}}}" if number else ""
+    return f"$${body.rstrip()}{tag} $$"
+
+
+def _inline(text: str, names: Names, glued: Mapping[str, Any]) -> str:
+    """Roles and links of running text; code keeps every character."""
+
+    def replace(found: re.Match[str]) -> str:
+        if found["role"]:
+            return _role(found["role"], found["content"], names, glued)
+        return found["shown"] or found[0]
+
+    return INLINE.sub(replace, text)
+
+
+def _role(role: str, content: str, names: Names, glued: Mapping[str, Any]) -> str:
+    if role == "glue:text":
+        name, _, form = content.partition(":")
+        if name not in glued:
+            raise PlainError(f"no cell has glued {name!r}")
+        return format(glued[name], form)
+    if role == "cite":
+        return f"({'; '.join(names.citations[key.strip()] for key in content.split(','))})"
+    if role in ("prf:ref", "eq", "ref"):
+        shown, _, label = content.rstrip(">").rpartition("<")
+        return shown.strip() or names.labels.get(label, label)
+    raise PlainError(f"the role {{{role}}} `{content}` has no plain form")
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text.strip().split("\n"))

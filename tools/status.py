@@ -1,0 +1,96 @@
+"""The status page: what each page and each record was made from, when, on what, and at what cost."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_lib import records
+from tools.layout import Book
+
+PAGE = "status.md"
+
+TEXT = """\
+# Status
+
+How the numbers of this edition were made. The page is written by the build from the records inside the
+notebooks; nobody fills it in by hand. A *hash* is the beginning of a SHA-256: of the chapter's source, and of
+those modules of the library that the chapter reaches. Where either no longer fits the tree, the tests fail:
+what you read was computed by the code beside it.
+
+## Chapters
+
+{chapters}
+
+{machine}
+
+## Records of longer runs
+
+A record holds the numbers of runs that take longer than a chapter may. The chapter that shows it runs a part
+of the same experiment live. Its library hash covers all of `sae_lib`, as it was on the day of the run.
+
+{records}
+"""
+
+
+def text(book: Book) -> str:
+    """The page as Markdown, from the committed notebooks and records."""
+    made = {source.stem: _provenance(book.notebook(source)) for source in book.sources()}
+    made = {name: found for name, found in made.items() if found}
+    chapters = [
+        (
+            f"[{name[:2]}]({name}.ipynb)", found["date"], f"{found['seconds']:.0f}",
+            f"{found['peak_memory_mib'] / 1024:.1f}", found["threads"], found["profile"],
+            _short(found["source_sha256"]), _short(found["library_sha256"]),
+        )
+        for name, found in made.items()
+    ]  # fmt: skip
+    head = ("chapter", "made on", "seconds", "GiB", "threads", "profile", "source", "library")
+    rows = []
+    for path in sorted((book.pages / "results").glob("*.json")):
+        record = records.read(path)
+        hardware = record.made["hardware"]
+        on = hardware["gpu"] if hardware["gpu"] != "none" else f"{hardware['cores']} cores, {hardware['cpu']}"
+        rows.append(
+            (
+                f"`{path.stem}`", record.made["date"], f"{record.made['seconds']:,.0f}", on,
+                f"torch {record.made['versions']['torch']}", _short(record.made["library_sha256"]),
+            )
+        )  # fmt: skip
+    record_head = ("record", "made on", "seconds", "hardware", "version", "library")
+    return TEXT.format(
+        chapters=_table(head, chapters),
+        machine=_machines(list(made.values())),
+        records=_table(record_head, rows) if rows else "There are none.",
+    )
+
+
+def _provenance(notebook: Path) -> dict[str, Any]:
+    if not notebook.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(notebook.read_text("utf8"))["metadata"].get("provenance", {})
+    return found
+
+
+def _machines(made: list[dict[str, Any]]) -> str:
+    """One sentence a kind of machine and set of versions; as a rule there is one."""
+    kinds = Counter(json.dumps([found["hardware"], found["versions"]]) for found in made)
+    sentences = []
+    for kind, number in kinds.most_common():
+        hardware, versions = json.loads(kind)
+        named = ", ".join(f"{name} {version}" for name, version in versions.items())
+        sentences.append(
+            f"{number} of {len(made)} chapters: {hardware['cpu']}, {hardware['cores']} cores, "
+            f"{hardware['ram_gib']} GiB, GPU {hardware['gpu']}; {named}."
+        )
+    return "\n\n".join(sentences)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _short(sha256: str) -> str:
+    return f"`{sha256[:8]}`"
