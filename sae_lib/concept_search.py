@@ -68,7 +68,7 @@ def permuted_scores(
     return label_permutation_null(statistic, values, together, draws, seed=seed)
 
 
-def fit_probes(rows: Tensor, labels: Tensor, *, penalty: float = 1e-3, steps: int = 200) -> Tensor:
+def fit_probes(rows: Tensor, labels: Tensor, *, penalty: float = 1e-3, steps: int = 100) -> Tensor:
     """Logistic regressions of every concept on all of the activations: (d + 1, F), the intercept last.
 
     Minimises mean log-loss + ½ · penalty · ‖w‖² for each concept by L-BFGS, intercepts unpenalised; rows are

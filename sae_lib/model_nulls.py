@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from sae_lib.language_testbed import contestant
 from sae_lib.methods import Method
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.stream import kept
+from sae_lib.stream import forward, kept
 from sae_lib.training import train
 
 # to train on, to choose latents on, to score them on
@@ -99,26 +98,20 @@ def rows_of(
 ) -> dict[str, dict[str, Tensor]]:
     """A model's activations on the text, by site and part, (N, d) float32, in one pass over it.
 
-    sites: earliest first. normalisation: by default one constant for each site, fitted on its training rows.
+    normalisation: by default one constant for each site, fitted on its training rows.
     """
     raw: dict[str, dict[str, list[Tensor]]] = {site: {part: [] for part in PARTS} for site in sites}
+    places = [model.site(site) for site in sites]
     for part in PARTS:
         for blocks in text.blocks[part].split(batch_blocks):
-            at = kept(model, blocks, skip_first).to(model.device)
-
-            def keep(acts: Tensor, into: list[Tensor], at: Tensor = at) -> Tensor:
-                into.append(acts[at].float().cpu())
-                return acts
-
-            with ExitStack() as hooks:
-                for site in sites[:-1]:
-                    hooks.enter_context(model.replaced(site, partial(keep, into=raw[site][part])))
-                keep(model.activations(blocks, sites[-1]), into=raw[sites[-1]][part])
+            read = forward(model, places, blocks, skip_first)
+            for site, rows in zip(sites, read, strict=True):
+                raw[site][part].append(rows.float().cpu())
     scaled = {}
     for site in sites:
-        rows = {part: torch.cat(raw[site][part]) for part in PARTS}
-        scale = normalisation or Normalisation.fit("scale", rows["train"])
-        scaled[site] = {part: scale.apply(rows[part]) for part in PARTS}
+        whole = {part: torch.cat(raw[site][part]) for part in PARTS}
+        scale = normalisation or Normalisation.fit("scale", whole["train"])
+        scaled[site] = {part: scale.apply(whole[part]) for part in PARTS}
     return scaled
 
 

@@ -11,6 +11,7 @@ from sae_lib import metrics, model_nulls
 from sae_lib.concepts import NAMES, code_concepts
 from sae_lib.corpora import Corpus, Document, token_blocks
 from sae_lib.language_models import first_blocks, reinitialised
+from sae_lib.language_testbed import contestant
 from sae_lib.model_nulls import PARTS
 
 SOURCE = "def f(a, b1):\n    return [a, 'text'.join(b1)]  # why {}\n\n"
@@ -141,3 +142,30 @@ def test_probes_see_what_the_rows_hold():
     scores = dict(zip(NAMES, model_nulls.probe_scores(rows, read), strict=True))
     present = [name for i, name in enumerate(NAMES) if read.labels["score"][:, i].any()]
     assert min(scores[name] for name in present) > 0.95
+
+
+def test_a_draw_is_the_whole_search_on_one_model(monkeypatch):
+    model = language_model()
+    read = text(model)
+    monkeypatch.setattr(
+        model_nulls, "opened", lambda blocks, train, half: (first_blocks(model, blocks), read)
+    )
+    settings = {"methods": {"gba": [0.2, 0.01], "topk": [3, 0.006]}, "layers": [0, 2], **TRAINING}
+    del settings["lr"]
+    for number, network, seed in ((None, model, 0), (4, None, 5)):
+        found = model_nulls.draw(number, **settings)["found"]
+        assert [(f["layer"], f["method"]) for f in found] == [
+            (0, "gba"),
+            (0, "topk"),
+            (2, "gba"),
+            (2, "topk"),
+        ]
+        network = network or reinitialised(first_blocks(model, 3), number)
+        rows = model_nulls.rows_of(network, read, ["resid_post.2"])["resid_post.2"]
+        alone, _ = model_nulls.measure(
+            rows, read, contestant("topk", 3), seed=seed, **TRAINING | {"lr": 0.006}
+        )
+        assert found[3] == {"layer": 2, "method": "topk", **alone}
+    embedded = model_nulls.draw(4, **settings, keep_embedding=True)["found"]
+    assert embedded != found
+    assert embedded == model_nulls.draw(4, **settings, keep_embedding=True)["found"]
