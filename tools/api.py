@@ -32,7 +32,6 @@ CONTENTS = {
 LAST = list(CONTENTS)[-1]
 
 INDEX = """\
-(api)=
 # API reference
 
 What `sae_lib` offers, in the order in which data flow through it. Written by the build from the docstrings.
@@ -50,7 +49,7 @@ PART = """\
 (api-part-{name})=
 # {title}
 
-Part of the [API reference](#api). {contents}
+Part of the [API reference](api.md). {contents}
 
 {modules}
 """
