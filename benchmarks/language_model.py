@@ -1,17 +1,16 @@
 """Seven methods on the language-model testbed, on two CPU cores: the records that chapter 10 shows.
 
-    python -m benchmarks.language_model search       # learning rates and knobs for every method: first
-    python -m benchmarks.language_model matrix       # three seeds, three layers, two corpora
-    python -m benchmarks.language_model frontier     # three seeds at five sparsities
-    python -m benchmarks.language_model ablation     # groups and frequencies of GBA
+    python -m benchmarks.language_model search       # rates and knobs for every method, 12 minutes; first
+    python -m benchmarks.language_model frontier     # three more sparsities, three seeds, 6 minutes
+    python -m benchmarks.language_model ablation     # groups and frequencies of GBA, 3 minutes
 
 Finished runs are kept in runs/10; started again, a stage goes on where it stopped.
 
 The rules. Rows, width, steps and batches are the testbed's (quick), the same for all. Every method gets the
 same search, on a seed that is not used again: at layer 14 on code four learning rates, and for each of them
-at most four trainings to turn the method's one knob until the mean L0 on held-out rows is the target. Of the
-trainings within 10 % of the target, the one with the least error there counts. Elsewhere the learning rate is
-kept and only the knob is turned again.
+at most four trainings to turn the method's one knob until the mean L0 on held-out rows is the target. Of each
+rate the training nearest to the target stands, and among those within 10 % of it the one with the least error
+counts. Elsewhere the learning rate is kept and only the knob is turned again.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib import Frozen, GroupBiasAdaptation, SparseAutoencoder, language_testbed, metrics, records, train
+from sae_lib import GroupBiasAdaptation, language_testbed, metrics, records, train
 from sae_lib.language_testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib.methods import Method
 from sae_lib.store import ActivationStore
@@ -35,20 +34,21 @@ from sae_lib.sweeps import sweep
 STORES, CACHE, RESULTS = "runs/language", "runs/10", "book/results"
 RATES = (0.001, 0.003, 0.01, 0.03)
 TRIAL_SEED, BUDGET, STOP, ACCEPT, TARGET = 100, 4, 0.05, 0.1, 32
-SEEDS, TARGETS, HTF_REACH = (0, 1, 2), (20, 80, 200), 80
+SEEDS, TARGETS = (0, 1, 2), (20, 60, 200)
 MIDDLE = ("code", LAYERS["middle"])
 # where each search begins, for L0 = 32, and how L0 goes with the knob: L0 ~ knob ** slope
 START = {
     "gba": (0.3, 0.85), "ba": (0.15, 0.55), "topk": (32, 1.0), "batch_topk": (31, 1.0),
     "matryoshka": (30, 1.0), "l1": (0.045, -1.9), "jumprelu": (1e-3, -0.8),
-    "gba_ltf": (0.05, 0.4),
 }  # fmt: skip
 K_METHODS = ("topk", "batch_topk", "matryoshka")
 # where a knob ends: frequencies at 1, K well below the width
 HIGHEST = {
-    "gba": 1.0, "ba": 1.0, "gba_ltf": 0.5, "l1": math.inf, "jumprelu": math.inf,
+    "gba": 1.0, "ba": 1.0, "l1": math.inf, "jumprelu": math.inf,
     **dict.fromkeys(K_METHODS, 512),
 }  # fmt: skip
+# at the rates that the search finds, L0 is nearly proportional to the frequencies
+SLOPES = {name: slope for name, (_, slope) in START.items()} | {"gba": 0.95, "ba": 0.9}
 
 
 @functools.cache
@@ -59,23 +59,11 @@ def place(corpus: str, layer: int) -> tuple[ActivationStore, Tensor]:
     return store, store.normalisation.apply(held_out.rows(torch.arange(held_out.n_rows)))
 
 
-def method_of(name: str, knob: float) -> Method:
-    """The testbed's method with its knob; and GBA at HTF 0.5 with LTF as its knob, for where HTF ends."""
-    if name == "gba_ltf":
-        return GroupBiasAdaptation(htf=0.5, ltf=knob, centre=True)
-    return contestant(name, knob)
-
-
 def fit(method: Method, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
     """Train one autoencoder and measure it on held-out rows."""
     store, rows = place(corpus, layer)
     size = {name: SIZES["quick"][name] for name in ("width", "steps", "batch_size")}
     sae, _ = train(store, method, lr=lr, seed=seed, **size)
-    return measured(sae, rows)
-
-
-def measured(sae: SparseAutoencoder, rows: Tensor) -> dict[str, float]:
-    """Error, L0 and share of dead latents on rows (N, d)."""
     found = metrics.reconstruction(sae, rows)
     return {"nmse": found.nmse, "l0": found.l0, "dead": found.dead_share}
 
@@ -90,7 +78,7 @@ def seek(
     """
     usual, trials, knob = START[method][1], [], start
     while len(trials) < BUDGET:
-        trials.append({"knob": knob, **fit(method_of(method, knob), lr, corpus, layer, TRIAL_SEED)})
+        trials.append({"knob": knob, **fit(contestant(method, knob), lr, corpus, layer, TRIAL_SEED)})
         miss = sorted(trials, key=lambda t: abs(math.log(max(t["l0"], 0.1) / target)))
         best = miss[0]
         if abs(best["l0"] / target - 1) <= STOP or trials[-1]["dead"] > 0.9:
@@ -108,48 +96,55 @@ def seek(
 
 
 def chosen(trials: list[dict[str, Any]], target: float) -> dict[str, Any]:
-    """The trial with the least error among those within 10 % of the target, else the nearest to it."""
-    near = [t for t in trials if abs(t["l0"] / target - 1) <= ACCEPT]
+    """Of each rate the trial nearest to the target; of those within 10 % the one with the least error.
+
+    The nearest of all where none is within 10 %.
+    """
+    by_rate: dict[float, dict[str, Any]] = {}
+    for trial in sorted(trials, key=lambda t: -abs(t["l0"] - target)):
+        by_rate[trial["lr"]] = trial
+    near = [t for t in by_rate.values() if abs(t["l0"] / target - 1) <= ACCEPT]
     if near:
         return min(near, key=lambda t: t["nmse"])
-    return min(trials, key=lambda t: abs(t["l0"] - target))
+    return min(by_rate.values(), key=lambda t: abs(t["l0"] - target))
 
 
-def trial_rows(found: list[dict[str, Any]], by: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The trials of searches as rows; of those with equal ``by`` the one that counts is marked."""
+def searched(cells: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
+    """The trials of searches as rows; of each method and place the one that counts is marked."""
+    found = sweep(seek, cells, folder=CACHE, workers=workers)
     rows = [
-        {k: v for k, v in search.items() if k not in ("trials", "start")}
+        {k: v for k, v in one.items() if k not in ("trials", "start")}
         | {"seed": TRIAL_SEED, **trial, "chosen": False}
-        for search in found
-        for trial in search["trials"]
+        for one in found
+        for trial in one["trials"]
     ]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in by), []).append(row)
+        groups.setdefault((row["method"], row["corpus"], row["layer"]), []).append(row)
     for group in groups.values():
-        chosen(group, group[0]["target"])["chosen"] = True
+        chosen(group, TARGET)["chosen"] = True
     return rows
 
 
 def search(workers: int) -> list[dict[str, Any]]:
     """Learning rate and knob of every method for L0 = 32 at the middle layer on code, knobs elsewhere."""
-    aim = {"target": TARGET}
-    cells = [
-        {"method": m, "lr": lr, "corpus": MIDDLE[0], "layer": MIDDLE[1], **aim, "start": START[m][0]}
+    corpus, layer = MIDDLE
+    cells: list[dict[str, Any]] = [
+        {"method": m, "lr": lr, "corpus": corpus, "layer": layer, "target": TARGET, "start": START[m][0]}
         for m in METHODS
         for lr in RATES
     ]
-    place_of = ("method", "corpus", "layer")
-    rows = trial_rows(sweep(seek, cells, folder=CACHE, workers=workers), place_of)
+    rows = searched(cells, workers)
     best = {row["method"]: row for row in rows if row["chosen"]}
     cells = [
-        {"method": m, "lr": best[m]["lr"], "corpus": corpus, "layer": layer, **aim, "start": best[m]["knob"]}
+        {"method": m, "lr": best[m]["lr"], "corpus": corpus, "layer": layer, "target": TARGET,
+         "start": best[m]["knob"]}
         for corpus in CORPORA
         for layer in LAYERS.values()
         for m in METHODS
         if (corpus, layer) != MIDDLE
-    ]
-    return rows + trial_rows(sweep(seek, cells, folder=CACHE, workers=workers), place_of)
+    ]  # fmt: skip
+    return rows + searched(cells, workers)
 
 
 def settings(corpus: str, layer: int) -> dict[str, dict[str, Any]]:
@@ -164,54 +159,18 @@ def settings(corpus: str, layer: int) -> dict[str, dict[str, Any]]:
 
 def single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
     """One run with settings that a search has found."""
-    return fit(method_of(method, knob), lr, corpus, layer, seed)
-
-
-def null(method: str, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
-    """TopK, K = 32, with random directions: ``"untrained"``, or ``"random"``, all but the decoder trained."""
-    top = contestant("topk", TARGET)
-    if method == "random":
-        return fit(Frozen(top), lr, corpus, layer, seed)
-    store, rows = place(corpus, layer)
-    sae = top.build(store.d_in, SIZES["quick"]["width"], normalisation=store.normalisation, seed=seed)
-    top.start(sae, store.normalisation.apply(store.sample(16_384)))
-    return measured(sae, rows)
-
-
-def matrix(workers: int) -> list[dict[str, Any]]:
-    """Every method and two nulls at L0 = 32: layers, corpora, seeds."""
-    cells, nulls = [], []
-    for corpus in CORPORA:
-        for layer in LAYERS.values():
-            found = settings(corpus, layer)
-            cells += [{**found[m], "seed": seed} for m in METHODS for seed in SEEDS]
-            at = {"lr": found["topk"]["lr"], "corpus": corpus, "layer": layer}
-            nulls += [{"method": m, **at, "seed": seed} for m in ("untrained", "random") for seed in SEEDS]
-    run = functools.partial(sweep, folder=CACHE, workers=workers)
-    return run(single, cells) + run(null, nulls)
+    return fit(contestant(method, knob), lr, corpus, layer, seed)
 
 
 def frontier(workers: int) -> list[dict[str, Any]]:
-    """Every method at three more sparsities, the knob turned anew for each; trials have their own seed."""
-    found = settings(*MIDDLE)
+    """Every method at about 20, 60 and 200 active latents; L0 falls where the knob puts it."""
     cells = []
-    for target in TARGETS:
-        for name, at in found.items():
-            # HTF ends at 1: a denser GBA needs a higher LTF
-            method = "gba_ltf" if name == "gba" and target > HTF_REACH else name
-            begin = at["knob"] * (target / TARGET) ** (1 / START[name][1])
-            begin = START[method][0] if method != name else min(begin, HIGHEST[name])
-            begin = round(begin) if name in K_METHODS else float(f"{begin:.3g}")
-            cells.append({**at, "method": method, "target": target, "start": begin})
-            del cells[-1]["knob"]
-    run = functools.partial(sweep, folder=CACHE, workers=workers)
-    trials = trial_rows(run(seek, cells), ("method", "target"))
-    kept = ("method", "lr", "knob", "corpus", "layer")
-    best = [row for row in trials if row["chosen"]]
-    cells = [{**{name: row[name] for name in kept}, "seed": seed} for row in best for seed in SEEDS]
-    targets = [row["target"] for row in best for _ in SEEDS]
-    rows = [{**row, "target": t} for row, t in zip(run(single, cells), targets, strict=True)]
-    return rows + trials
+    for name, at in settings(*MIDDLE).items():
+        for target in TARGETS:
+            knob = at["knob"] * (target / TARGET) ** (1 / SLOPES[name])
+            knob = min(round(knob) if name in K_METHODS else float(f"{knob:.3g}"), HIGHEST[name])
+            cells += [{**at, "knob": knob, "seed": seed} for seed in SEEDS]
+    return sweep(single, cells, folder=CACHE, workers=workers)
 
 
 def variant(
@@ -229,12 +188,12 @@ def ablation(workers: int) -> list[dict[str, Any]]:
     ladders = [base]
     ladders += [base | {"groups": groups} for groups in (1, 3, 5, 20)]
     ladders += [base | {"htf": htf} for htf in (0.5, 0.1, 0.05)]
-    ladders += [base | {"ltf": ltf} for ltf in (0.03, 0.01, 0.0003)]
+    ladders += [base | {"ltf": ltf} for ltf in (0.03, 0.0003)]
     cells = [{**x, "lr": lr, "corpus": corpus, "layer": layer, "seed": s} for x in ladders for s in SEEDS]
     return sweep(variant, cells, folder=CACHE, workers=workers)
 
 
-STAGES = {"search": search, "matrix": matrix, "frontier": frontier, "ablation": ablation}
+STAGES = {"search": search, "frontier": frontier, "ablation": ablation}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -117,7 +117,7 @@ def contestant(name: str, knob: float, **settings: Any) -> Method:
     settings: further settings of the method.
 
     JumpReLU's thresholds start at √(2λ), the code whose gain ½z² pays its price λ, and its bandwidth is 0.05:
-    the published 0.001 of both is for runs a hundred times as long, and here thresholds stay near their start.
+    the published 0.001 of both is for runs a hundred times as long; here thresholds stay near their start.
     """
     common = {"centre": True, **settings}
     if name == "gba":
