@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from sae_lib import activations, corpora, language_models
@@ -97,13 +98,16 @@ def open_testbed(
     size = SIZES[profile]
     model = language_models.load(device=device)
     found: dict[str, dict[tuple[str, int], ActivationStore]] = {"train": {}, "held_out": {}}
-    for name in names:
-        for part, corpus in zip(found, _parts(name), strict=True):
-            where = Path(folder) / profile / name / part
-            # all layers in one pass of the model
-            folders = {f"resid_post.{layer}": where / f"layer-{layer}" for layer in layers}
-            stores = activations.harvest_sites(model, corpus, folders, n_tokens=size[part])
-            found[part] |= {(name, layer): stores[f"resid_post.{layer}"] for layer in layers}
+    root = Path(folder) / profile
+    root.mkdir(parents=True, exist_ok=True)
+    # chapters that open it at the same time wait for each other, or for the one that harvests
+    with FileLock(root / ".lock"):
+        for name in names:
+            for part, corpus in zip(found, _parts(name), strict=True):
+                # all layers in one pass of the model
+                folders = {f"resid_post.{layer}": root / name / part / f"layer-{layer}" for layer in layers}
+                stores = activations.harvest_sites(model, corpus, folders, n_tokens=size[part])
+                found[part] |= {(name, layer): stores[f"resid_post.{layer}"] for layer in layers}
     return LanguageTestbed(
         model, found["train"], found["held_out"], size["width"], size["steps"], size["batch_size"]
     )
