@@ -70,9 +70,7 @@ def test_every_stage_writes_its_record(made_up):
     assert {row["lr"] for row in picked} == {0.003}
     assert {row["seed"] for row in rows["10_search"]}.isdisjoint({row["seed"] for row in rows["10_frontier"]})
     assert len(rows["10_frontier"]) == 7 * 2 * 3
-    assert [row["l0"] for row in rows["10_frontier"] if row["method"] == "topk"] == [20] * 3 + [60] * 3 + [
-        200
-    ] * 3
+    assert [row["l0"] for row in rows["10_frontier"] if row["method"] == "topk"] == [60] * 3 + [200] * 3
     assert len(rows["10_ablation"]) == 8 * 3
 
 
