@@ -69,11 +69,9 @@ def test_every_stage_writes_its_record(made_up):
     assert len(picked) == 7 * 6
     assert {row["lr"] for row in picked} == {0.003}
     assert {row["seed"] for row in rows["10_search"]}.isdisjoint({row["seed"] for row in rows["10_frontier"]})
-    assert len(rows["10_frontier"]) == 7 * 3 * 3
-    assert [row["l0"] for row in rows["10_frontier"] if row["method"] == "topk"] == [20] * 3 + [60] * 3 + [
-        200
-    ] * 3
-    assert len(rows["10_ablation"]) == 10 * 3
+    assert len(rows["10_frontier"]) == 7 * 2 * 3
+    assert [row["l0"] for row in rows["10_frontier"] if row["method"] == "topk"] == [60] * 3 + [200] * 3
+    assert len(rows["10_ablation"]) == 8 * 3
 
 
 def test_the_later_stages_need_the_search(made_up):
