@@ -4,7 +4,7 @@
     python -m benchmarks.consistency --workers 2 --first 2    # the other four methods too: 4 more
     python -m benchmarks.consistency --workers 2 --first 6    # everything: 15 more
 
-The book's record holds the first condition, longer runs of three methods (the chapter itself trains short ones).
+The book's record holds the first condition, longer runs of three methods (the chapter trains short ones).
 The further ones are short runs of the other four methods, a Gaussian twin of the activations, GBA untied, and
 the early and the late layer. Trained autoencoders and finished runs are kept in runs/consistency; started
 again, the command goes on where it stopped. Run it from the repository's root; the activations are those of
