@@ -4,6 +4,7 @@
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ import nbformat
 from tools.layout import Book
 
 PAGE = "claims.md"
+# how a NumPy number shows itself: np.float64(0.5)
+NUMPY = re.compile(r"^np\.\w+\((.*)\)$")
 GLUED = "application/papermill.record/text/plain"
 
 
@@ -36,7 +39,7 @@ def glued_in(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, Any]]:
         for output in cell.get("outputs", ()):
             name = output.get("metadata", {}).get("scrapbook", {}).get("name")
             if name and (value := output.data.get(GLUED)) is not None:
-                yield name, ast.literal_eval(value)
+                yield name, ast.literal_eval(NUMPY.sub(r"\1", value))
 
 
 def text(book: Book) -> str:
