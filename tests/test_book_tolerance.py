@@ -1,9 +1,12 @@
 """The comparison behind nbval: text exact, numbers within a tolerance where a cell asks for it."""
 
+import copy
+
 import pytest
-from nbformat.v4 import new_output
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from tools.nbval_tolerance import Tolerance, differences
+from tools.notebook import GLUED, clean
 
 EXACT = Tolerance()
 TWO_HUNDREDTHS = Tolerance(abs=0.02)
@@ -75,3 +78,16 @@ def test_progress_bars_of_widgets_are_not_compared() -> None:
     assert not list(differences([shown], [bars[1], shown], EXACT))
     other = new_output("stream", name="stdout", text="2\n")
     assert list(differences([bars[0], shown], [bars[1], other], EXACT))
+
+
+@pytest.mark.parametrize(
+    ("shown", "kept"), [("np.float64(0.5)", "0.5"), ("0.5", "0.5"), ("'f(1)'", "'f(1)'")]
+)
+def test_glued_numbers_lose_numpys_name_for_their_type(shown: str, kept: str) -> None:
+    """In the notebook, so that the text can format them, and so also in the comparison."""
+    fresh = new_output("display_data", data={GLUED: shown})
+    notebook = new_notebook(cells=[new_code_cell("glue", outputs=[copy.deepcopy(fresh)])])
+    clean(notebook)
+    stored = notebook.cells[0].outputs
+    assert stored[0].data[GLUED] == kept
+    assert not list(differences(stored, [fresh], EXACT))

@@ -4,7 +4,6 @@
 """
 
 import ast
-import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +11,9 @@ from typing import Any
 import nbformat
 
 from tools.layout import Book
+from tools.notebook import GLUED
 
 PAGE = "claims.md"
-# how a NumPy number shows itself: np.float64(0.5)
-NUMPY = re.compile(r"^np\.\w+\((.*)\)$")
-GLUED = "application/papermill.record/text/plain"
 
 
 class ClaimsError(Exception):
@@ -39,7 +36,7 @@ def glued_in(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, Any]]:
         for output in cell.get("outputs", ()):
             name = output.get("metadata", {}).get("scrapbook", {}).get("name")
             if name and (value := output.data.get(GLUED)) is not None:
-                yield name, ast.literal_eval(NUMPY.sub(r"\1", value))
+                yield name, ast.literal_eval(value)
 
 
 def text(book: Book) -> str:

@@ -16,7 +16,7 @@ import pytest
 from nbformat import NotebookNode
 from nbval.plugin import IPyNbCell
 
-from tools.notebook import WIDGET
+from tools.notebook import GLUED, WIDGET, plain_number
 
 # not inside a word or a version: "layer2" and the last part of "3.11.7" are text
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
@@ -81,7 +81,10 @@ def _parts(output: NotebookNode) -> dict[str, str]:
         return {output.name: output.text}
     if output.output_type == "error":
         return {"error": f"{output.ename}: {output.evalue}"}
-    return {kind: str(content) for kind, content in output.data.items()}
+    return {
+        kind: plain_number(content) if kind == GLUED else str(content)
+        for kind, content in output.data.items()
+    }
 
 
 def _text_difference(stored: str, new: str, tolerance: Tolerance) -> str | None:

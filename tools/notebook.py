@@ -13,6 +13,9 @@ from tools.layout import REPOSITORY
 
 MAX_BYTES = 500_000
 WIDGET = "application/vnd.jupyter.widget-view+json"
+GLUED = "application/papermill.record/text/plain"
+# how NumPy shows a number: np.float64(0.5)
+NUMPY = re.compile(r"^np\.\w+\(([^()]*)\)$")
 # places where files of one machine lie; a relative path or an address of a web page does not match
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|private|mnt|workspace|content)/|[A-Z]:\\Users\\)[^\s\"'<>]*"
@@ -34,8 +37,16 @@ def clean(notebook: NotebookNode) -> None:
         if "outputs" in cell:
             # progress bars of other packages: nothing moves on a page
             cell["outputs"] = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+            for output in cell.outputs:
+                if GLUED in output.get("data", {}):
+                    output.data[GLUED] = plain_number(output.data[GLUED])
         if cell.metadata.get("tags") == []:
             del cell.metadata["tags"]
+
+
+def plain_number(text: str) -> str:
+    """A glued value without NumPy's name for its type, so that the text can format it."""
+    return NUMPY.sub(r"\1", text)
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
