@@ -8,4 +8,6 @@ window.addEventListener("load", () => {
   for (const toggle of document.querySelectorAll("nav summary")) {
     if (!toggle.textContent.trim()) toggle.setAttribute("aria-label", "pages of this part");
   }
+  // Sphinx calls citations a list whose children are no list items.
+  for (const list of document.querySelectorAll(".citation-list[role=list]")) list.removeAttribute("role");
 });
