@@ -1,9 +1,9 @@
 """What chapter 13 holds its findings against: re-initialised twins, and its own error rate.
 
-    python -m benchmarks.nulls twins             # trained model and its twins, layer 2; 7 minutes of a core
+    python -m benchmarks.nulls twins             # trained model and twins, layers 2 and 14; 20 minutes of a core
     python -m benchmarks.nulls false-positives   # the procedure on random models alone; 6 minutes
 
-Finished runs are kept in runs/nulls; started again, the script goes on where it stopped. ``--seconds`` ends
+Run it from the repository's root. Finished runs are kept in runs/nulls; started again, the script goes on where it stopped. ``--seconds`` ends
 it in between two runs, to go on later.
 """
 
@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sae_lib
+from benchmarks.language_model import settings
 from sae_lib import language_models, model_nulls, records
 from sae_lib.concept_search import permuted_scores, phi, search
 from sae_lib.metrics import nulls
@@ -28,11 +29,15 @@ from sae_lib.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, RESULTS = ROOT / "runs" / "nulls", ROOT / "book" / "results"
-# knob and learning rate
-METHODS = {"gba": (0.1, 0.01)}
 TRAINING = {"width": 256, "steps": 100, "batch_size": 256, "train": 12, "half": 8}
 # layer, twins, whether they keep the trained embedding
-DRAWS = ((2, 19, False), (2, 19, True))
+DRAWS = ((2, 19, False), (2, 19, True), (14, 19, True), (14, 19, False))
+
+
+def gba(layer: int) -> dict[str, tuple[float, float]]:
+    """Ladder and learning rate that chapter 10's search chose, as ``model_nulls.draw`` takes them."""
+    chosen = settings("code", layer)["gba"]
+    return {"gba": (chosen["knob"], chosen["lr"])}
 
 
 def twins() -> list[dict[str, Any]]:
@@ -42,7 +47,7 @@ def twins() -> list[dict[str, Any]]:
     return [
         {
             "number": number, "layers": [layer], "keep_embedding": keep,
-            "methods": METHODS, **TRAINING,
+            "methods": gba(layer), **TRAINING,
         }
         for layer, number, keep in told
     ]  # fmt: skip

@@ -4,7 +4,7 @@
     python -m benchmarks.reading interventions   # book/results/12_interventions.json, 2 minutes
 
 Run it from the repository's root. Finished runs are kept in runs/reading; started again, the command goes on
-where it stopped. Settings are those of the chapter, ``sae_lib.language_reading.SETTINGS``.
+where it stopped. Settings are the winners of chapter 10's search, book/results/10_search.json.
 
 Splitting: GBA and TopK on code, middle layer, at three widths. TopK has the same K at all of them, GBA the
 same sum of ceilings: HTF falls as the width grows. Interventions: 20 latents of three methods, late layer.
@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 import sae_lib
+from benchmarks.language_model import settings
 from sae_lib import records
-from sae_lib.language_reading import SETTINGS, Place, configured, intervene, open_place
+from sae_lib.language_reading import Place, intervene, open_place
+from sae_lib.language_testbed import contestant
 from sae_lib.metrics import splitting
 from sae_lib.metrics.reading import scattered, sparse_codes
 from sae_lib.sweeps import sweep
@@ -40,9 +42,11 @@ def place(layer: int) -> Place:
 
 
 def fitted(where: Place, name: str, seed: int, width: int = 1024) -> Any:
-    """One training run of the testbed."""
-    method, lr = configured(name, where.layer, width)
-    return sae_lib.train(where.store, method, lr=lr, seed=seed, **where.bed.training | {"width": width})[0]
+    """One training run of the testbed; GBA's ceilings have the same sum at every width."""
+    chosen = settings("code", where.layer)[name]
+    knob = chosen["knob"] * (1024 / width if name == "gba" else 1)
+    sizes = where.bed.training | {"width": width}
+    return sae_lib.train(where.store, contestant(name, knob), lr=chosen["lr"], seed=seed, **sizes)[0]
 
 
 def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str, Any]:
@@ -104,11 +108,15 @@ def main(what: str, workers: int = 2) -> Path:
     if what == "interventions":
         cells = [{"method": m, "layer": 26, "seed": s} for s in SEEDS for m in METHODS]
         for r in sweep(intervened, cells, folder=folder, workers=workers):
-            rows.append({**dict(zip(("knob", "lr"), SETTINGS[r["method"], 26], strict=True)), **r})
+            chosen = settings("code", 26)[r["method"]]
+            rows.append({"knob": chosen["knob"], "lr": chosen["lr"], **r})
     else:
         cells = [{"method": m, "seed": s} for s in SEEDS for m in METHODS[:2]]
         for r in sweep(split, cells, folder=folder, workers=workers):
-            common = {"method": r["method"], "seed": r["seed"]}
+            chosen = settings("code", 14)[r["method"]]
+            common = {
+                "method": r["method"], "seed": r["seed"], "knob": chosen["knob"], "lr": chosen["lr"],
+            }  # fmt: skip
             rows += [{"what": "splitting", **common, **row} for row in r["pairs"]]
             rows += [
                 {"what": "absorption", **common, "width": int(width), **row}
