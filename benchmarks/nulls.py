@@ -1,10 +1,10 @@
 """What chapter 13 holds its findings against: re-initialised twins, and its own error rate.
 
-    python -m benchmarks.nulls twins             # trained model and twins, layers 2 and 14; 20 minutes of a core
+    python -m benchmarks.nulls twins             # trained model and its twins; 20 minutes of a core
     python -m benchmarks.nulls false-positives   # the procedure on random models alone; 6 minutes
 
-Run it from the repository's root. Finished runs are kept in runs/nulls; started again, the script goes on where it stopped. ``--seconds`` ends
-it in between two runs, to go on later.
+Run it from the repository's root. Finished runs are kept in runs/nulls; started again, the script goes on
+where it stopped. ``--seconds`` ends it in between two runs, to go on later.
 """
 
 from __future__ import annotations
