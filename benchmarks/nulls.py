@@ -55,11 +55,13 @@ def twins() -> list[dict[str, Any]]:
 
 def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each model, layer and method."""
-    return [
-        {"number": row["number"], "keep_embedding": row["keep_embedding"], **found}
-        for row in rows
-        for found in row["found"]
-    ]
+    told = []
+    for row in rows:
+        for found in row["found"]:
+            knob, lr = row["methods"][found["method"]]
+            kind = {"number": row["number"], "keep_embedding": row["keep_embedding"], "knob": knob, "lr": lr}
+            told.append(kind | found)
+    return told
 
 
 @cache
