@@ -56,7 +56,9 @@ check_try(42)
 """
 
 
-def chapter(exercise: str = f"{PLAN} Try.\n\n{STUB}", solution: bool = True, cell: bool = True) -> NotebookNode:
+def chapter(
+    exercise: str = f"{PLAN} Try.\n\n{STUB}", solution: bool = True, cell: bool = True
+) -> NotebookNode:
     cells = [new_markdown_cell(f"````{{exercise}} Try\n:label: ex-try\n{exercise}\n````")]
     if solution:
         cells.append(new_markdown_cell("````{solution-start} ex-try\n:class: dropdown\n````\n\nThe answer."))
@@ -83,15 +85,19 @@ def test_form_of_a_good_exercise() -> None:
         (chapter(solution=False), "ex-try has no solution"),
         (chapter(cell=False), "ex-try has no code cell in its solution"),
         (
-            new_notebook(cells=chapter(solution=False).cells + [
-                new_markdown_cell(":::{solution} ex-try\nIt is 42.\n:::"), new_code_cell("check_try(42)")
-            ]),
+            new_notebook(
+                cells=[
+                    *chapter(solution=False).cells,
+                    new_markdown_cell(":::{solution} ex-try\nIt is 42.\n:::"),
+                    new_code_cell("check_try(42)"),
+                ]
+            ),
             "ex-try has no code cell in its solution",
         ),
         (new_notebook(cells=chapter().cells[1:]), "names 'ex-try', which is no exercise"),
         (new_notebook(cells=chapter().cells + chapter().cells), "ex-try comes twice"),
     ],
-)  # fmt: skip
+)
 def test_form_that_is_refused(broken: NotebookNode, told: str) -> None:
     with pytest.raises(exercises.ExerciseError, match=told):
         exercises.exercises(broken)
@@ -109,9 +115,11 @@ def run(book: Book, stubs: dict[str, str]) -> tuple[str, str]:
 
 
 def test_what_stubs_say_is_recorded_and_nothing_else(tmp_path) -> None:
-    """Each stub runs in the chapter's kernel on names of its own, and leaves no trace in the cells."""
+    """Each stub runs in the chapter's kernel on names of its own, and leaves no trace in them."""
     book = small_book(tmp_path)
-    told, text = run(book, {"one": "answer = None\ncheck_try(answer)", "two": "check_try(answer - called[0])"})
+    told, text = run(
+        book, {"one": "answer = None\ncheck_try(answer)", "two": "check_try(answer - called[0])"}
+    )
     notebook = nbformat.reads(text, as_version=4)
     help_ = "is not the answer: change the line above the check"
     # the second sees 42 for answer and for the chapter's first call: the first stub's None is gone

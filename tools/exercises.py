@@ -53,7 +53,8 @@ def stub_of(part: Block) -> str | None:
 
 def exercises(notebook: NotebookNode) -> list[Exercise]:
     """The exercises of a chapter, in order. Raises ExerciseError where one breaks the form."""
-    found, wrong = [], []
+    found: list[Exercise] = []
+    wrong: list[str] = []
     solved = _code_cells_of_solutions(notebook)
     for block in (block for block in _blocks(notebook) if block.kind == "exercise"):
         label = block.options.get("label", "")
@@ -66,7 +67,9 @@ def exercises(notebook: NotebookNode) -> list[Exercise]:
             wrong.append(f"{where} comes twice; labels must differ")
         if not plan or plan[1] not in DIFFICULTIES:
             first = block.text.partition("\n")[0][:60]
-            wrong.append(f'{where} begins {first!r}; it must begin "Difficulty ●○○ · 5 minutes." (●○○ to ●●●)')
+            wrong.append(
+                f'{where} begins {first!r}; it must begin "Difficulty ●○○ · 5 minutes." (●○○ to ●●●)'
+            )
         if len(stubs) != 1:
             wrong.append(f"{where} has {len(stubs)} ```python fences; expected one, the stub to fill in")
         if not solved.get(label):
