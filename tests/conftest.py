@@ -16,13 +16,17 @@ from hypothesis import settings
 from tools import site
 from tools.layout import REPOSITORY, Book
 
+# where the site that is built for the tests says that it and its repository are
+REPOSITORY_ADDRESS = "https://github.com/example/sae-book"
+ADDRESS = "https://example.github.io/sae-book"
+
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed book with a sample chapter added, built with every warning an error."""
+    """The committed book with a sample chapter added, built with every warning an error, to be published."""
     root = tmp_path_factory.mktemp("site")
     for name in ("_config.yml", "references.bib"):
         shutil.copy(REPOSITORY / name, root)
@@ -38,4 +42,4 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(SAMPLE, root / "chapters")
     executed = call("run", "--root", str(root))
     assert executed.returncode == 0, executed.stdout
-    return site.build(Book(root))
+    return site.build(Book(root), repository=REPOSITORY_ADDRESS, address=ADDRESS)

@@ -42,7 +42,7 @@ def shortened(text: str) -> str:
     start = text[: LONGEST - 1]
     if found := re.match(r".{60,}[.?!](?=\s)", start):
         return found[0]
-    return start.rpartition(" ")[0] + "…"
+    return (start.rpartition(" ")[0] or start) + "…"
 
 
 def add_tags(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
