@@ -71,7 +71,7 @@ def install(notebook: NotebookNode, repository: str) -> str:
         fetch = FETCH + (FETCH_DATA if language else "") + FETCH_END
         steps = Template(fetch).substitute(tag=TAG, repository=repository, extras=extras)
     imports = FOUND if repository else FOUND.replace("import subprocess\nimport sys\n", "")
-    return Template(imports).substitute(install=steps).rstrip()
+    return Template(imports).substitute(install=steps.rstrip()).rstrip()
 
 
 def about(notebook: NotebookNode, name: str) -> str:
@@ -94,7 +94,8 @@ def about(notebook: NotebookNode, name: str) -> str:
             f"papermill {name}.ipynb out.ipynb -p seed 1",
             "```",
             "",
-            f"The next cell looks for `sae_lib` {sae_lib.__version__}. {' '.join(box.split())}".strip(),
+            f"The next cell looks for `sae_lib` {sae_lib.__version__}, which this notebook was made with. "
+            + " ".join(box.split()),
         ]
     )
 
