@@ -24,7 +24,9 @@ ADDRESS = "https://example.github.io/sae-book"
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads would only wait for each other
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # a process for each core: more threads would only wait for each other
     torch.set_num_threads(1)
 
 

@@ -1,5 +1,6 @@
 """Notebooks for outside the book: no MyST left, no solution for students, code untouched."""
 
+import ast
 import itertools
 import json
 import re
@@ -214,6 +215,29 @@ def test_code_of_a_chapter_is_untouched(made: dict) -> None:
             if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", ())
         ]  # fmt: skip
         assert kept == own, name
+
+
+def names(source: str, kind: type[ast.expr_context]) -> set[str]:
+    """The names that some Python sets (ast.Store), definitions and imports included, or reads (ast.Load)."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, kind):
+            found.add(node.id)
+        elif kind is ast.Store and isinstance(node, ast.FunctionDef | ast.ClassDef | ast.arg | ast.alias):
+            name = node.arg if isinstance(node, ast.arg) else node.name
+            found.add((getattr(node, "asname", None) or name).partition(".")[0])
+    return found
+
+
+def test_students_have_all_that_their_cells_need(made: dict) -> None:
+    """No cell outside of the solutions reads what only a solution defines."""
+    for name, (notebook, kinds) in made.items():
+        code = [cell.source for cell in kinds["student"].cells if cell.cell_type == "code"]
+        given = set[str]().union(*(names(source, ast.Store) for source in code))
+        needed = set[str]().union(*(names(source, ast.Load) for source in code))
+        everything = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        solved = set[str]().union(*(names(source, ast.Store) for source in everything)) - given
+        assert not needed & solved, f"{name}: {needed & solved}"
 
 
 def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
