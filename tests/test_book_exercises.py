@@ -6,7 +6,7 @@ from book_tree import call, small_book
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from tools import exercises
+from tools import editions, exercises
 from tools.layout import Book
 
 PLAN = "Difficulty ●○○ · 5 minutes."
@@ -129,6 +129,9 @@ def test_what_stubs_say_is_recorded_and_nothing_else(tmp_path) -> None:
     assert "right, after [42, 42]" in text
     assert "__outcome" not in text
     assert "chapters: 1 passed" in call("verify", "--root", str(book.root)).stdout
+    assert call("editions", "--root", str(book.root)).returncode == 0
+    made = {path.parent.name for path in (tmp_path / "_build" / "editions").glob("*/90_sample.ipynb")}
+    assert made == set(editions.KINDS)
 
 
 def test_stubs_that_prove_nothing_fail_the_chapter(tmp_path) -> None:

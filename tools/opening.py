@@ -41,8 +41,8 @@ FETCH = """\
     clone = Path("sae-$tag").resolve()
     pip = [sys.executable, "-m", "pip", "install", "-q"]
     if not clone.is_dir():
-        address = "$repository"
-        subprocess.run(["git", "clone", "-q", "--depth", "1", "-b", "$tag", address, clone], check=True)
+        git = ["git", "-c", "advice.detachedHead=false", "clone", "-q", "--depth", "1", "-b", "$tag"]
+        subprocess.run([*git, "$repository", clone], check=True)
     subprocess.run([*pip, "-e", f"{clone}[$extras]"], check=True)
 """
 FETCH_DATA = """\
