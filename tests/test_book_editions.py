@@ -191,12 +191,12 @@ def test_students_get_every_exercise_and_no_solution(made: dict) -> None:
         stubs = [c for c in kinds["student"].cells if "exercise" in c.metadata.get("tags", ())]
         assert len(stubs) == len(titles)
         outside, inside = parts(notebook)
+        given = "\n".join(outside)
         # text with MyST in it is written otherwise in an edition
         telling = [
-            line
-            for line in set(inside) - set(outside)
-            if len(line) > 25 and not re.search(r"\{.+\}|\]\(", line)
-        ]
+            line for line in set(inside)
+            if len(line) > 25 and line not in given and not re.search(r"\{.+\}|\]\(", line)
+        ]  # fmt: skip
         assert len(telling) > len(titles), name
         for line in telling:
             assert line not in student, f"{name}: {line}"
