@@ -25,6 +25,7 @@ NEEDS = re.compile(r"(\*\*Time\*\*.+?)(?=\s*\*\*Exercises\*\*|\n:::|\n```|\Z)", 
 LANGUAGE = "sae_lib.language_models"
 
 FOUND = """\
+# installs the library where it is missing, and works in the book's folder, where its records are
 import importlib.util
 import os
 import subprocess
