@@ -53,7 +53,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("chapters", "sae_lib"):
         (root / folder).mkdir()
     (root / "sae_lib" / "__init__.py").touch()
-    shutil.copy(SAMPLE, root / "chapters")
-    executed = call("run", "--root", str(root))
+    for source in (*Book().sources(), SAMPLE):
+        shutil.copy(source, root / "chapters")
+    executed = call("run", "--root", str(root), SAMPLE.stem)
     assert executed.returncode == 0, executed.stdout
     return site.build(Book(root), repository=REPOSITORY_ADDRESS, address=ADDRESS)
