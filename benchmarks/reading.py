@@ -41,12 +41,20 @@ def place(layer: int) -> Place:
     return open_place(STORES, "code", layer)
 
 
-def fitted(where: Place, name: str, seed: int, width: int = 1024) -> Any:
+def cells(layer: int, methods: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Every method with the settings of the search, every seed."""
+    chosen = settings("code", layer)
+    return [
+        {"method": m, "knob": chosen[m]["knob"], "lr": chosen[m]["lr"], "layer": layer, "seed": s}
+        for s in SEEDS for m in methods
+    ]  # fmt: skip
+
+
+def fitted(where: Place, name: str, knob: float, lr: float, seed: int, width: int = 1024) -> Any:
     """One training run of the testbed; GBA's ceilings have the same sum at every width."""
-    chosen = settings("code", where.layer)[name]
-    knob = chosen["knob"] * (1024 / width if name == "gba" else 1)
+    method = contestant(name, knob * (1024 / width if name == "gba" else 1))
     sizes = where.bed.training | {"width": width}
-    return sae_lib.train(where.store, contestant(name, knob), lr=chosen["lr"], seed=seed, **sizes)[0]
+    return sae_lib.train(where.store, method, lr=lr, seed=seed, **sizes)[0]
 
 
 def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str, Any]:
@@ -62,12 +70,13 @@ def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str
     }  # fmt: skip
 
 
-def split(method: str, seed: int) -> dict[str, Any]:
+def split(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[str, Any]:
     """Train one seed at every width, and a second of the narrowest for comparison."""
-    where, saes, codes, absorption = place(14), {}, {}, {}
+    start = time.perf_counter()
+    where, saes, codes, absorption = place(layer), {}, {}, {}
     for width in WIDTHS:
         for twin in (0, 1) if width == WIDTHS[0] else (0,):
-            sae = fitted(where, method, seed + 10 * twin, width)
+            sae = fitted(where, method, knob, lr, seed + 10 * twin, width)
             saes[width, twin], codes[width, twin] = sae, sparse_codes(sae, where.rows)
         test_codes = sparse_codes(saes[width, 0], where.test)
         found = where.absorption(saes[width, 0], codes[width, 0], test_codes)
@@ -76,13 +85,13 @@ def split(method: str, seed: int) -> dict[str, Any]:
         {"narrow": a, "wide": b, "twin": a == b, **pair(saes[a, 0], saes[b, t], codes[a, 0], codes[b, t])}
         for a, b, t in ((WIDTHS[0], b, int(b == WIDTHS[0])) for b in WIDTHS)
     ]
-    return {"pairs": pairs, "absorption": absorption}
+    return {"pairs": pairs, "absorption": absorption, "seconds": time.perf_counter() - start}
 
 
-def intervened(method: str, layer: int, seed: int) -> dict[str, Any]:
+def intervened(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[str, Any]:
     """Steer and ablate 20 latents of one autoencoder; mean rank scores, and those of each latent."""
-    where = place(layer)
-    read = where.read(fitted(where, method, seed))
+    start, where = time.perf_counter(), place(layer)
+    read = where.read(fitted(where, method, knob, lr, seed))
     tried = intervene(where, read, seed=seed)
     scores = {kind: tried.scores(kind) for kind in tried.predicted}
     own = {
@@ -98,32 +107,31 @@ def intervened(method: str, layer: int, seed: int) -> dict[str, Any]:
         for kind, said in tried.predicted.items()
         for name, changes in (("steered", tried.steered), ("ablated", -tried.ablated))
     }  # fmt: skip
-    return {"latents": tried.latents.tolist(), "l0": read.test_codes.nnz / len(where.test), **own, **gains}
+    told = {"latents": tried.latents.tolist(), "l0": read.test_codes.nnz / len(where.test), **own, **gains}
+    return told | {"seconds": time.perf_counter() - start}
 
 
 def main(what: str, workers: int = 2) -> Path:
     """All runs of one record; returns its path."""
-    start, folder = time.perf_counter(), ROOT / "runs" / "reading"
-    rows: list[dict[str, Any]] = []
+    folder, rows = ROOT / "runs" / "reading", list[dict[str, Any]]()
     if what == "interventions":
-        cells = [{"method": m, "layer": 26, "seed": s} for s in SEEDS for m in METHODS]
-        for r in sweep(intervened, cells, folder=folder, workers=workers):
-            chosen = settings("code", 26)[r["method"]]
-            rows.append({"knob": chosen["knob"], "lr": chosen["lr"], **r})
+        done = sweep(intervened, cells(26, METHODS), folder=folder, workers=workers)
     else:
-        cells = [{"method": m, "seed": s} for s in SEEDS for m in METHODS[:2]]
-        for r in sweep(split, cells, folder=folder, workers=workers):
-            chosen = settings("code", 14)[r["method"]]
-            common = {
-                "method": r["method"], "seed": r["seed"], "knob": chosen["knob"], "lr": chosen["lr"],
-            }  # fmt: skip
-            rows += [{"what": "splitting", **common, **row} for row in r["pairs"]]
-            rows += [
-                {"what": "absorption", **common, "width": int(width), **row}
-                for width, classes in r["absorption"].items() for row in classes
-            ]  # fmt: skip
+        done = sweep(split, cells(14, METHODS[:2]), folder=folder, workers=workers)
+    # of all calls together, whenever they were
+    seconds = sum(r.pop("seconds") for r in done) / workers
+    for r in done:
+        if what == "interventions":
+            rows.append(r)
+            continue
+        common = {name: r[name] for name in ("method", "knob", "lr", "layer", "seed")}
+        rows += [{"what": "splitting", **common, **row} for row in r["pairs"]]
+        rows += [
+            {"what": "absorption", **common, "width": int(width), **row}
+            for width, classes in r["absorption"].items() for row in classes
+        ]  # fmt: skip
     path = ROOT / "book" / "results" / f"12_{what}.json"
-    records.write(path, rows, seconds=time.perf_counter() - start)
+    records.write(path, rows, seconds=seconds)
     return path
 
 
