@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools import editions
+from tools import editions, quizzes, slides
 from tools.layout import Book
 
 
@@ -25,6 +25,8 @@ def build(book: Book, output: Path | None = None) -> Path:
         raise SiteError(f"the site was not built:\n{built.stderr}{built.stdout}")
     pages = target / "_build" / "html"
     _add_editions(book, pages)
+    quizzes.write_answers(book, pages.parent / "editions" / "instructor")
+    slides.write(pages)
     return pages
 
 
