@@ -48,6 +48,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / folder).mkdir()
     (root / "sae_lib" / "__init__.py").touch()
     shutil.copy(SAMPLE, root / "chapters")
+    shutil.copy(REPOSITORY / "chapters" / "quizzes.md", root / "chapters")
     executed = call("run", "--root", str(root))
     assert executed.returncode == 0, executed.stdout
     return site.build(Book(root))

@@ -8,7 +8,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.layout import Book, read_source
+import nbformat
+
+from tools.layout import Book
 
 PAGE = "quizzes.md"
 CHAPTER = re.compile(r"^## Chapter (\d+)$", re.MULTILINE)
@@ -17,9 +19,9 @@ CHOICE = re.compile(r"^- \[([ x])\] (.+)$", re.MULTILINE)
 INTRODUCTION = """\
 # Quiz questions
 
-Four or five questions on each chapter, to open a session with or to close it: one choice is right. Answer before you
-look it up; each can be answered from its chapter. The same questions stand at the end of the chapter's slides. Answers,
-with the likely mistakes, are in the file `_build/editions/instructor/quizzes.md` that `make site` writes for instructors.
+Four or five questions on each chapter, to open a session with or to close it: one choice is right. Each can
+be answered from its chapter. The same questions stand at the end of the chapter's slides. The answers, with
+the likely mistakes, are not on the site: `make site` writes them to `_build/editions/instructor/quizzes.md`.
 """
 
 
@@ -97,7 +99,9 @@ def _of(book: Book) -> dict[int, list[Question]]:
 
 def _title(book: Book, chapter: int) -> str:
     """A link to the chapter, by its title, and one to its slides."""
-    (source,) = book.sources([f"{chapter:02d}"])
-    heading = re.search(r"^# (?:\d+ · )?(.+)$", read_source(source).cells[0].source, re.MULTILINE)
-    slides = f'<a href="../slides/{source.stem}.html">slides</a>'
-    return f"[{heading[1] if heading else source.stem}]({source.stem}.ipynb) · {slides}"
+    notebook = next(book.pages.glob(f"{chapter:02d}_*.ipynb"), None)
+    if not notebook:
+        raise QuizError(f"there are quiz questions on chapter {chapter}, but book/ has no such notebook")
+    heading = nbformat.read(notebook, as_version=4).cells[0].source.split("\n")[0]
+    title = re.sub(r"^# (\d+ · )?", "", heading)
+    return f'[{title}]({notebook.name}) · <a href="../slides/{notebook.stem}.html">slides</a>'
