@@ -20,7 +20,8 @@ CHAPTER = """
 <article><section id="top"><h1>9 · Dots<a class="headerlink" href="#top">#</a></h1>
 <div class="admonition-in-this-chapter admonition"><p class="admonition-title">In this chapter</p>
 <p>What dots do.</p><p><strong>You need</strong> a ruler.</p></div>
-<section id="a"><span id="label"></span><h2>Counting</h2><p>How many? A second sentence, see <a href="08_lines.html">lines</a>.</p>
+<section id="a"><span id="label"></span><h2>Counting</h2>
+<p>How many? A second sentence, see <a href="08_lines.html">lines</a>.</p>
 <div class="cell"><div class="cell_input">draw()</div>
 <div class="cell_output"><img alt="Dots." src="../_images/wide.png"/></div></div>
 <p>See the dots. In <span class="math">\\(a. B\\)</span> there are two.</p><p>Aside.</p>
