@@ -27,6 +27,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.metrics import recovery
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 
@@ -194,5 +195,4 @@ def gaussian_twin(rows: Tensor, *, seed: int = 0) -> Tensor:
 
 
 def _directions(run: SparseAutoencoder | Tensor) -> Tensor:
-    rows = run.decoder_rows.detach() if isinstance(run, SparseAutoencoder) else run
-    return normalize(rows.cpu(), dim=1)
+    return normalize(recovery.directions(run).cpu(), dim=1)
