@@ -1,4 +1,4 @@
-"""What several test files share: the built site, and the examples of property tests.
+"""What several test files share: the built site, the examples of property tests, how tests are shared out.
 
 Examples are the same in every run, so that one run says what the next will;
 `HYPOTHESIS_PROFILE=default python -m pytest` looks for new ones.
@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from book_tree import SAMPLE, call
 from hypothesis import settings
@@ -18,6 +19,17 @@ from tools.layout import REPOSITORY, Book
 
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads would only wait for each other
+    torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a file stay in one process, which makes its fixtures once; so do those of the site."""
+    for item in items:
+        group = "site" if "built" in getattr(item, "fixturenames", ()) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
