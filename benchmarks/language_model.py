@@ -3,8 +3,11 @@
     python -m benchmarks.language_model search       # rates and knobs for every method, 12 minutes; first
     python -m benchmarks.language_model frontier     # two more sparsities, three seeds, 4 minutes
     python -m benchmarks.language_model ablation     # groups and frequencies of GBA, 2 minutes
+    python -m benchmarks.language_model places       # what it found, everywhere, three seeds, 10 minutes
+    python -m benchmarks.language_model losses       # the model's loss with each of those in it, 2 minutes
 
-Finished runs are kept in runs/10; started again, a stage goes on where it stopped.
+Finished runs are kept in runs/10; started again, a stage goes on where it stopped. The search keeps what its
+record holds already and adds the places that are missing; delete the record to search anew.
 
 The rules. Rows, width, steps and batches are the testbed's (quick), the same for all. Every method gets the
 same search, on a seed that is not used again: at layer 14 on code four learning rates, and for each of them
@@ -25,9 +28,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib import GroupBiasAdaptation, language_testbed, metrics, records, train
+from sae_lib import (
+    Frozen,
+    GroupBiasAdaptation,
+    SparseAutoencoder,
+    language_testbed,
+    load,
+    metrics,
+    records,
+    train,
+)
+from sae_lib.language_models import LanguageModel
 from sae_lib.language_testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib.methods import Method
+from sae_lib.metrics.faithfulness import faithfulness
 from sae_lib.store import ActivationStore
 from sae_lib.sweeps import sweep
 
@@ -35,6 +49,7 @@ STORES, CACHE, RESULTS = "runs/language", "runs/10", "book/results"
 RATES = (0.001, 0.003, 0.01, 0.03)
 TRIAL_SEED, BUDGET, STOP, ACCEPT, TARGET = 100, 4, 0.05, 0.1, 32
 SEEDS, TARGETS = (0, 1, 2), (60, 200)
+PLACES = [(corpus, layer) for corpus in CORPORA for layer in LAYERS.values()]
 MIDDLE = ("code", LAYERS["middle"])
 # where each search begins, for L0 = 32, and how L0 goes with the knob: L0 ~ knob ** slope
 START = {
@@ -59,11 +74,13 @@ def place(corpus: str, layer: int) -> tuple[ActivationStore, Tensor]:
     return store, store.normalisation.apply(held_out.rows(torch.arange(held_out.n_rows)))
 
 
-def fit(method: Method, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
-    """Train one autoencoder and measure it on held-out rows."""
+def fit(method: Method, lr: float, corpus: str, layer: int, seed: int, kept: str = "") -> dict[str, float]:
+    """Train one autoencoder and measure it on held-out rows; keep it in a folder if one is named."""
     store, rows = place(corpus, layer)
     size = {name: SIZES["quick"][name] for name in ("width", "steps", "batch_size")}
     sae, _ = train(store, method, lr=lr, seed=seed, **size)
+    if kept:
+        sae.save(kept)
     found = metrics.reconstruction(sae, rows)
     return {"nmse": found.nmse, "l0": found.l0, "dead": found.dead_share}
 
@@ -128,33 +145,37 @@ def searched(cells: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
 
 def search(workers: int) -> list[dict[str, Any]]:
     """Learning rate and knob of every method for L0 = 32 at the middle layer on code, knobs elsewhere."""
+    record = Path(RESULTS, "10_search.json")
+    rows = records.read(record).rows if record.exists() else []
+    done = {(row["corpus"], row["layer"]) for row in rows}
     corpus, layer = MIDDLE
-    cells: list[dict[str, Any]] = [
-        {"method": m, "lr": lr, "corpus": corpus, "layer": layer, "target": TARGET, "start": START[m][0]}
-        for m in METHODS
-        for lr in RATES
-    ]
-    rows = searched(cells, workers)
-    best = {row["method"]: row for row in rows if row["chosen"]}
+    if MIDDLE not in done:
+        at = {"corpus": corpus, "layer": layer, "target": TARGET}
+        cells = [{"method": m, "lr": lr, **at, "start": START[m][0]} for m in METHODS for lr in RATES]
+        rows = rows + searched(cells, workers)
+    best = settings(rows, *MIDDLE)
     cells = [
         {"method": m, "lr": best[m]["lr"], "corpus": corpus, "layer": layer, "target": TARGET,
          "start": best[m]["knob"]}
-        for corpus in CORPORA
-        for layer in LAYERS.values()
+        for corpus, layer in PLACES
         for m in METHODS
-        if (corpus, layer) != MIDDLE
+        if (corpus, layer) not in done | {MIDDLE}
     ]  # fmt: skip
     return rows + searched(cells, workers)
 
 
-def settings(corpus: str, layer: int) -> dict[str, dict[str, Any]]:
-    """Learning rate and knob of every method at a place, from the record of the search."""
-    rows = records.read(Path(RESULTS, "10_search.json")).rows
+def settings(rows: list[dict[str, Any]], corpus: str, layer: int) -> dict[str, dict[str, Any]]:
+    """Learning rate and knob of every method at a place, from the rows of the search."""
     return {
         row["method"]: {name: row[name] for name in ("method", "lr", "knob", "corpus", "layer")}
         for row in rows
         if row["chosen"] and (row["corpus"], row["layer"]) == (corpus, layer)
     }
+
+
+def found_by_search() -> list[dict[str, Any]]:
+    """The rows of the record of the search."""
+    return records.read(Path(RESULTS, "10_search.json")).rows
 
 
 def single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
@@ -165,7 +186,7 @@ def single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: i
 def frontier(workers: int) -> list[dict[str, Any]]:
     """Every method at about 60 and 200 active latents; L0 falls where the knob puts it."""
     cells = []
-    for name, at in settings(*MIDDLE).items():
+    for name, at in settings(found_by_search(), *MIDDLE).items():
         for target in TARGETS:
             knob = at["knob"] * (target / TARGET) ** (1 / SLOPES[name])
             knob = min(round(knob) if name in K_METHODS else float(f"{knob:.3g}"), HIGHEST[name])
@@ -183,7 +204,7 @@ def variant(
 def ablation(workers: int) -> list[dict[str, Any]]:
     """GBA's ladder at the late layer on code: number of groups, highest and lowest frequency."""
     corpus, layer = "code", LAYERS["late"]
-    lr = settings(corpus, layer)["gba"]["lr"]
+    lr = settings(found_by_search(), corpus, layer)["gba"]["lr"]
     base = {"groups": 10, "htf": 0.3, "ltf": 0.003}
     ladders = [base]
     ladders += [base | {"groups": groups} for groups in (1, 3, 20)]
@@ -193,7 +214,54 @@ def ablation(workers: int) -> list[dict[str, Any]]:
     return sweep(variant, cells, folder=CACHE, workers=workers)
 
 
-STAGES = {"search": search, "frontier": frontier, "ablation": ablation}
+def kept_at(method: str, corpus: str, layer: int, seed: int) -> str:
+    """Folder of an autoencoder of the stage ``places``."""
+    return f"{CACHE}/kept/{method}-{corpus}-{layer}-{seed}"
+
+
+def kept_single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
+    """One run with settings that a search has found, kept; ``random`` is TopK with random directions."""
+    contender = Frozen(contestant("topk", knob)) if method == "random" else contestant(method, knob)
+    return fit(contender, lr, corpus, layer, seed, kept_at(method, corpus, layer, seed))
+
+
+def places(workers: int) -> list[dict[str, Any]]:
+    """Every method at 32 active latents, and random directions, at each layer and text that was searched."""
+    rows = found_by_search()
+    cells = []
+    for corpus, layer in sorted(PLACES, key=lambda one: one != MIDDLE):
+        at = settings(rows, corpus, layer)
+        at |= {"random": at["topk"] | {"method": "random"}} if at else {}
+        cells += [{**one, "seed": seed} for seed in SEEDS for one in at.values()]
+    return sweep(kept_single, cells, folder=CACHE, workers=workers)
+
+
+@functools.cache
+def read_model() -> tuple[LanguageModel, Tensor]:
+    """The model, and four blocks of held-out code (4, 256)."""
+    bed = language_testbed.open_testbed("quick", STORES, layers=[MIDDLE[1]], names=[MIDDLE[0]])
+    return bed.model, bed.blocks(MIDDLE[0], 4)
+
+
+def loss(seed: int) -> dict[str, Any]:
+    """Losses of the model with the autoencoders of one seed in it, at the middle layer on code."""
+    model, blocks = read_model()
+    names = (*METHODS, "random")
+    saes: dict[str, SparseAutoencoder] = {name: load(kept_at(name, *MIDDLE, seed)) for name in names}
+    scores = faithfulness(model, saes, f"resid_post.{MIDDLE[1]}", blocks)
+    return {"losses": {name: {**vars(s), "ce_recovered": s.ce_recovered, "kl_recovered": s.kl_recovered}
+                       for name, s in scores.items()}}  # fmt: skip
+
+
+def losses(workers: int) -> list[dict[str, Any]]:
+    """The model's loss with each autoencoder in it that ``places`` trained on code at the middle layer."""
+    if missing := [s for s in SEEDS if not Path(kept_at("random", *MIDDLE, s)).exists()]:
+        raise FileNotFoundError(f"no autoencoder of seed {missing[0]} in {CACHE}/kept; run the stage places")
+    found = sweep(loss, [{"seed": seed} for seed in SEEDS], folder=CACHE, workers=workers)
+    return [{"method": m, "seed": one["seed"], **row} for one in found for m, row in one["losses"].items()]
+
+
+STAGES = {"search": search, "frontier": frontier, "ablation": ablation, "places": places, "losses": losses}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -209,7 +277,9 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.perf_counter()
     language_testbed.open_testbed("quick", STORES)
     path = Path(RESULTS, f"10_{options.stage}.json")
-    records.write(path, STAGES[options.stage](options.workers), seconds=time.perf_counter() - started)
+    rows = STAGES[options.stage](options.workers)
+    before = records.read(path).made["seconds"] if options.stage == "search" and path.exists() else 0
+    records.write(path, rows, seconds=before + time.perf_counter() - started)
     print(path)
 
 

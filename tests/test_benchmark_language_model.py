@@ -13,9 +13,10 @@ from sae_lib.language_testbed import METHODS
 OFF, STEEPER = 2.1, 1.3
 
 
-def law(method, lr, corpus, layer, seed):
+def law(method, lr, corpus, layer, seed, kept=""):
     """L0 as a power of the knob that ``describe`` shows; the error is least at a rate of 0.003."""
     text = method.describe()
+    text = text.get("base", text)
     name = text["name"]
     start, slope = START[name]
     names = {"gba": "htf", "ba": "target_frequency", "l1": "coefficient", "jumprelu": "coefficient"}
@@ -74,6 +75,36 @@ def test_every_stage_writes_its_record(made_up):
     assert len(rows["10_ablation"]) == 8 * 3
 
 
-def test_the_later_stages_need_the_search(made_up):
+def test_the_search_keeps_the_places_of_its_record_and_adds_the_missing_one(made_up, monkeypatch):
+    language_model.main(["search", "--workers", "1"])
+    path = made_up / "10_search.json"
+    whole = records.read(path)
+    part = [row for row in whole.rows if (row["corpus"], row["layer"]) != ("wikipedia", 26)]
+    marked = [row | {"nmse": -1.0} for row in part]
+    records.write(path, marked, seconds=1000)
+    language_model.main(["search", "--workers", "1"])
+    again = records.read(path)
+    assert again.rows[: len(part)] == marked
+    assert again.rows[len(part) :] == whole.rows[len(part) :]
+    assert again.made["seconds"] >= 1000
+
+
+def test_places_are_run_at_what_the_search_chose_with_three_seeds_each(made_up):
+    language_model.main(["search", "--workers", "1"])
+    language_model.main(["places", "--workers", "1"])
+    rows = records.read(made_up / "10_places.json").rows
+    assert len(rows) == 6 * 8 * 3
+    knobs = {(r["corpus"], r["layer"], r["method"]): r["knob"] for r in rows}
+    picked = [r for r in records.read(made_up / "10_search.json").rows if r["chosen"]]
+    assert all(knobs[r["corpus"], r["layer"], r["method"]] == r["knob"] for r in picked)
+
+
+def test_losses_need_the_autoencoders_of_places(made_up):
+    with pytest.raises(FileNotFoundError, match="run the stage places"):
+        language_model.main(["losses", "--workers", "1"])
+
+
+@pytest.mark.parametrize("stage", ["frontier", "places"])
+def test_the_later_stages_need_the_search(made_up, stage):
     with pytest.raises(FileNotFoundError, match="10_search"):
-        language_model.main(["frontier", "--workers", "1"])
+        language_model.main([stage, "--workers", "1"])
