@@ -1,8 +1,8 @@
 """MyST Markdown as plain Markdown, for notebooks that are read outside of the book.
 
 Covers what the chapters use: directives (admonitions, theorems, exercises, solutions, math), roles (glue,
-citations, references), labels, labelled equations. Code keeps every character. Anything else raises
-PlainError, so that a new piece of MyST in a chapter is noticed.
+citations, references, index entries), labels, labelled equations. Code keeps every character. Anything else
+raises PlainError, so that a new piece of MyST in a chapter is noticed.
 """
 
 import re
@@ -168,6 +168,8 @@ def _role(role: str, content: str, names: Names, glued: Mapping[str, Any]) -> st
     if role in ("prf:ref", "eq", "ref"):
         shown, _, label = content.rstrip(">").rpartition("<")
         return shown.strip() or names.labels.get(label, label)
+    if role == "index":
+        return content
     raise PlainError(f"the role {{{role}}} `{content}` has no plain form")
 
 

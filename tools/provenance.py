@@ -1,7 +1,10 @@
 """What an executed notebook was made from, and whether that is still what the tree holds."""
 
+import ast
 import hashlib
+import io
 import json
+import tokenize
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,33 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def code_of(source: str) -> str:
+    """Python source without what changes no output: docstrings, comments, empty lines."""
+    dropped = {row for node in ast.walk(ast.parse(source)) for row in _docstring_rows(node)}
+    kinds: dict[int, set[int]] = {}
+    ends: dict[int, int] = {}  # where the comment of a row begins
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        for row in range(token.start[0], token.end[0] + 1):
+            kinds.setdefault(row, set()).add(token.type)
+        if token.type == tokenize.COMMENT:
+            ends[token.start[0]] = token.start[1]
+    # an empty row within a string has the string's token and stays
+    dropped |= {row for row, found in kinds.items() if found <= {tokenize.NL, tokenize.COMMENT}}
+    rows = enumerate(source.split("\n"), start=1)
+    return "\n".join(
+        line[: ends[row]].rstrip() if row in ends else line for row, line in rows if row not in dropped
+    )
+
+
+def _docstring_rows(node: ast.AST) -> range:
+    """The rows of a node's docstring; none where the docstring is all there is."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        match node.body:
+            case [ast.Expr(value=ast.Constant(value=str())) as doc, _, *_]:
+                return range(doc.lineno, (doc.end_lineno or doc.lineno) + 1)
+    return range(0)
+
+
 def parameters(profile: str) -> dict[str, Any]:
     """What a run sets in the cell tagged `parameters`."""
     return {"profile": profile, "seed": 0}
@@ -26,7 +56,10 @@ def parameters(profile: str) -> dict[str, Any]:
 
 def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
     """Hashes of everything a chapter's outputs depend on: source, library, records, parameters."""
-    modules = {name: sha256(path.read_bytes()) for name, path in _library_modules(book, source).items()}
+    modules = {
+        name: sha256(code_of(path.read_text("utf8")).encode())
+        for name, path in _library_modules(book, source).items()
+    }
     values = parameters(profile)
     return {
         "source_sha256": sha256(source.read_bytes()),
