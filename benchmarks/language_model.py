@@ -3,8 +3,9 @@
     python -m benchmarks.language_model search       # rates and knobs for every method, 12 minutes; first
     python -m benchmarks.language_model frontier     # two more sparsities, three seeds, 4 minutes
     python -m benchmarks.language_model ablation     # groups and frequencies of GBA, 2 minutes
-    python -m benchmarks.language_model places       # what it found, everywhere, three seeds, 10 minutes
+    python -m benchmarks.language_model seeds        # what it found, with three seeds, and random directions, 3 min
     python -m benchmarks.language_model losses       # the model's loss with each of those in it, 2 minutes
+    python -m benchmarks.language_model places       # what it found elsewhere, three seeds, 12 minutes
 
 Finished runs are kept in runs/10; started again, a stage goes on where it stopped. The search keeps what its
 record holds already and adds the places that are missing; delete the record to search anew.
@@ -214,26 +215,32 @@ def ablation(workers: int) -> list[dict[str, Any]]:
     return sweep(variant, cells, folder=CACHE, workers=workers)
 
 
-def kept_at(method: str, corpus: str, layer: int, seed: int) -> str:
-    """Folder of an autoencoder of the stage ``places``."""
-    return f"{CACHE}/kept/{method}-{corpus}-{layer}-{seed}"
+def kept_at(method: str, seed: int) -> str:
+    """Folder of an autoencoder of the stage ``seeds``."""
+    return f"{CACHE}/kept/{method}-{seed}"
 
 
 def kept_single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
     """One run with settings that a search has found, kept; ``random`` is TopK with random directions."""
     contender = Frozen(contestant("topk", knob)) if method == "random" else contestant(method, knob)
-    return fit(contender, lr, corpus, layer, seed, kept_at(method, corpus, layer, seed))
+    return fit(contender, lr, corpus, layer, seed, kept_at(method, seed))
+
+
+def seeds(workers: int) -> list[dict[str, Any]]:
+    """Every method, and random directions, at 32 active latents at the middle layer on code."""
+    at = settings(found_by_search(), *MIDDLE)
+    cells = [*at.values(), at["topk"] | {"method": "random"}]
+    return sweep(
+        kept_single, [{**one, "seed": s} for s in SEEDS for one in cells], folder=CACHE, workers=workers
+    )
 
 
 def places(workers: int) -> list[dict[str, Any]]:
-    """Every method at 32 active latents, and random directions, at each layer and text that was searched."""
+    """Every method at 32 active latents at the other layers and texts that were searched."""
     rows = found_by_search()
-    cells = []
-    for corpus, layer in sorted(PLACES, key=lambda one: one != MIDDLE):
-        at = settings(rows, corpus, layer)
-        at |= {"random": at["topk"] | {"method": "random"}} if at else {}
-        cells += [{**one, "seed": seed} for seed in SEEDS for one in at.values()]
-    return sweep(kept_single, cells, folder=CACHE, workers=workers)
+    found = [settings(rows, *one) for one in PLACES if one != MIDDLE]
+    cells = [{**one, "seed": seed} for at in found for seed in SEEDS for one in at.values()]
+    return sweep(single, cells, folder=CACHE, workers=workers)
 
 
 @functools.cache
@@ -247,21 +254,24 @@ def loss(seed: int) -> dict[str, Any]:
     """Losses of the model with the autoencoders of one seed in it, at the middle layer on code."""
     model, blocks = read_model()
     names = (*METHODS, "random")
-    saes: dict[str, SparseAutoencoder] = {name: load(kept_at(name, *MIDDLE, seed)) for name in names}
+    saes: dict[str, SparseAutoencoder] = {name: load(kept_at(name, seed)) for name in names}
     scores = faithfulness(model, saes, f"resid_post.{MIDDLE[1]}", blocks)
     return {"losses": {name: {**vars(s), "ce_recovered": s.ce_recovered, "kl_recovered": s.kl_recovered}
                        for name, s in scores.items()}}  # fmt: skip
 
 
 def losses(workers: int) -> list[dict[str, Any]]:
-    """The model's loss with each autoencoder in it that ``places`` trained on code at the middle layer."""
-    if missing := [s for s in SEEDS if not Path(kept_at("random", *MIDDLE, s)).exists()]:
-        raise FileNotFoundError(f"no autoencoder of seed {missing[0]} in {CACHE}/kept; run the stage places")
+    """The model's loss with each autoencoder of ``seeds`` in it."""
+    if missing := [s for s in SEEDS if not Path(kept_at("random", s)).exists()]:
+        raise FileNotFoundError(f"no autoencoder of seed {missing[0]} in {CACHE}/kept; run the stage seeds")
     found = sweep(loss, [{"seed": seed} for seed in SEEDS], folder=CACHE, workers=workers)
     return [{"method": m, "seed": one["seed"], **row} for one in found for m, row in one["losses"].items()]
 
 
-STAGES = {"search": search, "frontier": frontier, "ablation": ablation, "places": places, "losses": losses}
+STAGES = {
+    "search": search, "frontier": frontier, "ablation": ablation, "seeds": seeds, "losses": losses,
+    "places": places,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -89,22 +89,23 @@ def test_the_search_keeps_the_places_of_its_record_and_adds_the_missing_one(made
     assert again.made["seconds"] >= 1000
 
 
-def test_places_are_run_at_what_the_search_chose_with_three_seeds_each(made_up):
-    language_model.main(["search", "--workers", "1"])
-    language_model.main(["places", "--workers", "1"])
-    rows = records.read(made_up / "10_places.json").rows
-    assert len(rows) == 6 * 8 * 3
+def test_seeds_and_places_are_run_at_what_the_search_chose(made_up):
+    for stage in ("search", "seeds", "places"):
+        language_model.main([stage, "--workers", "1"])
+    rows = [row for stage in ("seeds", "places") for row in records.read(made_up / f"10_{stage}.json").rows]
+    assert len(rows) == (6 * 7 + 1) * 3
     knobs = {(r["corpus"], r["layer"], r["method"]): r["knob"] for r in rows}
+    assert knobs["code", 14, "random"] == knobs["code", 14, "topk"]
     picked = [r for r in records.read(made_up / "10_search.json").rows if r["chosen"]]
     assert all(knobs[r["corpus"], r["layer"], r["method"]] == r["knob"] for r in picked)
 
 
-def test_losses_need_the_autoencoders_of_places(made_up):
-    with pytest.raises(FileNotFoundError, match="run the stage places"):
+def test_losses_need_the_autoencoders_of_seeds(made_up):
+    with pytest.raises(FileNotFoundError, match="run the stage seeds"):
         language_model.main(["losses", "--workers", "1"])
 
 
-@pytest.mark.parametrize("stage", ["frontier", "places"])
+@pytest.mark.parametrize("stage", ["frontier", "seeds", "places"])
 def test_the_later_stages_need_the_search(made_up, stage):
     with pytest.raises(FileNotFoundError, match="10_search"):
         language_model.main([stage, "--workers", "1"])
