@@ -3,7 +3,7 @@
     python -m benchmarks.language_model search       # rates and knobs for every method, 12 minutes; first
     python -m benchmarks.language_model frontier     # two more sparsities, three seeds, 4 minutes
     python -m benchmarks.language_model ablation     # groups and frequencies of GBA, 2 minutes
-    python -m benchmarks.language_model seeds        # what it found, with three seeds, and random directions, 3 min
+    python -m benchmarks.language_model seeds        # what it found, and random directions; 3 minutes
     python -m benchmarks.language_model losses       # the model's loss with each of those in it, 2 minutes
     python -m benchmarks.language_model places       # what it found elsewhere, three seeds, 12 minutes
 
