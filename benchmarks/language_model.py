@@ -3,7 +3,7 @@
     python -m benchmarks.language_model search       # rates and knobs for every method, 12 minutes; first
     python -m benchmarks.language_model frontier     # two more sparsities, three seeds, 4 minutes
     python -m benchmarks.language_model ablation     # groups and frequencies of GBA, 2 minutes
-    python -m benchmarks.language_model seeds        # what it found, and random directions; 3 minutes
+    python -m benchmarks.language_model seeds        # what it found, three seeds, 2 minutes
     python -m benchmarks.language_model losses       # the model's loss with each of those in it, 2 minutes
     python -m benchmarks.language_model places       # what it found elsewhere, three seeds, 12 minutes
 
@@ -29,16 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib import (
-    Frozen,
-    GroupBiasAdaptation,
-    SparseAutoencoder,
-    language_testbed,
-    load,
-    metrics,
-    records,
-    train,
-)
+from benchmarks import consistency
+from sae_lib import GroupBiasAdaptation, language_testbed, load, metrics, records, train
 from sae_lib.language_models import LanguageModel
 from sae_lib.language_testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib.methods import Method
@@ -75,13 +67,11 @@ def place(corpus: str, layer: int) -> tuple[ActivationStore, Tensor]:
     return store, store.normalisation.apply(held_out.rows(torch.arange(held_out.n_rows)))
 
 
-def fit(method: Method, lr: float, corpus: str, layer: int, seed: int, kept: str = "") -> dict[str, float]:
-    """Train one autoencoder and measure it on held-out rows; keep it in a folder if one is named."""
+def fit(method: Method, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
+    """Train one autoencoder and measure it on held-out rows."""
     store, rows = place(corpus, layer)
     size = {name: SIZES["quick"][name] for name in ("width", "steps", "batch_size")}
     sae, _ = train(store, method, lr=lr, seed=seed, **size)
-    if kept:
-        sae.save(kept)
     found = metrics.reconstruction(sae, rows)
     return {"nmse": found.nmse, "l0": found.l0, "dead": found.dead_share}
 
@@ -215,24 +205,22 @@ def ablation(workers: int) -> list[dict[str, Any]]:
     return sweep(variant, cells, folder=CACHE, workers=workers)
 
 
-def kept_at(method: str, seed: int) -> str:
-    """Folder of an autoencoder of the stage ``seeds``."""
-    return f"{CACHE}/kept/{method}-{seed}"
-
-
-def kept_single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
-    """One run with settings that a search has found, kept; ``random`` is TopK with random directions."""
-    contender = Frozen(contestant("topk", knob)) if method == "random" else contestant(method, knob)
-    return fit(contender, lr, corpus, layer, seed, kept_at(method, seed))
+def three_seeds(workers: int) -> list[dict[str, Any]]:
+    """Every method at 32 active latents at the middle layer on code, kept; runs that chapter 11 needs too."""
+    where = {"data": "activations", "layer": MIDDLE[1], "steps": SIZES["quick"]["steps"], "tied": True}
+    found = settings(found_by_search(), *MIDDLE).values()
+    cells = [
+        {**{name: at[name] for name in ("method", "knob", "lr")}, **where, "seed": seed}
+        for seed in SEEDS
+        for at in found
+    ]
+    return sweep(consistency.fit, cells, folder=Path(consistency.RUNS, "results"), workers=workers)
 
 
 def seeds(workers: int) -> list[dict[str, Any]]:
-    """Every method, and random directions, at 32 active latents at the middle layer on code."""
-    at = settings(found_by_search(), *MIDDLE)
-    cells = [*at.values(), at["topk"] | {"method": "random"}]
-    return sweep(
-        kept_single, [{**one, "seed": s} for s in SEEDS for one in cells], folder=CACHE, workers=workers
-    )
+    """The errors of :func:`three_seeds`."""
+    names = ("method", "lr", "knob", "layer", "seed", "nmse", "l0", "dead")
+    return [{"corpus": MIDDLE[0], **{n: row[n] for n in names}} for row in three_seeds(workers)]
 
 
 def places(workers: int) -> list[dict[str, Any]]:
@@ -250,22 +238,24 @@ def read_model() -> tuple[LanguageModel, Tensor]:
     return bed.model, bed.blocks(MIDDLE[0], 4)
 
 
-def loss(seed: int) -> dict[str, Any]:
-    """Losses of the model with the autoencoders of one seed in it, at the middle layer on code."""
+def loss(kept: dict[str, str]) -> dict[str, Any]:
+    """Losses of the model with autoencoders of the middle layer in it, by name."""
     model, blocks = read_model()
-    names = (*METHODS, "random")
-    saes: dict[str, SparseAutoencoder] = {name: load(kept_at(name, seed)) for name in names}
-    scores = faithfulness(model, saes, f"resid_post.{MIDDLE[1]}", blocks)
+    scores = faithfulness(model, {m: load(at) for m, at in kept.items()}, f"resid_post.{MIDDLE[1]}", blocks)
     return {"losses": {name: {**vars(s), "ce_recovered": s.ce_recovered, "kl_recovered": s.kl_recovered}
                        for name, s in scores.items()}}  # fmt: skip
 
 
 def losses(workers: int) -> list[dict[str, Any]]:
-    """The model's loss with each autoencoder of ``seeds`` in it."""
-    if missing := [s for s in SEEDS if not Path(kept_at("random", s)).exists()]:
-        raise FileNotFoundError(f"no autoencoder of seed {missing[0]} in {CACHE}/kept; run the stage seeds")
-    found = sweep(loss, [{"seed": seed} for seed in SEEDS], folder=CACHE, workers=workers)
-    return [{"method": m, "seed": one["seed"], **row} for one in found for m, row in one["losses"].items()]
+    """The model's loss with each autoencoder of :func:`three_seeds` in it."""
+    trained = three_seeds(workers)
+    cells = [{"kept": {r["method"]: r["kept"] for r in trained if r["seed"] == seed}} for seed in SEEDS]
+    found = sweep(loss, cells, folder=CACHE, workers=workers)
+    return [
+        {"method": m, "seed": seed, **row}
+        for seed, one in zip(SEEDS, found, strict=True)
+        for m, row in one["losses"].items()
+    ]
 
 
 STAGES = {

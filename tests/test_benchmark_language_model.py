@@ -13,10 +13,9 @@ from sae_lib.language_testbed import METHODS
 OFF, STEEPER = 2.1, 1.3
 
 
-def law(method, lr, corpus, layer, seed, kept=""):
+def law(method, lr, corpus, layer, seed):
     """L0 as a power of the knob that ``describe`` shows; the error is least at a rate of 0.003."""
     text = method.describe()
-    text = text.get("base", text)
     name = text["name"]
     start, slope = START[name]
     names = {"gba": "htf", "ba": "target_frequency", "l1": "coefficient", "jumprelu": "coefficient"}
@@ -89,23 +88,30 @@ def test_the_search_keeps_the_places_of_its_record_and_adds_the_missing_one(made
     assert again.made["seconds"] >= 1000
 
 
-def test_seeds_and_places_are_run_at_what_the_search_chose(made_up):
-    for stage in ("search", "seeds", "places"):
+def test_seeds_and_places_are_run_at_what_the_search_chose(made_up, monkeypatch):
+    def kept(method, knob, lr, seed, **where):
+        return {"kept": f"{method}-{seed}", "nmse": 0.1, "l0": 32.0, "dead": 0.0, "seconds": 1.0}
+
+    monkeypatch.setattr(language_model.consistency, "fit", kept)
+    monkeypatch.setattr(language_model.consistency, "RUNS", str(made_up / "consistency"))
+
+    def loss(kept):
+        return {"losses": {method: {"ce_recovered": float(kept[method][-1])} for method in kept}}
+
+    monkeypatch.setattr(language_model, "loss", loss)
+    for stage in ("search", "seeds", "losses", "places"):
         language_model.main([stage, "--workers", "1"])
     rows = [row for stage in ("seeds", "places") for row in records.read(made_up / f"10_{stage}.json").rows]
-    assert len(rows) == (6 * 7 + 1) * 3
+    assert len(rows) == 6 * 7 * 3
     knobs = {(r["corpus"], r["layer"], r["method"]): r["knob"] for r in rows}
-    assert knobs["code", 14, "random"] == knobs["code", 14, "topk"]
     picked = [r for r in records.read(made_up / "10_search.json").rows if r["chosen"]]
     assert all(knobs[r["corpus"], r["layer"], r["method"]] == r["knob"] for r in picked)
+    losses = records.read(made_up / "10_losses.json").rows
+    assert {(r["method"], r["seed"]) for r in losses} == {(m, s) for m in METHODS for s in (0, 1, 2)}
+    assert all(r["ce_recovered"] == r["seed"] for r in losses)
 
 
-def test_losses_need_the_autoencoders_of_seeds(made_up):
-    with pytest.raises(FileNotFoundError, match="run the stage seeds"):
-        language_model.main(["losses", "--workers", "1"])
-
-
-@pytest.mark.parametrize("stage", ["frontier", "seeds", "places"])
+@pytest.mark.parametrize("stage", ["frontier", "seeds", "losses", "places"])
 def test_the_later_stages_need_the_search(made_up, stage):
     with pytest.raises(FileNotFoundError, match="10_search"):
         language_model.main([stage, "--workers", "1"])
