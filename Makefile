@@ -2,12 +2,16 @@
 PYTHON ?= python3
 PROFILE ?= quick
 CHAPTERS ?=
+# where the repository and the site can be found: the site then links to both
+REPOSITORY ?=
+ADDRESS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
 # changing the lock or the package's requirements makes this file out of date
 STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
+SITE := $(PY) -m tools.book site --repository "$(REPOSITORY)" --address "$(ADDRESS)"
 
 .PHONY: help env book site archive test check lock clean
 .DEFAULT_GOAL := help
@@ -17,6 +21,7 @@ help: ## this list
 	@echo
 	@echo "  make book CHAPTERS=\"05 07\"   only these chapters"
 	@echo "  make book PROFILE=full       paper scale, on a GPU; the results go to book/results"
+	@echo "  make site REPOSITORY=... ADDRESS=...   for a public site: launch buttons, sitemap, previews"
 	@echo "  make PYTHON=python3.12 ...   build .venv with another Python"
 
 env: $(STAMP) ## create .venv with the exact versions of requirements.lock
@@ -34,13 +39,13 @@ $(STAMP): requirements.lock requirements-data.lock pyproject.toml
 
 book: env ## execute the chapters and build the site
 	@$(PY) -m tools.book run --profile $(PROFILE) $(CHAPTERS)
-	@$(PY) -m tools.book site
+	@$(SITE)
 
 site: env ## build the site from the committed notebooks, executing nothing
-	@$(PY) -m tools.book site
+	@$(SITE)
 
 archive: env ## build the site and pack it into one file, _build/book.zip, to read offline
-	@$(PY) -m tools.book site --archive
+	@$(SITE) --archive
 
 check: env ## list the notebooks that are out of date, and why
 	@$(PY) -m tools.book check

@@ -17,10 +17,16 @@ from hypothesis import settings
 from tools import site
 from tools.layout import REPOSITORY, Book
 
+# where the site that is built for the tests says that it and its repository are
+REPOSITORY_ADDRESS = "https://github.com/example/sae-book"
+ADDRESS = "https://example.github.io/sae-book"
+
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: more threads would only wait for each other
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # a process for each core: more threads would only wait for each other
     torch.set_num_threads(1)
 
 
@@ -34,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed book with a sample chapter added, built with every warning an error."""
+    """The committed book with a sample chapter added, built with every warning an error, to be published."""
     root = tmp_path_factory.mktemp("site")
     for name in ("_config.yml", "references.bib"):
         shutil.copy(REPOSITORY / name, root)
@@ -47,7 +53,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("chapters", "sae_lib"):
         (root / folder).mkdir()
     (root / "sae_lib" / "__init__.py").touch()
-    shutil.copy(SAMPLE, root / "chapters")
-    executed = call("run", "--root", str(root))
+    for source in (*Book().sources(), SAMPLE):
+        shutil.copy(source, root / "chapters")
+    executed = call("run", "--root", str(root), SAMPLE.stem)
     assert executed.returncode == 0, executed.stdout
-    return site.build(Book(root))
+    return site.build(Book(root), repository=REPOSITORY_ADDRESS, address=ADDRESS)

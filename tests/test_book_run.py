@@ -124,7 +124,7 @@ def test_failed_chapter_is_reported_and_keeps_its_old_notebook(book: Book) -> No
     )
     result = call("run", "--root", str(book.root))
     assert result.returncode == 1
-    assert "code cell 4 of 8" in result.stdout
+    assert "code cell 4 of 10" in result.stdout
     assert 'print(1 / seed, 128, "rate", 0.25)' in result.stdout
     assert "ZeroDivisionError: division by zero" in result.stdout
     assert "chapters: 1 passed, 1 failed" in result.stdout

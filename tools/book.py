@@ -1,4 +1,4 @@
-"""The book's command line: `python -m tools.book run | check | verify | site`."""
+"""The book's command line: `python -m tools.book run | check | verify | editions | site`."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from tools import claims, cover, generated, parallel, provenance, site
+from tools import claims, cover, editions, generated, parallel, provenance, site
 from tools.layout import REPOSITORY, Book, after, threads
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -80,16 +80,31 @@ def verify(chapters: Chapters = None, root: Root = REPOSITORY, cores: Cores = CO
     _run_and_report(jobs, cores, "reproduced")
 
 
+@app.command("editions")
+def write_editions(root: Root = REPOSITORY) -> None:
+    """Write the chapters as notebooks for students, with solutions and for instructors: _build/editions."""
+    book = Book(root.resolve())
+    target = book.root / "_build" / "editions"
+    editions.write(book, target)
+    print(f"Notebooks: {target}")
+
+
 @app.command("site")
 def build_site(
     root: Root = REPOSITORY,
     archive: Annotated[bool, typer.Option("--archive", help="Also write the site as one file.")] = False,
+    repository: Annotated[
+        str, typer.Option(help="Its address on GitHub: adds launch, repository and issue buttons.")
+    ] = "",
+    address: Annotated[
+        str, typer.Option(help="Where the site will be served: adds canonical links, previews, a sitemap.")
+    ] = "",
 ) -> None:
     """Build the site from the committed notebooks, executing nothing."""
     book = Book(root.resolve())
     _write_generated(book)
     try:
-        pages = site.build(book)
+        pages = site.build(book, repository=repository, address=address)
     except site.SiteError as error:
         print(error)
         raise typer.Exit(1) from error

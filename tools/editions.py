@@ -1,12 +1,12 @@
 """A chapter as notebooks of its own, in plain Markdown: for students, with solutions, for instructors.
 
-All come from the executed notebook of the book. *student*: exercises with their stubs as cells, no solution,
-no outputs. *solution*: outputs, solutions folded. *instructor*: solutions open, and a list of the exercises
-with difficulty and minutes in front.
+All come from the executed notebook of the book and open with how to run them and a cell that installs the
+library. *student*: the exercises' stubs as cells, no solution, no outputs. *solution*: outputs, solutions
+folded, stubs as text, so that it runs to its end. *instructor*: the same with solutions open, and in front a
+list of the exercises with difficulty and minutes.
 """
 
 import itertools
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,28 +15,36 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from pybtex.database import Entry, parse_file
 
-from tools import claims
+from tools import claims, exercises, opening
 from tools.layout import Book
 from tools.notebook import write as write_notebook
 from tools.plain import Block, Names, blocks, labels, plain
 
 KINDS = ("student", "solution", "instructor")
-PLAN = re.compile(r"(Difficulty [●○]+) · (\d+ minutes)")
+# what a runner of the notebook goes by
+KEPT_TAGS = {"parameters", "raises-exception"}
+STUBS = (
+    "\n\nAn exercise fails until it is filled in. A run goes on after it; papermill tells of it at the end."
+)
 SOLUTIONS: dict[str, Callable[[str], str]] = {
     "student": lambda text: "",
-    "solution": lambda text: f"<details><summary>Solution</summary>\n\n{text.strip()}\n\n</details>",
-    "instructor": lambda text: f"**Solution.** {text.strip()}",
+    "solution": lambda text: f"<details><summary>Solution</summary>\n\n{text}\n\n</details>",
+    "instructor": lambda text: f"**Solution.** {text}",
 }
 
 
-def write(book: Book, target: Path) -> None:
-    """Write all editions of all executed chapters to ``target/KIND/NN_name.ipynb``."""
+def write(book: Book, target: Path, repository: str = "") -> None:
+    """Write all editions of all executed chapters to ``target/KIND/NN_name.ipynb``.
+
+    repository: the address that their first cell installs from, "" if there is none.
+    """
     names = names_of(book)
     for source in book.sources():
         if book.notebook(source).is_file():
             notebook = nbformat.read(book.notebook(source), as_version=4)
             for kind in KINDS:
-                write_notebook(edition(notebook, kind, names), target / kind / f"{source.stem}.ipynb")
+                made = edition(notebook, kind, names, source.stem, repository)
+                write_notebook(made, target / kind / f"{source.stem}.ipynb")
 
 
 def names_of(book: Book) -> Names:
@@ -54,15 +62,18 @@ def names_of(book: Book) -> Names:
     return names
 
 
-def edition(notebook: NotebookNode, kind: str, names: Names) -> NotebookNode:
-    """One edition of an executed notebook; the notebook itself stays as it is."""
+def edition(notebook: NotebookNode, kind: str, names: Names, name: str, repository: str = "") -> NotebookNode:
+    """One edition of an executed notebook, to be called ``name``; the notebook itself stays as it is."""
     glued = dict(claims.glued_in(notebook))
     made = nbformat.v4.new_notebook(
         metadata={k: notebook.metadata[k] for k in ("kernelspec", "language_info")}
     )
-    made.cells = list(_cells(notebook, kind, lambda text: plain(text, names, glued, SOLUTIONS[kind])))
+    made.cells = list(_cells(notebook, kind, lambda text: plain(text, names, glued)))
+    before = [new_markdown_cell(opening.about(notebook, name) + (STUBS if kind == "student" else ""))]
+    before.append(new_code_cell(opening.install(notebook, repository), metadata={"tags": ["install"]}))
     if kind == "instructor":
-        made.cells.insert(1, new_markdown_cell(_plan(notebook)))
+        before.insert(0, new_markdown_cell(_plan(notebook)))
+    made.cells[1:1] = before
     for number, cell in enumerate(made.cells):
         cell["id"] = f"cell-{number:03d}"
     return made
@@ -72,36 +83,54 @@ def _cells(notebook: NotebookNode, kind: str, convert: Callable[[str], str]) -> 
     solving = False
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            hidden = solving and kind == "student"
-            if not hidden and "injected-parameters" not in cell.metadata.get("tags", ()):
-                outputs = [] if kind == "student" else [o for o in cell.outputs if not _glue_only(o)]
-                yield new_code_cell(cell.source, outputs=outputs)
+            if "injected-parameters" not in cell.metadata.get("tags", ()) and not (
+                solving and kind == "student"
+            ):
+                yield _code(cell, kind, solving)
             continue
         text = ""
         for block in blocks(cell.source):
-            if block.kind == "solution-start":
-                solving = True
-                text += "" if kind == "student" else "\n\n**Solution.**\n\n"
-            elif block.kind == "solution-end":
-                solving = False
-            elif solving and kind == "student":
-                continue
+            if block.kind in ("solution-start", "solution-end"):
+                yield from _text(text, kind, solving, convert)
+                solving, text = block.kind == "solution-start", ""
             elif block.kind == "exercise":
                 yield from _markdown(text, convert)
-                yield from _exercise(block, convert)
+                yield from _exercise(block, kind, convert)
                 text = ""
             else:
                 text += f"{_source(block)}\n"
+        yield from _text(text, kind, solving, convert)
+
+
+def _code(cell: NotebookNode, kind: str, solving: bool) -> NotebookNode:
+    """A cell of the chapter, folded where the page folds it; for readers a solution's is folded too."""
+    tags = cell.metadata.get("tags", [])
+    made = new_code_cell(cell.source)
+    made.outputs = [] if kind == "student" else [o for o in cell.outputs if not _glue_only(o)]
+    if kept := [tag for tag in tags if tag in KEPT_TAGS]:
+        made.metadata["tags"] = kept
+    folded = solving and kind == "solution"
+    if folded or "hide-input" in tags:
+        made.metadata["jupyter"] = {"source_hidden": True, **({"outputs_hidden": True} if folded else {})}
+    return made
+
+
+def _text(text: str, kind: str, solving: bool, convert: Callable[[str], str]) -> Iterator[NotebookNode]:
+    """Markdown of a chapter; inside a solution left out, folded or marked, as the edition wants it."""
+    if not solving:
         yield from _markdown(text, convert)
+    elif inside := convert(text).strip():
+        yield from _markdown(SOLUTIONS[kind](inside), str)
 
 
-def _exercise(block: Block, convert: Callable[[str], str]) -> Iterator[NotebookNode]:
-    """Text as Markdown, what is to be filled in as cells."""
+def _exercise(block: Block, kind: str, convert: Callable[[str], str]) -> Iterator[NotebookNode]:
+    """Text as Markdown; for students what is to be filled in as a cell."""
     text = f"### Exercise: {block.title}\n\n"
     for part in blocks(block.text):
-        if part.kind == "code" and part.text.startswith("```python"):
+        if kind == "student" and (stub := exercises.stub_of(part)) is not None:
             yield from _markdown(text, convert)
-            yield new_code_cell("\n".join(part.text.split("\n")[1:-1]), metadata={"tags": ["exercise"]})
+            # it fails until it is filled in: a run of the whole notebook goes on after it
+            yield new_code_cell(stub, metadata={"tags": ["exercise", "raises-exception"]})
             text = ""
         else:
             text += f"{_source(part)}\n"
@@ -129,11 +158,7 @@ def _glue_only(output: NotebookNode) -> bool:
 def _plan(notebook: NotebookNode) -> str:
     """The exercises of a chapter with difficulty and minutes, as a table."""
     rows = ["| exercise | difficulty | time |", "|---|---|---|"]
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            for block in blocks(cell.source):
-                if block.kind == "exercise" and (plan := PLAN.search(block.text)):
-                    rows.append(f"| {block.title} | {plan[1].removeprefix('Difficulty ')} | {plan[2]} |")
+    rows += [f"| {e.title} | {e.difficulty} | {e.minutes} |" for e in exercises.exercises(notebook)]
     return "For instructors: the exercises of this chapter.\n\n" + "\n".join(rows)
 
 

@@ -17,8 +17,8 @@ import papermill
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
+from tools import exercises, provenance
 from tools import notebook as pages
-from tools import provenance
 from tools.layout import Book, read_source
 
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -29,20 +29,26 @@ class ChapterError(Exception):
 
 
 def execute(book: Book, source: Path, profile: str) -> NotebookNode:
-    """Run a chapter and return its notebook, cleaned and with its provenance."""
+    """Run a chapter and return its notebook, cleaned, with its provenance and what its stubs say."""
     notebook = read_source(source)
     if not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
         raise ChapterError(f'{source.name} has no cell tagged "parameters" that sets profile and seed')
     made_from = provenance.inputs(book, source, profile)
+    try:
+        found = exercises.exercises(notebook)
+    except exercises.ExerciseError as error:
+        raise ChapterError(str(error)) from error
     cells = sum(cell.cell_type == "code" for cell in notebook.cells) + 1  # papermill adds one
-    done = 0
+    notebook.cells += exercises.probes(found)
+    done, seconds = 0, 0.0
+    start = time.perf_counter()
 
     def report(**_: Any) -> None:
-        nonlocal done
-        done += 1
-        print(json.dumps({"done": done, "cells": cells}), flush=True)
+        nonlocal done, seconds
+        if done < cells:  # then come the probes
+            done, seconds = done + 1, time.perf_counter() - start
+            print(json.dumps({"done": done, "cells": cells}), flush=True)
 
-    start = time.perf_counter()
     try:
         notebook = papermill.execute_notebook(
             notebook,
@@ -56,11 +62,18 @@ def execute(book: Book, source: Path, profile: str) -> NotebookNode:
         )
     except PapermillExecutionError as error:
         raise ChapterError(_told(error, done, cells)) from error
+    own = len(notebook.cells) - len(found)
+    try:
+        said = exercises.messages(found, notebook.cells[own:])
+    except exercises.ExerciseError as error:
+        raise ChapterError(str(error)) from error
+    del notebook.cells[own:]
     pages.clean(notebook)
+    notebook.metadata["exercises"] = said
     notebook.metadata["provenance"] = {
         **made_from,
         **provenance.surroundings(profile),
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(seconds, 1),
         "peak_memory_mib": _peak_memory_of_kernel(),
     }
     if broken := pages.problems(notebook):

@@ -1,12 +1,12 @@
 """MyST Markdown as plain Markdown, for notebooks that are read outside of the book.
 
-Covers what the chapters use: directives (admonitions, theorems, exercises, solutions, math), roles (glue,
+Covers what the chapters use: directives (admonitions, theorems, exercises, math), roles (glue,
 citations, references, index entries), labels, labelled equations. Code keeps every character. Anything else
 raises PlainError, so that a new piece of MyST in a chapter is noticed.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,20 +95,14 @@ def labels(text: str, equations: Iterator[int]) -> dict[str, str]:
     return found
 
 
-def plain(
-    text: str, names: Names, glued: Mapping[str, Any], solution: Callable[[str], str], level: int = 3
-) -> str:
+def plain(text: str, names: Names, glued: Mapping[str, Any]) -> str:
     """Markdown without MyST.
 
     names: from :func:`labels` and a bibliography. glued: the numbers of the notebook by name.
-    solution: what becomes of the text of a solution, "" to leave it out.
-    level: of the headings of exercises.
     """
     made = []
     for block in blocks(text):
-        inside = "" if block.kind in ("prose", "code", "math") else plain(
-            block.text, names, glued, solution, level
-        )  # fmt: skip
+        inside = "" if block.kind in ("prose", "code", "math") else plain(block.text, names, glued)
         title = _inline(block.title, names, glued)
         kind = block.kind.removeprefix("prf:")
         if block.kind == "prose":
@@ -125,9 +119,7 @@ def plain(
         elif kind == "proof":
             made.append(f"*Proof.* {inside.strip()} ∎")
         elif kind == "exercise":
-            made.append(f"{'#' * level} Exercise: {title}\n\n{inside}")
-        elif kind == "solution":
-            made.append(solution(inside))
+            made.append(f"### Exercise: {title}\n\n{inside}")
         else:
             raise PlainError(f"the directive {{{block.kind}}} {block.title!r} has no plain form")
     return "\n".join(made)
