@@ -53,7 +53,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("chapters", "sae_lib"):
         (root / folder).mkdir()
     (root / "sae_lib" / "__init__.py").touch()
-    for source in (*Book().sources(), SAMPLE):
+    for source in (*Book().sources(), SAMPLE, REPOSITORY / "chapters" / "quizzes.md"):
         shutil.copy(source, root / "chapters")
     executed = call("run", "--root", str(root), SAMPLE.stem)
     assert executed.returncode == 0, executed.stdout

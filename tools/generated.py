@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from tools import api, claims, front, status
+from tools import api, claims, front, quizzes, status
 from tools.layout import Book
 
 
@@ -17,7 +17,7 @@ class Page(Protocol):
         """What it holds, "" where there is nothing to say."""
 
 
-PAGES: tuple[Page, ...] = (status, claims, front, *api.PAGES)
+PAGES: tuple[Page, ...] = (status, claims, front, quizzes, *api.PAGES)
 
 
 def write(book: Book) -> None:

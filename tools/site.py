@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tools import editions
+from tools import editions, quizzes, slides
 from tools.layout import REPOSITORY, Book
 from tools.opening import TAG
 
@@ -60,6 +60,8 @@ def build(book: Book, output: Path | None = None, repository: str = "", address:
         (pages / ".nojekyll").touch()
     _write_entrance(pages)
     _add_editions(book, pages, repository)
+    quizzes.write_answers(book, pages.parent / "editions" / "instructor")
+    slides.write(pages)
     return pages
 
 

@@ -1,0 +1,224 @@
+"""Slides of every chapter, made from its page of the built site: `slides/NN_name.html`.
+
+A rule decides what is shown: the title with what the chapter does; each section's heading with its first
+sentences; each figure and each table alone, with the sentences that follow it; definitions, theorems,
+algorithms and labelled equations; warnings and the box "Take away"; questions of the quiz and exercises,
+without their answers. All other prose goes into the notes for the speaker. Code and proofs are left out.
+"""
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from posixpath import normpath
+from string import Template
+from urllib.parse import unquote, urlsplit
+
+from bs4 import BeautifulSoup, Tag
+
+from tools import quizzes
+
+TEMPLATE = Template(Path(__file__).with_name("slides.html").read_text("utf8"))
+SENTENCE = re.compile(r"(?<=[.?!])\s+")
+# characters of text: under a heading, beside a figure
+LEAD, CAPTION = 420, 300
+# a picture wider than this has its sentences below, any other beside it
+WIDE = 1.9
+# of a table, with its head; a longer one is for reading
+ROWS = 14
+THEOREMS = {"definition", "theorem", "proposition", "lemma", "algorithm"}
+BOXES = {"admonition-take-away", "warning", "exercise", *THEOREMS}
+
+
+class SlidesError(Exception):
+    """A page that is no chapter; the message says what is missing."""
+
+
+@dataclass
+class Slide:
+    """One slide: HTML of its body, and what the speaker may say."""
+
+    kind: str
+    title: str
+    body: str
+    caption: str = ""
+    before: str = ""  # stands in for the caption where no sentence follows
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def shows_result(self) -> bool:
+        """Whether it is a figure or a table, to which sentences belong."""
+        return self.kind.split()[0] in ("figure", "table")
+
+
+def write(pages: Path) -> None:
+    """Write a deck for every chapter of the site in the folder `pages`; they need nothing but that site."""
+    folder = pages / "slides"
+    folder.mkdir(exist_ok=True)
+    quiz = pages / "book" / quizzes.PAGE.replace(".md", ".html")
+    questions = BeautifulSoup(quiz.read_text("utf8"), "html.parser") if quiz.is_file() else None
+    for path in sorted((pages / "book").glob("[0-9][0-9]_*.html")):
+        page = BeautifulSoup(path.read_text("utf8"), "html.parser")
+        _prepare(page, path.name)
+        asked = questions.find("section", id=f"chapter-{int(path.name[:2])}") if questions else None
+        made = list(slides(page, asked, folder))
+        (folder / path.name).write_text(_deck(page, made, path.name), "utf8")
+
+
+def slides(page: BeautifulSoup, quiz: Tag | None, folder: Path) -> list[Slide]:
+    """The slides of a chapter in order; pictures are found relative to `folder`."""
+    heading = _one(page, "article h1")
+    box = " ".join(map(_inner, page.select("article .admonition-in-this-chapter > p:not(.admonition-title)")))
+    does, _, needs = box.partition("<strong>You need</strong>")
+    made = [Slide("title", _inner(heading), f"<p>{does}</p>")]
+    sections = [s for s in page.select("article section:has(> h1) > section") if s["id"] != "further-reading"]
+    names = "".join(f"<li>{_inner(_one(s, 'h2'))}</li>" for s in sections if s["id"] != "exercises")
+    if names:
+        plan = f"<ol>{names}</ol>" + (f"<p><strong>You need</strong>{needs}</p>" if needs else "")
+        made.append(Slide("plan", "In this chapter", plan))
+    exercises: list[Slide] = []
+    for section in sections:
+        found = _section(section, folder)
+        if section["id"] == "exercises":
+            exercises = [slide for slide in found if slide.kind == "exercise"]
+        else:
+            made += found
+    questions = quiz.select(".quiz-question") if quiz else []
+    return made + [Slide("quiz", "Question", str(question)) for question in questions] + exercises
+
+
+def _section(section: Tag, folder: Path) -> list[Slide]:
+    """The slides of one section with its subsections, the first of them its heading."""
+    title = _inner(_one(section, "h2"))
+    made = [Slide("section", title, "")]
+    unsaid = ""  # the last paragraph, for what no sentence follows
+    for part in _parts(section):
+        kinds = set(part.get("class") or ())
+        now = made[-1]
+        if part.name == "h3":
+            title = _inner(part)
+        elif "cell" in kinds:
+            made += _results(part, title, _last_sentence(unsaid), folder)
+            continue
+        elif part.name == "p" and now.kind == "section" and not now.body:
+            lead, rest = _sentences(part, LEAD)
+            now.body = f"<p>{lead}</p>"
+            now.notes += _paragraphs(rest)
+        elif part.name == "p" and now.shows_result and not now.caption:
+            now.caption, rest = _sentences(part, CAPTION)
+            now.notes += _paragraphs(rest)
+        elif kinds & BOXES and (name := part.find("p", class_="admonition-title")):
+            name.extract()
+            kind = "exercise" if "exercise" in kinds else "box"
+            made.append(Slide(kind, _inner(name), part.decode_contents()))
+        elif part.find(class_="eqno") and "math" in kinds:
+            made.append(Slide("equation", title, f"<p>{_last_sentence(unsaid)}</p>{part}"))
+        elif part.name in ("p", "ul", "ol", "div") and not kinds & {"proof", "solution"}:
+            now.notes.append(str(part))
+        unsaid = _inner(part) if part.name == "p" else ""
+    return made
+
+
+def _results(cell: Tag, title: str, before: str, folder: Path) -> Iterator[Slide]:
+    """A slide for each figure and each table that a cell shows."""
+    for shown in cell.select(".cell_output img, .cell_output table"):
+        kind = "table"
+        if shown.name == "img":
+            kind = "figure" if _shape(folder / unquote(str(shown["src"]))) < WIDE else "figure wide"
+        elif len(shown.find_all("tr")) > ROWS:
+            continue
+        body = str(shown).replace(" ±", "&nbsp;±").replace("± ", "±&nbsp;").replace(" %", "&nbsp;%")
+        yield Slide(kind, title, body, before=before)
+
+
+def _parts(section: Tag) -> Iterator[Tag]:
+    for child in section.find_all(True, recursive=False):
+        if child.name == "section":
+            yield from _parts(child)
+        else:
+            yield child
+
+
+def _prepare(page: BeautifulSoup, name: str) -> None:
+    """Take out what slides do not show, and let links lead from the folder of the slides."""
+    for tag in page.select(
+        "article .headerlink, article .cell_input, article .solution, article div.highlight"
+    ):
+        tag.decompose()
+    for tag in page.select("article :is(.proof, .exercise) > section"):
+        tag.unwrap()
+    for tag in page.select("article [href], article [src]"):
+        attribute = "href" if tag.has_attr("href") else "src"
+        address = str(tag[attribute])
+        if not urlsplit(address).scheme:
+            tag[attribute] = (
+                f"../book/{name}{address}" if address[0] == "#" else normpath(f"../book/{address}")
+            )
+    for tag in page.select("article [id]:not(section)"):
+        del tag["id"]
+
+
+def _sentences(paragraph: Tag, limit: int) -> tuple[str, str]:
+    """The first sentences of a paragraph, at least one and together no longer than `limit`, and the rest."""
+    html = _inner(paragraph)
+    ends = [found.end() for found in SENTENCE.finditer(html) if _whole(html[: found.end()])]
+    if not ends or html[-1] not in ",:":  # what leads on to a formula or a list makes no sense without it
+        ends.append(len(html))
+    end = max((end for end in ends if _length(html[:end]) <= limit), default=ends[0])
+    return html[:end].strip(), html[end:].strip()
+
+
+def _last_sentence(html: str) -> str:
+    starts = [found.end() for found in SENTENCE.finditer(html) if _whole(html[: found.end()])]
+    return html[max([start for start in starts if start < len(html)], default=0) :]
+
+
+def _whole(html: str) -> bool:
+    """Whether no element and no formula is cut at the end."""
+    return len(re.findall(r"<\w", html)) == html.count("</")
+
+
+def _length(html: str) -> int:
+    return len(BeautifulSoup(html, "html.parser").get_text())
+
+
+def _paragraphs(html: str) -> list[str]:
+    return [f"<p>{html}</p>"] if html else []
+
+
+def _one(tag: Tag, selector: str) -> Tag:
+    found = tag.select_one(selector)
+    if found is None:
+        raise SlidesError(f"no slides without {selector!r} in {tag.get_text()[:80]!r}")
+    return found
+
+
+def _inner(tag: Tag) -> str:
+    return tag.decode_contents().strip()
+
+
+def _shape(picture: Path) -> float:
+    """Width over height of a PNG file."""
+    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+    return width / height
+
+
+def _deck(page: BeautifulSoup, made: list[Slide], name: str) -> str:
+    title = _one(page, "article h1").get_text().strip()
+    head = f'<footer><a href="../book/{name}">{escape(title)}</a>'
+    sections = []
+    for number, slide in enumerate(made, start=1):
+        level = "h1" if slide.kind == "title" else "h2"
+        said = slide.caption or slide.before
+        caption = f'<div class="caption"><p>{said}</p></div>' if said else ""
+        notes = f'<aside aria-label="Notes">{"".join(slide.notes)}</aside>' if slide.notes else ""
+        sections.append(
+            f'<section id="{number}" class="{slide.kind}"><div class="slide"><{level}>{slide.title}</{level}>'
+            f'<div class="body"><div class="shown">{slide.body}</div>{caption}</div>'
+            f"{head} <span>{number} / {len(made)}</span></footer>"
+            f"</div>{notes}</section>"
+        )
+    mathjax = "\n".join(str(tag) for tag in page.find_all("script") if "athjax" in str(tag).lower())
+    return TEMPLATE.substitute(title=escape(title), mathjax=mathjax, slides="\n".join(sections))
