@@ -183,6 +183,12 @@ def harvest(
 ) -> ActivationStore:
     """Write the activations at one site to a store, or go on with one begun earlier.
 
+    >>> settings = {"n_tokens": 500, "block_size": 32}
+    >>> store = sae_lib.activations.harvest(model, corpus, "resid_post.1", "acts", **settings)
+    >>> store.n_rows >= 500, store.d_in == model.d_model
+    (True, True)
+    >>> sae, log = sae_lib.train(store, sae_lib.TopK(k=4), width=64, steps=10, batch_size=64)
+
     site: see :class:`sae_lib.language_models.Site`.
     options: those of :func:`harvest_sites`, of which this is the short form; ``n_tokens`` is required.
     """

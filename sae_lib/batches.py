@@ -45,6 +45,11 @@ class BatchSource(Protocol):
 class Rows:
     """Rows in memory, reshuffled every pass.
 
+    >>> rows = sae_lib.Rows(torch.randn(100, 8), sae_lib.Normalisation("unit"))
+    >>> batch = next(rows.batches(10, seed=0))
+    >>> batch.shape, bool(torch.allclose(batch.norm(dim=1), torch.ones(10)))
+    (torch.Size([10, 8]), True)
+
     rows: (N, d_in), finite; kept as float32.
     normalisation: applied once, here.
     """

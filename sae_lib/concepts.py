@@ -159,6 +159,12 @@ def _labels(pieces: list[bytes]) -> np.ndarray:
 def code_concepts(blocks: Tensor, tokenizer: Any) -> Tensor:
     """Labels (B, T, F), bool, of token blocks (B, T), F concepts in the order of ``NAMES``.
 
+    >>> from sae_lib import concepts
+    >>> tokens = model.tokenizer.encode("f(x)  # same")
+    >>> labels = concepts.code_concepts(torch.tensor([tokens]), model.tokenizer)
+    >>> labels.shape, labels[0, :, concepts.NAMES.index("in comment")].sum()
+    (torch.Size([1, 12, 18]), tensor(6))
+
     blocks: consecutive blocks of :func:`sae_lib.corpora.token_blocks`, so that a block that begins inside a
         string is known to. A separator ends a document and has no concept itself.
 

@@ -183,6 +183,11 @@ class Cooccurrence:
 def cooccurrence(codes: Codes | Iterable[Codes], *, max_firings: int = 2 * 10**8) -> Cooccurrence:
     """Read codes (N, M), whole or in batches of rows; a latent fires where its code is not 0.
 
+    >>> codes = torch.tensor([[1.0, 2, 0], [3, 1, 0], [0, 1, 0], [0, 0, 1]])
+    >>> together = sae_lib.cooccurrence.cooccurrence(codes)
+    >>> together.firings, together.pairs("conditional").toarray()[0], together.rho2().pair
+    (array([2, 3, 1]), array([0., 1., 0.]), (0, 1))
+
     codes: one matrix or an iterable of them with equal M: a tensor, dense or sparse, the SparseCodes of a
         training step, or a scipy sparse array. Only one batch is looked at at a time.
     max_firings: refuse to hold more; below 2³¹.

@@ -136,7 +136,13 @@ def wikipedia_summaries() -> Corpus:
 
 
 def folder(path: str | Path, pattern: str = "**/*.txt") -> Corpus:
-    """The UTF-8 text files of a folder that match ``pattern``, sorted by path; empty files are left out."""
+    """The UTF-8 text files of a folder that match ``pattern``, sorted by path; empty files are left out.
+
+    >>> import pathlib
+    >>> _ = pathlib.Path("one.txt").write_text("Of arms and the man.")
+    >>> [document.text for document in sae_lib.corpora.folder(".").documents]
+    ['Of arms and the man.']
+    """
     root = Path(path)
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder; expected one with files that match {pattern!r}")

@@ -103,6 +103,11 @@ def chunks(coefficients: Tensor, *, widest: int = 1) -> Iterator[tuple[int, Tens
 def from_autoencoder(sae: SparseAutoencoder, rows: Tensor) -> Decomposition:
     """How an autoencoder explains normalised rows (N, d): its codes and the directions it writes.
 
+    >>> sae = sae_lib.SparseAutoencoder(d_in=16, width=64)
+    >>> found = sae_lib.identifiability.from_autoencoder(sae, torch.eye(16))
+    >>> found.coefficients.shape, found.dictionary.shape
+    (torch.Size([16, 64]), torch.Size([64, 16]))
+
     The output scale goes into the codes, its sign into the directions, so that codes are non-negative.
     b_pre is no feature and is left out: HV is the reconstruction less b_pre. A latent that fires on no row
     has no coefficients, and :func:`sae_lib.identifiability.certify` counts it as unused.

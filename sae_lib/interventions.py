@@ -91,6 +91,14 @@ def ablate(
 ) -> AbstractContextManager[None]:
     """Set the codes of some latents to a value.
 
+    >>> sae = sae_lib.SparseAutoencoder(model.d_model, width=64)
+    >>> blocks = torch.arange(20).view(2, 10)
+    >>> before = model.logits(blocks)
+    >>> with sae_lib.interventions.ablate(model, "resid_post.1", sae, latents=[5, 7]):
+    ...     changed = model.logits(blocks)
+    >>> torch.equal(before, model.logits(blocks)), torch.equal(before, changed)
+    (True, False)
+
     latents: n different numbers; none changes nothing.
     value: one number or one for each latent (n,), for instance their mean codes; a number above 0 clamps.
     error: ``"kept"`` moves the activation by the change of these codes alone, so that what the autoencoder
@@ -146,6 +154,14 @@ def steer(
     positions: Tensor | None = None,
 ) -> AbstractContextManager[None]:
     """Add ``coefficient`` times the latent's unit decoder direction.
+
+    >>> sae = sae_lib.SparseAutoencoder(model.d_model, width=64)
+    >>> blocks = torch.arange(20).view(2, 10)
+    >>> push = sae_lib.interventions.steer(model, "resid_post.1", sae, latent=5, coefficient=4.0)
+    >>> changes = sae_lib.interventions.log_prob_changes(model, blocks, push)
+    >>> up, down = sae_lib.interventions.top_tokens(model, changes, n=3)
+    >>> up[0].score > 0 > down[0].score
+    True
 
     coefficient: on the scale of the latent's own contribution a_m z_m, that is in normalised units. Undoing
         the normalisation divides the vector by its scale, or, where it gives rows unit norm, multiplies it

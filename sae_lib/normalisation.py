@@ -16,6 +16,11 @@ KINDS = ("none", "scale", "unit")
 class Normalisation:
     """A scaling of the rows, stored with the data and with every autoencoder trained on it.
 
+    >>> rows = 7 * torch.eye(3)
+    >>> unit = sae_lib.Normalisation.fit("scale", rows)
+    >>> unit, unit.apply(rows).norm(dim=1), torch.equal(unit.invert(unit.apply(rows), rows), rows)
+    (Normalisation(kind='scale', scale=0.125), tensor([0.8750, 0.8750, 0.8750]), True)
+
     kind: ``"none"`` leaves rows alone, ``"scale"`` multiplies all of them by one constant,
         ``"unit"`` divides each row by its own Euclidean norm.
     scale: the constant of ``"scale"``; 1 for the other kinds.

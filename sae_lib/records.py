@@ -68,7 +68,13 @@ def write(path: str | PathLike[str], rows: Sequence[dict[str, Any]], *, seconds:
 
 
 def read(path: str | PathLike[str]) -> Record:
-    """Read a record. Raises FileNotFoundError if there is none, RecordError if it is not one."""
+    """Read a record. Raises FileNotFoundError if there is none, RecordError if it is not one.
+
+    >>> sae_lib.records.write("07_sweep.json", [{"htf": 0.1, "frr": 0.98}], seconds=90)
+    >>> record = sae_lib.records.read("07_sweep.json")
+    >>> record.rows, sorted(record.made)
+    ([{'htf': 0.1, 'frr': 0.98}], ['date', 'hardware', 'library_sha256', 'seconds', 'versions'])
+    """
     try:
         content = json.loads(Path(path).read_text("utf8"))
         if content["format"] != FORMAT:

@@ -18,6 +18,11 @@ ACTIVATIONS = ("jumprelu", "relu", "threshold", "topk")
 class SparseAutoencoder(nn.Module):
     """f(x) = Σ_m a_m v_m z_m + b_pre with z = gate(W (x − b_pre)).
 
+    >>> sae = sae_lib.SparseAutoencoder(d_in=16, width=64, activation="topk", k=4)
+    >>> codes = sae.encode(torch.eye(16))
+    >>> codes.shape, codes.count_nonzero(dim=1).unique(), sae.decode(codes).shape
+    (torch.Size([16, 64]), tensor([4]), torch.Size([16, 16]))
+
     The gate, with u = W (x − b_pre):
 
     * ``"jumprelu"``: z = u · 1(u + b > 0). The bias decides *whether* a latent fires, never how strongly.
@@ -139,7 +144,13 @@ class SparseAutoencoder(nn.Module):
         self.pre_bias.requires_grad_(True)
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Write ``cfg.json`` and ``sae_weights.safetensors`` in SAELens's layout; see ``sae_lib.storage``."""
+        """Write ``cfg.json`` and ``sae_weights.safetensors`` in SAELens's layout; see ``sae_lib.storage``.
+
+        >>> sae = sae_lib.SparseAutoencoder(d_in=16, width=64)
+        >>> sae.save("mine")
+        >>> torch.allclose(sae_lib.load("mine").encode(torch.eye(16)), sae.encode(torch.eye(16)))
+        True
+        """
         from sae_lib.storage import save
 
         save(self, folder)

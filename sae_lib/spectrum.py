@@ -27,6 +27,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.metrics import recovery
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 
@@ -58,6 +59,12 @@ def estimate_frequencies(
     penalty: float = 0.05,
 ) -> Spectrum:
     """Frequencies of the features of ``rows`` (N, d), from two or more runs with different seeds.
+
+    >>> data = sae_lib.synthetic.independent([0.4, 0.2, 0.1, 0.05], d_in=16, n_rows=5000)
+    >>> runs = [data.dictionary, data.dictionary[[3, 2, 1, 0]]]
+    >>> found = sae_lib.spectrum.estimate_frequencies(runs, data.rows)
+    >>> [round(f, 2) for f in found.frequency.tolist()]
+    [0.39, 0.2, 0.1, 0.05]
 
     runs: autoencoders (their decoder rows count) or directions (M, d), trained on the same data.
     rows: what to count on, normalised as in training; 10,000 rows see frequencies down to about 1e-3.
@@ -161,6 +168,10 @@ def half_level(codes: Tensor) -> Tensor:
 def log_distance(frequency: Tensor, other: Tensor) -> float:
     """Wasserstein distance of two sets of frequencies, in decades.
 
+    >>> f = torch.tensor([0.1, 0.01])
+    >>> round(sae_lib.spectrum.log_distance(f, f / 10), 6)
+    1.0
+
     The mean |difference| of log₁₀ f at equal quantiles: 0.3 is a factor of two. Both sets weigh the same,
     however many frequencies they hold. NaN if one is empty.
     """
@@ -184,5 +195,4 @@ def gaussian_twin(rows: Tensor, *, seed: int = 0) -> Tensor:
 
 
 def _directions(run: SparseAutoencoder | Tensor) -> Tensor:
-    rows = run.decoder_rows.detach() if isinstance(run, SparseAutoencoder) else run
-    return normalize(rows.cpu(), dim=1)
+    return normalize(recovery.directions(run).cpu(), dim=1)

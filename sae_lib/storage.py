@@ -134,6 +134,16 @@ def _model_keys(metadata: dict[str, Any]) -> dict[str, Any]:
 def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> SparseAutoencoder:
     """Read an autoencoder from ``folder``; it takes the same normalised rows as when it was saved.
 
+    >>> import json, pathlib, safetensors.torch
+    >>> folder, rows = pathlib.Path("theirs"), torch.eye(4)
+    >>> folder.mkdir()
+    >>> config = {"architecture": "standard", "d_in": 4, "d_sae": 4, "normalize_activations": "none"}
+    >>> _ = (folder / "cfg.json").write_text(json.dumps({**config, "apply_b_dec_to_input": True}))
+    >>> weights = {"W_enc": rows, "W_dec": 2 * rows, "b_enc": torch.zeros(4), "b_dec": torch.zeros(4)}
+    >>> safetensors.torch.save_file(weights, folder / "sae_weights.safetensors")
+    >>> sae_lib.load(folder).reconstruct(rows).diagonal()
+    tensor([2., 2., 2., 2.])
+
     One that another program saved has no normalisation of ours: its rows are raw activations. What it says
     about itself is in ``metadata["sae_lens"]``.
 

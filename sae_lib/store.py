@@ -18,6 +18,12 @@ from sae_lib.tensor_files import read_tensors
 class ActivationStore:
     """Rows of a finished harvest, as training batches, by number, and with the text they come from.
 
+    >>> settings = {"n_tokens": 500, "block_size": 32}
+    >>> _ = sae_lib.activations.harvest(model, corpus, "resid_post.1", "acts", **settings)
+    >>> store = sae_lib.activations.ActivationStore.open("acts")
+    >>> store.sample(10).shape == (10, model.d_model), len(store.context(3))
+    (True, 6)
+
     Rows are numbered in the order of the token stream. Shards are mapped into memory, so only what is
     read takes space. Use :meth:`open`.
     """

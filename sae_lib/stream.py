@@ -90,6 +90,10 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 class ActivationStream:
     """Training batches straight from the model, without a file; a new document order every pass.
 
+    >>> stream = sae_lib.activations.ActivationStream(model, corpus, "resid_post.1", block_size=32)
+    >>> next(stream.batches(64, seed=0)).shape == (64, model.d_model)
+    True
+
     normalisation: one fitted before, or a kind, fitted on the first rows of the stream with seed 0.
     buffer_rows: rows made at a time, shuffled among themselves, and served, about. Larger mixes more
         documents into a batch and takes that many rows of memory.

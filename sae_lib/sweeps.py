@@ -42,7 +42,13 @@ def sweep(
 ) -> list[Row]:
     """Call ``run(**cell)`` for every cell; returns ``{**cell, **result}`` in the order of the cells.
 
-    >>> rows = sweep(run, [{"k": k, "seed": s} for k in (5, 10) for s in range(3)], folder="runs/topk")
+    >>> def run(k, seed):
+    ...     data = sae_lib.synthetic.uniform(n_rows=2000, seed=seed)
+    ...     sae, log = sae_lib.train(data, sae_lib.TopK(k=k), width=64, steps=20, seed=seed)
+    ...     return {"l0": log[-1]["l0"]}
+    >>> rows = sae_lib.sweeps.sweep(run, [{"k": k, "seed": s} for k in (2, 4) for s in (0, 1)], workers=1)
+    >>> len(rows), rows[0], rows[-1]
+    (4, {'k': 2, 'seed': 0, 'l0': 2.0}, {'k': 4, 'seed': 1, 'l0': 4.0})
 
     run: returns plain JSON values by name. It has to make everything random from what the cell says. It may
         be defined in a notebook.
@@ -210,7 +216,14 @@ class Spread:
 def summary(
     rows: Sequence[Mapping[str, Any]], by: Sequence[str], of: Sequence[str]
 ) -> dict[tuple[Any, ...], dict[str, Spread]]:
-    """Group ``rows`` by the values of ``by`` and summarise each column of ``of``, in order of appearance."""
+    """Group ``rows`` by the values of ``by`` and summarise each column of ``of``, in order of appearance.
+
+    >>> rows = [{"k": 5, "frr": 0.9}, {"k": 5, "frr": 1.0}, {"k": 10, "frr": 0.5}]
+    >>> for key, columns in sae_lib.sweeps.summary(rows, by=["k"], of=["frr"]).items():
+    ...     print(key, f"{columns['frr']:.2f}")
+    (5,) 0.95 ± 0.07
+    (10,) 0.50 ± 0.00
+    """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if missing := [name for name in (*by, *of) if name not in row]:
@@ -249,6 +262,10 @@ def tune(
     integer: bool = False,
 ) -> Tuned:
     """Find the setting of one knob at which ``measure`` comes closest to ``target``.
+
+    >>> found = sae_lib.sweeps.tune(lambda k: 2 * k, target=32, low=1, high=100, integer=True)
+    >>> found.knob, found.value, len(found.trials) <= 6
+    (16, 32, True)
 
     For a measurement above 0 that rises or falls with a knob above 0: the L0 of an autoencoder as a function
     of K, λ or a target frequency. Both ends are tried first, then the crossing is interpolated on logarithmic

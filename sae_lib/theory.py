@@ -53,6 +53,10 @@ def resonance_band(
 ) -> Band:
     """The band of target frequencies of Theorem 6.1 (published in summary; constants unknown, taken as 1).
 
+    >>> band = sae_lib.theory.resonance_band(n_features=128, d_in=64, sparsity=4)
+    >>> round(band.low, 4), round(band.high, 4), band.binding, 0.02 in band
+    (0.0078, 0.0482, 'noise', True)
+
     n_features, d_in, sparsity: n ≥ 2, d ≥ 1, 1 ≤ s ≤ n.
     epsilon: slack ε ≥ 0 of the failure probability n^(−4ε); 0 gives the widest band.
     varsigma: ς in [0, 1); the number of steps is 1/ς, so 0 gives the widest band and no bound on the steps.
@@ -77,6 +81,10 @@ def resonance_band(
 
 def summary_band(feature_frequency: float, d_in: int) -> Band:
     """The band in the form f ≲ p ≲ min{√f, f d} (published in summary; constants unknown, taken as 1).
+
+    >>> band = sae_lib.theory.summary_band(feature_frequency=0.01, d_in=64)
+    >>> band.low, band.high, band.binding
+    (0.01, 0.1, 'noise')
 
     feature_frequency: f, in (0, 1]. d_in: d ≥ 1. Terms ``"noise"`` √f and ``"dimension"`` f d.
     """

@@ -30,6 +30,11 @@ CLASSES: dict[str, Callable[[str], bool]] = {
 def token_classes(tokenizer: Any, tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
     """Which tokens belong to each of ``CLASSES``: by name, bool, as many as tokens (N,).
 
+    >>> from sae_lib.token_classes import token_classes
+    >>> tokens = model.tokenizer.encode("x_1 (")
+    >>> token_classes(model.tokenizer, tokens)["bracket"]
+    array([False, False, False, False,  True])
+
     White space around a token does not count; a token of nothing else is "white space". Classes overlap.
     "keyword" means one of Python's. A token is one piece of the tokenizer, not a word.
     """

@@ -35,7 +35,12 @@ class NonFiniteLossError(RuntimeError):
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: int, schedule: str) -> float:
-    """Rate of optimiser step ``step`` (0-based): linear warm-up to ``peak``, then the schedule down to 0."""
+    """Rate of optimiser step ``step`` (0-based): linear warm-up to ``peak``, then the schedule down to 0.
+
+    >>> rate = sae_lib.training.learning_rate
+    >>> [round(rate(step, 10, peak=1.0, warmup=1, schedule="linear"), 2) for step in (0, 1, 5, 9)]
+    [0.5, 1.0, 0.56, 0.11]
+    """
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(steps - warmup, 1)
@@ -70,8 +75,13 @@ def train(
 ) -> tuple[SparseAutoencoder, TrainingLog]:
     """Train a sparse autoencoder.
 
-    >>> data = sae_lib.synthetic.preset("imbalanced")
-    >>> sae, log = sae_lib.train(data, sae_lib.GroupBiasAdaptation(), width=512, seed=0)
+    >>> data = sae_lib.synthetic.preset("imbalanced", n_rows=10_000)
+    >>> method = sae_lib.GroupBiasAdaptation(groups=3, htf=0.2, ltf=0.02)
+    >>> sae, log = sae_lib.train(data, method, width=128, steps=100)
+    >>> sae.width, log.column("step")
+    (128, [50, 100])
+    >>> log[-1]["nmse"] < 0.3
+    True
 
     data: a :class:`BatchSource` (synthetic data, activation store or stream) or a tensor of rows (N, d).
     method: how sparsity is enforced, with its settings.

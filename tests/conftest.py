@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed book with a sample chapter added, built with every warning an error, to be published."""
     root = tmp_path_factory.mktemp("site")
-    for name in ("_config.yml", "references.bib"):
+    for name in ("_config.yml", "genindex.md", "references.bib"):
         shutil.copy(REPOSITORY / name, root)
     shutil.copytree(REPOSITORY / "_static", root / "_static")
     shutil.copytree(REPOSITORY / "book", root / "book")

@@ -73,6 +73,52 @@ def test_pages_beside_the_book_are_in_the_site(built: Path, pages: dict[Path, Be
     assert all(path.is_file() for path in found)
 
 
+def index_links(built: Path, pages: dict[Path, BeautifulSoup]) -> list[tuple[str, str, str]]:
+    """(entry, page, anchor) for every link of the index."""
+    shown = pages[built / "genindex.html"].select("table.indextable a")
+    found = []
+    for link in shown:
+        page, _, anchor = str(link["href"]).partition("#")
+        found.append((link.get_text(), page, anchor))
+    return found
+
+
+def test_index_names_terms_of_glossary_and_chapters(
+    built: Path, pages: dict[Path, BeautifulSoup], sample: BeautifulSoup
+) -> None:
+    links = index_links(built, pages)
+    entries = {entry for entry, _, _ in links}
+    assert {"superposition", "neuron resonance", "chapters of the book"} <= entries
+    assert len(entries) > 35
+    marked = [page for entry, page, _ in links if entry == "chapters of the book"]
+    assert marked == [f"book/{SAMPLE.stem}.html"]
+    assert "It exercises what the chapters of the book use" in sample.get_text()  # the role shows its text
+    assert sample.select('nav a[href="../genindex.html"]'), "the table of contents has no index"
+
+
+def test_every_link_of_the_index_leads_somewhere(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
+    links = index_links(built, pages)
+    broken = [link for link in links if not pages[built / link[1]].find(id=link[2])]
+    assert not broken
+
+
+def test_relative_links_lead_somewhere(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
+    """Every address of a page within the site, with its anchor; the builder checks only those of Markdown."""
+    broken = set()
+    for path, page in pages.items():
+        for link in page.find_all("a", href=True):
+            parts = urlsplit(str(link["href"]))
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            there = target.is_file()
+            if there and parts.fragment and target in pages:
+                there = pages[target].find(id=unquote(parts.fragment)) is not None
+            if not there:
+                broken.add(f"{path.relative_to(built)}: {link['href']}")
+    assert not broken, "links that lead nowhere:\n" + "\n".join(sorted(broken))
+
+
 def test_archive_holds_the_whole_site(built: Path) -> None:
     packed = site.archive(built)
     with zipfile.ZipFile(packed) as archive:

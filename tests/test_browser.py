@@ -50,9 +50,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def names(built: Path) -> list[str]:
-    """Every page of the book, and the search page."""
+    """Every page of the book, the index and the search page."""
     return [
         *sorted(path.relative_to(built).as_posix() for path in (built / "book").glob("*.html")),
+        "genindex.html",
         "search.html",
     ]
 

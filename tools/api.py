@@ -42,6 +42,10 @@ Names in `sae_lib` itself load on first use:
 Shapes stand in brackets: N rows, B rows of a batch, d dimensions, M latents, n features. An error names the
 value that was refused and what was expected.
 
+Examples run as they stand after `import torch` and `import sae_lib`; the tests run each of them, in an empty
+folder. `model` and `corpus` are a language model and texts, from `sae_lib.language_models.load()` and
+`sae_lib.corpora`; in the tests a tiny random model with a token for each byte, and random letters.
+
 {contents}
 """
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.metrics import recovery
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -21,8 +22,7 @@ class Match(NamedTuple):
 
 def signed_directions(sae: SparseAutoencoder) -> Tensor:
     """Where each latent pushes when it fires: unit decoder rows, turned where a_m < 0. (M, d) float32."""
-    rows = normalize(sae.decoder_rows.detach().float(), dim=1)
-    return torch.where(sae.scale.detach() < 0, -1.0, 1.0)[:, None] * rows
+    return normalize(recovery.directions(sae).float(), dim=1)
 
 
 @torch.no_grad()

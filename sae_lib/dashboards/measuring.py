@@ -42,6 +42,14 @@ def measure(
 ) -> Dashboards:
     """Measure the dashboards of some latents on all rows of a store.
 
+    >>> settings = {"n_tokens": 500, "block_size": 32}
+    >>> store = sae_lib.activations.harvest(model, corpus, "resid_post.1", "acts", **settings)
+    >>> sae, log = sae_lib.train(store, sae_lib.TopK(k=4), width=64, steps=10, batch_size=64)
+    >>> board = sae_lib.dashboards.measure(sae, model, store, latents=5)
+    >>> sae_lib.dashboards.html(board, "features.html")
+    >>> len(board.latents), board.latents[0].firings > 0
+    (5, True)
+
     model: the one the store was harvested from; its tokenizer gives the text, its unembedding logit weights.
     latents: their numbers, repeated ones count once; None for all. A whole number n draws n at random, by
         ``seed``, from those that fire on the store (all of them if they are fewer).

@@ -69,6 +69,12 @@ def first_pass(
     cooccurrence_rows: int,
     seed: int,
 ) -> Seen:
+    """Firings of all latents, and of the chosen ones the strongest rows and a sample of rows.
+
+    chosen: (n,) latents to track, None for all. n_top: strongest rows kept of each.
+    cooccurrence_rows: about so many rows, in whole batches, tell which latents fire together.
+    seed: of the sample.
+    """
     firings, total, peak = np.zeros(sae.width, dtype=np.int64), np.zeros(sae.width), np.zeros(sae.width)
     slot_of = _slots(chosen, sae.width)
     n = sae.width if chosen is None else len(chosen)

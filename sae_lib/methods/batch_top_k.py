@@ -46,6 +46,11 @@ def largest_of_batch(y: Tensor, k: float) -> Tensor:
 class BatchTopK(LargestCodes):
     """The k·B largest codes of a batch of B rows fire, k a row on average.
 
+    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+    >>> sae, log = sae_lib.train(data, sae_lib.BatchTopK(k=3), width=128, steps=50, batch_size=128)
+    >>> log[-1]["l0"], sae.activation
+    (3.0, 'threshold')
+
     k: mean number of latents a row; need not be a whole number.
     dead_after: steps without firing after which a latent counts as dead.
     aux_coefficient: weight of the auxiliary loss of TopK (1/32 in the source); 0 turns it off.

@@ -128,6 +128,9 @@ class BiasRule(Method):
 class GroupBiasAdaptation(BiasRule):
     """Latents in K groups, each with its own ceiling on how often its latents may fire.
 
+    >>> sae_lib.GroupBiasAdaptation(groups=3, htf=0.1, ltf=0.001).targets
+    tensor([0.1000, 0.0100, 0.0010], dtype=torch.float64)
+
     groups: number of groups K, each of one or more latents.
     htf, ltf: highest and lowest target activation frequency, 0 < ltf ≤ htf ≤ 1; geometric in between.
     every: optimiser steps between two applications of the bias rule.
@@ -163,6 +166,13 @@ class GroupBiasAdaptation(BiasRule):
 @dataclass(frozen=True)
 class BiasAdaptation(BiasRule):
     """GBA with a single group: every latent has the same ceiling.
+
+    >>> data = sae_lib.synthetic.uniform(n_rows=5000)
+    >>> method = sae_lib.BiasAdaptation(target_frequency=0.02)
+    >>> sae, log = sae_lib.train(data, method, width=256, steps=100, batch_size=256)
+    >>> rate = sae_lib.metrics.reconstruction(sae, data.rows).firing_rate
+    >>> bool(0.01 < rate.median() < 0.03), bool((sae.bias < 0).all())
+    (True, True)
 
     target_frequency: the ceiling, above 0, at most 1.
     every, gamma, epsilon, start_bias, centre, tied: as for :class:`GroupBiasAdaptation`.

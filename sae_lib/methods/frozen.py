@@ -46,8 +46,12 @@ def project_to_cap(rows: Tensor, centres: Tensor, cosine: float) -> Tensor:
 class Frozen(Method):
     """Another method with a part of the autoencoder held at its random start; everything else is trained.
 
-    >>> Frozen(BatchTopK(k=8))
-    >>> Frozen(GroupBiasAdaptation(tied=False), part="encoder")
+    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+    >>> method = sae_lib.Frozen(sae_lib.TopK(k=3))
+    >>> sae, _ = sae_lib.train(data, method, width=128, steps=20, batch_size=128)
+    >>> start = method.build(data.d_in, 128, normalisation=data.normalisation, seed=0)
+    >>> bool((sae.decoder_rows == start.decoder_rows).all()), bool((sae.weight == start.weight).all())
+    (True, False)
 
     base: the method.
     part: ``"decoder"`` keeps the decoder rows, bit for bit; ``"encoder"`` the encoder rows;

@@ -19,6 +19,11 @@ from sae_lib.sae import SparseAutoencoder
 class Gated(MomentumFree):
     """½‖f(x) − x‖² + coefficient · Σ_m relu(π_m) + ½‖f_gate(x) − x‖², averaged over the batch.
 
+    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+    >>> sae, log = sae_lib.train(data, sae_lib.Gated(coefficient=0.03), width=128, steps=60, batch_size=128)
+    >>> sae.activation, log[-1]["nmse"] < log[0]["nmse"]
+    ('threshold', True)
+
     With u = W_gate (x − b_pre): the gate is π = u + b_gate, the magnitude y = exp(r) u + b_mag, the code
     z = relu(y) · 1(π > 0). The step has no slope, so the gate learns from the two other terms: the penalty,
     and f_gate, which decodes relu(π) with a frozen copy of the decoder.

@@ -56,6 +56,12 @@ def jump(y: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor
 class JumpReLU(MomentumFree):
     """½‖f(x) − x‖² + coefficient · L0, averaged over the batch; thresholds trained straight through the jump.
 
+    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+    >>> method = sae_lib.JumpReLU(coefficient=0.01)
+    >>> sae, log = sae_lib.train(data, method, width=128, steps=60, batch_size=128)
+    >>> sae.activation, bool((sae.threshold > 0).all())
+    ('threshold', True)
+
     coefficient: λ, at least 0. The source has no ½, so its λ is twice ours.
     bandwidth: ε of the estimator, in units of the pre-activations, above 0. The source takes 0.001 for
         inputs of mean squared norm 1 and batches of 4,096 rows. Wider is less noisy and more biased.

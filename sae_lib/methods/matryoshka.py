@@ -25,6 +25,7 @@ def prefix_sizes(prefixes: Sequence[float], width: int) -> list[int]:
     prefixes: shares of the width if none is above 1, otherwise numbers of latents. A share becomes the
         nearest number of latents, at least 1; shares that come to the same number count once.
 
+    >>> from sae_lib.methods.matryoshka import prefix_sizes
     >>> prefix_sizes((0.25, 0.5), width=512)
     [128, 256, 512]
     """
@@ -40,6 +41,12 @@ def prefix_sizes(prefixes: Sequence[float], width: int) -> list[int]:
 @dataclass(frozen=True)
 class Matryoshka(BatchTopK):
     """Σ_m ½‖f_m(x) − x‖², averaged over the batch, where f_m decodes the first m latents alone.
+
+    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+    >>> method = sae_lib.Matryoshka(k=3, prefixes=(0.25, 0.5))
+    >>> sae, log = sae_lib.train(data, method, width=128, steps=50, batch_size=128)
+    >>> log[-1]["l0"], sae.activation
+    (3.0, 'threshold')
 
     The codes are those of BatchTopK, chosen once among all latents.
 

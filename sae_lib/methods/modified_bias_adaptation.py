@@ -96,9 +96,11 @@ class SphericalStep(torch.optim.Optimizer):
 class ModifiedBiasAdaptation(Method):
     """One group, a gate at a fixed firing quantile, and full spherical gradient steps.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=10_000)
-    >>> method = ModifiedBiasAdaptation(target_frequency=0.006)
-    >>> sae, log = sae_lib.train(data, method, width=1024, steps=20, batch_size=10_000)
+    >>> data = sae_lib.synthetic.uniform(n_features=32, d_in=32, sparsity=2, n_rows=2000)
+    >>> method = sae_lib.ModifiedBiasAdaptation(target_frequency=0.06)
+    >>> sae, log = sae_lib.train(data, method, width=256, steps=20, batch_size=2000)
+    >>> sae_lib.metrics.feature_recovery_rate(sae, data.dictionary) > 0.9
+    True
 
     target_frequency: p, the share of each batch on which a latent fires, 0 < p ≤ 1. Codes are positive, so a
         latent never fires on more rows than have a positive projection: about half.

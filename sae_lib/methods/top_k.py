@@ -53,6 +53,11 @@ class LargestCodes(Baseline):
 class TopK(LargestCodes):
     """Only the k largest latents of each row fire.
 
+    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+    >>> sae, _ = sae_lib.train(data, sae_lib.TopK(k=3), width=128, steps=50, batch_size=128)
+    >>> int((sae.encode(data.rows) > 0).sum(dim=1).max())
+    3
+
     k: latents a row.
     dead_after: steps without firing after which a latent counts as dead.
     aux_coefficient: weight of the auxiliary loss, in which dead latents model the remaining error

@@ -129,6 +129,9 @@ def pair_correlations(runs: Sequence[SparseAutoencoder | Tensor]) -> Tensor:
 def pairwise_mcc(runs: Sequence[SparseAutoencoder | Tensor]) -> float:
     """PW-MCC: mean over all pairs of runs of the mean signed cosine after Hungarian matching.
 
+    >>> sae_lib.metrics.pairwise_mcc([torch.eye(4), torch.eye(4)[[1, 0, 3, 2]]])
+    1.0
+
     Definition of "Feature consistency in SAEs" (arXiv 2505.20254). The latents of two runs of different
     width are matched as far as they go.
     """

@@ -90,6 +90,12 @@ def faithfulness(
 ) -> dict[str, Faithfulness]:
     """Cross-entropy and divergence with the site's activations reconstructed, and ablated for comparison.
 
+    >>> from sae_lib.metrics.faithfulness import faithfulness
+    >>> saes = {"untrained": sae_lib.SparseAutoencoder(model.d_model, width=64)}
+    >>> measured = faithfulness(model, saes, "resid_post.1", torch.arange(40).view(2, 20))
+    >>> measured["untrained"].ce_spliced == measured["untrained"].ce_clean
+    False
+
     saes: by name, anything with ``reconstruct(rows (N, d)) -> (N, d)``; rows are float32 in the model's own
         units. Several together share the clean and the ablated runs.
     blocks: held-out tokens (B, T).

@@ -24,6 +24,11 @@ def empirical_p_values(
 ) -> Tensor:
     """p = (1 + #{draws ≥ observed}) / (R + 1) of each statistic by itself, (F,) float64.
 
+    >>> from sae_lib.metrics import nulls
+    >>> null = torch.linspace(-1, 1, 99)[:, None].expand(99, 2)
+    >>> nulls.empirical_p_values(torch.tensor([2.5, 0.0]), null)
+    tensor([0.0100, 0.5100], dtype=torch.float64)
+
     The observed value counts as one of the draws, which keeps P(p ≤ α) ≤ α at every α, ties included
     (Phipson & Smyth 2010).
 
@@ -102,6 +107,10 @@ def studentised(observed: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
 
 def benjamini_hochberg(p: Tensor) -> Tensor:
     """Adjusted p-values (F,), float64: the least false-discovery rate at which each is a discovery.
+
+    >>> from sae_lib.metrics import nulls
+    >>> nulls.benjamini_hochberg(torch.tensor([0.01, 0.02, 0.9, 0.04]))
+    tensor([0.0400, 0.0400, 0.9000, 0.0533], dtype=torch.float64)
 
     Benjamini & Hochberg (1995): those with adjusted p ≤ q hold a share of at most q false ones on average,
     for independent or positively dependent p-values.

@@ -67,7 +67,12 @@ def strongest_rows(codes: csr_array, latents: Sequence[int] | np.ndarray, top: i
 
 
 def purity(tokens: np.ndarray) -> np.ndarray:
-    """Share of the most common token in each row of a table of tokens (n, top): (n,)."""
+    """Share of the most common token in each row of a table of tokens (n, top): (n,).
+
+    >>> from sae_lib.metrics.reading import purity
+    >>> purity([[5, 5, 5, 2], [1, 2, 3, 4]])
+    array([0.75, 0.25])
+    """
     tokens = np.sort(np.atleast_2d(tokens), axis=1)
     n, top = tokens.shape
     # the longest run of equal tokens in a sorted row
@@ -92,6 +97,12 @@ def evenly_spaced(scores: np.ndarray, n: int) -> np.ndarray:
 
 class TokenTable:
     """How often each latent fires on each token.
+
+    >>> from scipy.sparse import csr_array
+    >>> from sae_lib.metrics.reading import TokenTable
+    >>> table = TokenTable(csr_array([[1.0], [1.0], [0.0], [0.0]]), [7, 7, 3, 7], vocabulary=10)
+    >>> table.best_reading(0), table.score([0], [[7]]).recall
+    (array([7]), array([1.]))
 
     counts: (V, M) sparse, rows with that token on which the latent fires.
     occurrences: (V,), rows with that token. firings: (M,), rows on which the latent fires.

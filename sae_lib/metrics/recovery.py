@@ -35,7 +35,11 @@ def cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
 
 
 def best_cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
-    """For each feature the largest cosine with any latent, (n,)."""
+    """For each feature the largest cosine with any latent, (n,).
+
+    >>> sae_lib.metrics.best_cosines(torch.tensor([[3.0, 4.0]]), torch.eye(2))
+    tensor([0.6000, 0.8000])
+    """
     return cosines(latents, dictionary).amax(dim=1)
 
 
@@ -43,6 +47,10 @@ def feature_recovery_rate(
     latents: SparseAutoencoder | Tensor, dictionary: Tensor, threshold: float = 0.9
 ) -> float:
     """FRR(τ): share of features v_i with max_m cos(w_m, v_i) > τ.
+
+    >>> features, latents = torch.eye(4), torch.tensor([[2.0, 0, 0, 0], [0, 1, 0.1, 0], [0, 0, 1, 1]])
+    >>> sae_lib.metrics.feature_recovery_rate(latents, features, threshold=0.9)
+    0.5
 
     ``threshold`` is τ, in [−1, 1). The paper uses 0.8 and 0.9.
     """
@@ -55,6 +63,9 @@ def mean_correlation_coefficient(
     latents: SparseAutoencoder | Tensor, dictionary: Tensor, *, signed: bool = True
 ) -> float:
     """MCC: mean cosine over the best one-to-one matching of features and latents (Hungarian algorithm).
+
+    >>> sae_lib.metrics.mean_correlation_coefficient(torch.eye(4)[[2, 0, 1, 1]], torch.eye(4))
+    0.75
 
     The mean is over the min(n, M) pairs matched. Unlike FRR no latent can stand for two features.
     signed: signs count, because codes are non-negative; otherwise absolute cosines are matched, as in

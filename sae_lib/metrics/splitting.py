@@ -26,6 +26,10 @@ def near_latents(
 ) -> np.ndarray:
     """For each latent of ``narrow`` how many of ``wide`` have a cosine with it above ``threshold``: (m,).
 
+    >>> from sae_lib.metrics.splitting import near_latents
+    >>> near_latents(torch.eye(2), torch.tensor([[1.0, 0.1], [1.0, -0.1], [0.0, 1.0]]))
+    array([2, 1])
+
     Decoder rows count. Given twice the same autoencoder, a latent finds itself too.
     """
     if not -1 <= threshold < 1:

@@ -3,9 +3,11 @@
 Rows are sparse non-negative mixtures of unit feature vectors (paper, section 3 and Def. 5.2). The three
 parts are drawn separately, so that each condition of the theory can be varied alone:
 
->>> dictionary = gaussian_dictionary(256, 128, seed=0)
->>> support = uniform_support(10_000, 256, sparsity=3, seed=0)
->>> data = compose(dictionary, support, coefficients="half-normal", seed=0)
+>>> dictionary = sae_lib.synthetic.gaussian_dictionary(256, 128, seed=0)
+>>> support = sae_lib.synthetic.uniform_support(1000, 256, sparsity=3, seed=0)
+>>> data = sae_lib.synthetic.compose(dictionary, support, coefficients="half-normal", seed=0)
+>>> data.rows.shape, torch.allclose(data.rows, data.coefficients @ data.dictionary)
+(torch.Size([1000, 128]), True)
 """
 
 from sae_lib.synthetic.dictionaries import (

@@ -23,6 +23,10 @@ def zipf_frequencies(n_features: int, *, mean_active: float, exponent: float = 1
 def geometric_frequencies(n_features: int, *, mean_active: float, span: float = 100.0) -> Tensor:
     """Frequencies (n,) that fall by a constant factor from rank to rank.
 
+    >>> f = sae_lib.synthetic.geometric_frequencies(3, mean_active=0.5, span=100)
+    >>> [round(x, 4) for x in f.tolist()]
+    [0.4505, 0.045, 0.0045]
+
     span: most common over rarest frequency (before any is cut off at 1); at least 1, and 1 makes all equal.
     mean_active: mean number of active features a row, above 0 and at most n.
     """

@@ -171,7 +171,12 @@ def independent(
     name: str = "independent",
     **rows: Unpack[RowSettings],
 ) -> SyntheticData:
-    """Features that occur independently with given frequencies (n,), in a Gaussian dictionary (n, d_in)."""
+    """Features that occur independently with given frequencies (n,), in a Gaussian dictionary (n, d_in).
+
+    >>> data = sae_lib.synthetic.independent([0.5, 0.1], d_in=8, n_rows=10_000)
+    >>> [round(f, 1) for f in data.feature_frequency.tolist()]
+    [0.5, 0.1]
+    """
     return _gaussian(name, bernoulli_support(n_rows, frequencies, seed=seed), d_in, seed, rows)
 
 
@@ -194,7 +199,7 @@ PRESETS: dict[str, Callable[..., SyntheticData]] = {
 def preset(name: str, **overrides: Any) -> SyntheticData:
     """A named data set, any of its settings overridden by keyword.
 
-    >>> preset("imbalanced", n_features=160, d_in=48, sparsities=(4, 24), n_rows=10_000, seed=11).d_in
+    >>> sae_lib.synthetic.preset("imbalanced", n_features=160, d_in=48, sparsities=(4, 24), n_rows=1000).d_in
     48
 
     Raises ValueError for a name or a setting that does not exist.

@@ -12,7 +12,12 @@ from sae_lib.synthetic.checks import as_frequencies, at_least_one
 
 
 def uniform_support(n_rows: int, n_features: int, *, sparsity: int, seed: int = 0) -> Tensor:
-    """Boolean (N, n): in each row exactly ``sparsity`` features, every set equally likely; f = s/n."""
+    """Boolean (N, n): in each row exactly ``sparsity`` features, every set equally likely; f = s/n.
+
+    >>> support = sae_lib.synthetic.uniform_support(5, 100, sparsity=3)
+    >>> support.shape, support.sum(dim=1)
+    (torch.Size([5, 100]), tensor([3, 3, 3, 3, 3]))
+    """
     at_least_one(n_rows=n_rows, n_features=n_features)
     if not 0 <= sparsity <= n_features:
         raise ValueError(f"sparsity is {sparsity}; expected 0 … {n_features} (the number of features)")
