@@ -1,19 +1,19 @@
-"""Do seeds agree on a language model's activations? The record that chapter 11 shows.
+"""Do seeds agree on a language model's activations? The records that chapter 11 shows.
 
-    python -m benchmarks.consistency --workers 2              # about 9 minutes of two CPU cores
-    python -m benchmarks.consistency --workers 2 --first 2    # the other four methods too: 4 more
-    python -m benchmarks.consistency --workers 2 --first 6    # everything: 15 more
+    python -m benchmarks.consistency others    # the four methods that the chapter does not train, three seeds
+    python -m benchmarks.consistency layers    # GBA, TopK and L1 at the early and the late layer, three seeds
+    python -m benchmarks.consistency twin      # the same three on a Gaussian twin of the activations
+    python -m benchmarks.consistency long      # the same three, three times as many steps
+    python -m benchmarks.consistency untied    # GBA with a decoder of its own
 
-The book's record holds the first condition, longer runs of three methods (the chapter trains short ones).
-The further ones are short runs of the other four methods, a Gaussian twin of the activations, GBA untied, and
-the early and the late layer. Trained autoencoders and finished runs are kept in runs/consistency; started
-again, the command goes on where it stopped. Run it from the repository's root; the activations are those of
-the language testbed, code, in runs/language.
+Each stage takes two CPU cores three to ten minutes and writes a record of its own. Trained autoencoders and
+finished runs are kept in runs/consistency; started again, a stage goes on where it stopped. Run it from the
+repository's root; the activations are those of the language testbed, code, in runs/language.
 
 The rules. Learning rates are those of the search that chapter 10 shows, one for each method. The search for
 the knob begins with the one found there and ends as soon as L0 is within 10 % of 32, after at most four
-trainings on a seed that is not used again. Then seeds 0 to 2, which draw the initial weights and the order of
-the rows, nothing else.
+trainings on a seed that is not used again. Then seeds 0, 1, …, which draw the initial weights and the order
+of the rows, nothing else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sae_lib.sweeps import sweep
 
 RUNS = "runs/consistency"
 STORES = "runs/language/quick/code"
-RECORD = "book/results/11_consistency.json"
+RESULTS = "book/results"
 SEARCH = "book/results/10_search.json"
 TARGET, TRIAL_SEED = 32.0, 100
 # L0 goes about as the knob to this power; of the TopK family K is the L0
@@ -185,57 +185,69 @@ def chosen() -> dict[tuple[str, int], dict[str, Any]]:
     }
 
 
-def conditions() -> list[dict[str, Any]]:
-    """What is compared, the most important first."""
+def stages() -> dict[str, list[dict[str, Any]]]:
+    """What each stage compares."""
     plain = {"data": "activations", "layer": 14, "steps": SHORT, "tied": True, "methods": THREE, "seeds": 3}
     others = tuple(m for m in language_testbed.METHODS if m not in THREE)
-    return [
+    return {
+        "others": [{**plain, "methods": others}],
+        "layers": [{**plain, "layer": language_testbed.LAYERS[when]} for when in ("early", "late")],
+        "twin": [{**plain, "data": "gaussian twin"}],
         # where L0 = 32 is to be expected after three times as many steps
-        {**plain, "steps": LONG, "start": {"gba": 0.22, "l1": 0.037}},
-        {**plain, "methods": others},
-        {**plain, "data": "gaussian twin"},
-        {**plain, "methods": ("gba",), "tied": False},
-        {**plain, "layer": 2},
-        {**plain, "layer": 26},
-    ]
+        "long": [{**plain, "steps": LONG, "start": {"gba": 0.22, "l1": 0.037}}],
+        "untied": [{**plain, "methods": ("gba",), "tied": False}],
+    }
 
 
-def main(workers: int = 1, first: int = 1) -> str:
-    """The first so many conditions, the record written anew after each; returns its path."""
-    language_testbed.open_testbed("quick", "runs/language", names=("code",))
+def compare(condition: dict[str, Any], workers: int) -> tuple[list[dict[str, Any]], float]:
+    """The rows of one condition, one for each method, and the seconds that its trainings took."""
     folder, picked = Path(RUNS, "results"), chosen()
+    where = {name: condition[name] for name in ("data", "layer", "steps", "tied")}
+    cells = []
+    for method in condition["methods"]:
+        best = picked[method, condition["layer"]]
+        start = condition.get("start", {}).get(method, best["knob"])
+        cells.append({"method": method, "start": start, "lr": best["lr"], **where})
+    settled = sweep(settle, cells, folder=folder, workers=workers)
+    settings = [{name: s[name] for name in ("method", "knob", "lr", *where)} for s in settled]
+    cells = [{**one, "seed": seed} for seed in range(condition["seeds"]) for one in settings]
+    fits = sweep(fit, cells, folder=folder, workers=workers)
+    groups = [[r for r in fits if r["method"] == one["method"]] for one in settings]
+    data, layer = condition["data"], condition["layer"]
+    cells = [{"kept": [r["kept"] for r in group], "data": data, "layer": layer} for group in groups]
+    rows = []
+    for one, group, found in zip(
+        settings, groups, sweep(agreement, cells, folder=folder, workers=workers), strict=True
+    ):
+        measured = {name: [round(r[name], 4) for r in group] for name in ("l0", "nmse", "dead")}
+        derived = {name: value for name, value in found.items() if name not in cells[0]}
+        rows.append({**one, "seeds": len(group), **measured, **derived})
+    return rows, sum(r["seconds"] for r in (*settled, *fits)) / workers
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """One stage; its record goes to book/results."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.consistency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=stages())
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each; default 2")
+    options = parser.parse_args(arguments)
+    language_testbed.open_testbed("quick", "runs/language", names=("code",))
+    path = Path(RESULTS, f"11_{options.stage}.json")
     rows: list[dict[str, Any]] = []
     seconds = 0.0
-    for condition in conditions()[:first]:
-        where = {name: condition[name] for name in ("data", "layer", "steps", "tied")}
-        cells = []
-        for method in condition["methods"]:
-            best = picked[method, condition["layer"]]
-            start = condition.get("start", {}).get(method, best["knob"])
-            cells.append({"method": method, "start": start, "lr": best["lr"], **where})
-        settled = sweep(settle, cells, folder=folder, workers=workers)
-        settings = [{name: s[name] for name in ("method", "knob", "lr", *where)} for s in settled]
-        cells = [{**one, "seed": seed} for one in settings for seed in range(condition["seeds"])]
-        fits = sweep(fit, cells, folder=folder, workers=workers)
-        groups = [[r for r in fits if r["method"] == one["method"]] for one in settings]
-        cells = [
-            {"kept": [r["kept"] for r in group], "data": condition["data"], "layer": condition["layer"]}
-            for group in groups
-        ]
-        agreed = sweep(agreement, cells, folder=folder, workers=workers)
-        for one, group, found in zip(settings, groups, agreed, strict=True):
-            measured = {name: [round(r[name], 4) for r in group] for name in ("l0", "nmse", "dead")}
-            derived = {name: value for name, value in found.items() if name != "kept"}
-            rows.append({**one, "seeds": len(group), **measured, **derived})
-        seconds += sum(r["seconds"] for r in (*settled, *fits)) / workers
-        records.write(RECORD, rows, seconds=seconds)
-    return RECORD
+    for condition in stages()[options.stage]:
+        found, took = compare(condition, options.workers)
+        rows, seconds = rows + found, seconds + took
+        records.write(path, rows, seconds=seconds)
+    print(path)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--first", type=int, default=1, help="how many of the conditions; default 1")
-    print(main(**vars(parser.parse_args())))
+    # under the module's own name, so that other processes find what it defines
+    from benchmarks import consistency
+
+    consistency.main()

@@ -3,8 +3,12 @@
     python -m benchmarks.language_model search       # rates and knobs for every method, 12 minutes; first
     python -m benchmarks.language_model frontier     # two more sparsities, three seeds, 4 minutes
     python -m benchmarks.language_model ablation     # groups and frequencies of GBA, 2 minutes
+    python -m benchmarks.language_model seeds        # what it found, three seeds, 2 minutes
+    python -m benchmarks.language_model losses       # the model's loss with each of those in it, 2 minutes
+    python -m benchmarks.language_model places       # what it found elsewhere, three seeds, 12 minutes
 
-Finished runs are kept in runs/10; started again, a stage goes on where it stopped.
+Finished runs are kept in runs/10; started again, a stage goes on where it stopped. The search keeps what its
+record holds already and adds the places that are missing; delete the record to search anew.
 
 The rules. Rows, width, steps and batches are the testbed's (quick), the same for all. Every method gets the
 same search, on a seed that is not used again: at layer 14 on code four learning rates, and for each of them
@@ -25,9 +29,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib import GroupBiasAdaptation, language_testbed, metrics, records, train
+from benchmarks import consistency
+from sae_lib import GroupBiasAdaptation, language_testbed, load, metrics, records, train
+from sae_lib.language_models import LanguageModel
 from sae_lib.language_testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib.methods import Method
+from sae_lib.metrics.faithfulness import faithfulness
 from sae_lib.store import ActivationStore
 from sae_lib.sweeps import sweep
 
@@ -35,6 +42,7 @@ STORES, CACHE, RESULTS = "runs/language", "runs/10", "book/results"
 RATES = (0.001, 0.003, 0.01, 0.03)
 TRIAL_SEED, BUDGET, STOP, ACCEPT, TARGET = 100, 4, 0.05, 0.1, 32
 SEEDS, TARGETS = (0, 1, 2), (60, 200)
+PLACES = [(corpus, layer) for corpus in CORPORA for layer in LAYERS.values()]
 MIDDLE = ("code", LAYERS["middle"])
 # where each search begins, for L0 = 32, and how L0 goes with the knob: L0 ~ knob ** slope
 START = {
@@ -128,33 +136,37 @@ def searched(cells: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
 
 def search(workers: int) -> list[dict[str, Any]]:
     """Learning rate and knob of every method for L0 = 32 at the middle layer on code, knobs elsewhere."""
+    record = Path(RESULTS, "10_search.json")
+    rows = records.read(record).rows if record.exists() else []
+    done = {(row["corpus"], row["layer"]) for row in rows}
     corpus, layer = MIDDLE
-    cells: list[dict[str, Any]] = [
-        {"method": m, "lr": lr, "corpus": corpus, "layer": layer, "target": TARGET, "start": START[m][0]}
-        for m in METHODS
-        for lr in RATES
-    ]
-    rows = searched(cells, workers)
-    best = {row["method"]: row for row in rows if row["chosen"]}
+    if MIDDLE not in done:
+        at = {"corpus": corpus, "layer": layer, "target": TARGET}
+        cells = [{"method": m, "lr": lr, **at, "start": START[m][0]} for m in METHODS for lr in RATES]
+        rows = rows + searched(cells, workers)
+    best = settings(rows, *MIDDLE)
     cells = [
         {"method": m, "lr": best[m]["lr"], "corpus": corpus, "layer": layer, "target": TARGET,
          "start": best[m]["knob"]}
-        for corpus in CORPORA
-        for layer in LAYERS.values()
+        for corpus, layer in PLACES
         for m in METHODS
-        if (corpus, layer) != MIDDLE
+        if (corpus, layer) not in done | {MIDDLE}
     ]  # fmt: skip
     return rows + searched(cells, workers)
 
 
-def settings(corpus: str, layer: int) -> dict[str, dict[str, Any]]:
-    """Learning rate and knob of every method at a place, from the record of the search."""
-    rows = records.read(Path(RESULTS, "10_search.json")).rows
+def settings(rows: list[dict[str, Any]], corpus: str, layer: int) -> dict[str, dict[str, Any]]:
+    """Learning rate and knob of every method at a place, from the rows of the search."""
     return {
         row["method"]: {name: row[name] for name in ("method", "lr", "knob", "corpus", "layer")}
         for row in rows
         if row["chosen"] and (row["corpus"], row["layer"]) == (corpus, layer)
     }
+
+
+def found_by_search() -> list[dict[str, Any]]:
+    """The rows of the record of the search."""
+    return records.read(Path(RESULTS, "10_search.json")).rows
 
 
 def single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
@@ -165,7 +177,7 @@ def single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: i
 def frontier(workers: int) -> list[dict[str, Any]]:
     """Every method at about 60 and 200 active latents; L0 falls where the knob puts it."""
     cells = []
-    for name, at in settings(*MIDDLE).items():
+    for name, at in settings(found_by_search(), *MIDDLE).items():
         for target in TARGETS:
             knob = at["knob"] * (target / TARGET) ** (1 / SLOPES[name])
             knob = min(round(knob) if name in K_METHODS else float(f"{knob:.3g}"), HIGHEST[name])
@@ -183,7 +195,7 @@ def variant(
 def ablation(workers: int) -> list[dict[str, Any]]:
     """GBA's ladder at the late layer on code: number of groups, highest and lowest frequency."""
     corpus, layer = "code", LAYERS["late"]
-    lr = settings(corpus, layer)["gba"]["lr"]
+    lr = settings(found_by_search(), corpus, layer)["gba"]["lr"]
     base = {"groups": 10, "htf": 0.3, "ltf": 0.003}
     ladders = [base]
     ladders += [base | {"groups": groups} for groups in (1, 3, 20)]
@@ -193,7 +205,63 @@ def ablation(workers: int) -> list[dict[str, Any]]:
     return sweep(variant, cells, folder=CACHE, workers=workers)
 
 
-STAGES = {"search": search, "frontier": frontier, "ablation": ablation}
+def three_seeds(workers: int) -> list[dict[str, Any]]:
+    """Every method at 32 active latents at the middle layer on code, kept; runs that chapter 11 needs too."""
+    where = {"data": "activations", "layer": MIDDLE[1], "steps": SIZES["quick"]["steps"], "tied": True}
+    found = settings(found_by_search(), *MIDDLE).values()
+    cells = [
+        {**{name: at[name] for name in ("method", "knob", "lr")}, **where, "seed": seed}
+        for seed in SEEDS
+        for at in found
+    ]
+    return sweep(consistency.fit, cells, folder=Path(consistency.RUNS, "results"), workers=workers)
+
+
+def seeds(workers: int) -> list[dict[str, Any]]:
+    """The errors of :func:`three_seeds`."""
+    names = ("method", "lr", "knob", "layer", "seed", "nmse", "l0", "dead")
+    return [{"corpus": MIDDLE[0], **{n: row[n] for n in names}} for row in three_seeds(workers)]
+
+
+def places(workers: int) -> list[dict[str, Any]]:
+    """Every method at 32 active latents at the other layers and texts that were searched."""
+    rows = found_by_search()
+    found = [settings(rows, *one) for one in PLACES if one != MIDDLE]
+    cells = [{**one, "seed": seed} for at in found for seed in SEEDS for one in at.values()]
+    return sweep(single, cells, folder=CACHE, workers=workers)
+
+
+@functools.cache
+def read_model() -> tuple[LanguageModel, Tensor]:
+    """The model, and four blocks of held-out code (4, 256)."""
+    bed = language_testbed.open_testbed("quick", STORES, layers=[MIDDLE[1]], names=[MIDDLE[0]])
+    return bed.model, bed.blocks(MIDDLE[0], 4)
+
+
+def loss(kept: dict[str, str]) -> dict[str, Any]:
+    """Losses of the model with autoencoders of the middle layer in it, by name."""
+    model, blocks = read_model()
+    scores = faithfulness(model, {m: load(at) for m, at in kept.items()}, f"resid_post.{MIDDLE[1]}", blocks)
+    return {"losses": {name: {**vars(s), "ce_recovered": s.ce_recovered, "kl_recovered": s.kl_recovered}
+                       for name, s in scores.items()}}  # fmt: skip
+
+
+def losses(workers: int) -> list[dict[str, Any]]:
+    """The model's loss with each autoencoder of :func:`three_seeds` in it."""
+    trained = three_seeds(workers)
+    cells = [{"kept": {r["method"]: r["kept"] for r in trained if r["seed"] == seed}} for seed in SEEDS]
+    found = sweep(loss, cells, folder=CACHE, workers=workers)
+    return [
+        {"method": m, "seed": seed, **row}
+        for seed, one in zip(SEEDS, found, strict=True)
+        for m, row in one["losses"].items()
+    ]
+
+
+STAGES = {
+    "search": search, "frontier": frontier, "ablation": ablation, "seeds": seeds, "losses": losses,
+    "places": places,
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -209,7 +277,9 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.perf_counter()
     language_testbed.open_testbed("quick", STORES)
     path = Path(RESULTS, f"10_{options.stage}.json")
-    records.write(path, STAGES[options.stage](options.workers), seconds=time.perf_counter() - started)
+    rows = STAGES[options.stage](options.workers)
+    before = records.read(path).made["seconds"] if options.stage == "search" and path.exists() else 0
+    records.write(path, rows, seconds=before + time.perf_counter() - started)
     print(path)
 
 

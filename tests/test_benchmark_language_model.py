@@ -74,6 +74,44 @@ def test_every_stage_writes_its_record(made_up):
     assert len(rows["10_ablation"]) == 8 * 3
 
 
-def test_the_later_stages_need_the_search(made_up):
+def test_the_search_keeps_the_places_of_its_record_and_adds_the_missing_one(made_up, monkeypatch):
+    language_model.main(["search", "--workers", "1"])
+    path = made_up / "10_search.json"
+    whole = records.read(path)
+    part = [row for row in whole.rows if (row["corpus"], row["layer"]) != ("wikipedia", 26)]
+    marked = [row | {"nmse": -1.0} for row in part]
+    records.write(path, marked, seconds=1000)
+    language_model.main(["search", "--workers", "1"])
+    again = records.read(path)
+    assert again.rows[: len(part)] == marked
+    assert again.rows[len(part) :] == whole.rows[len(part) :]
+    assert again.made["seconds"] >= 1000
+
+
+def test_seeds_and_places_are_run_at_what_the_search_chose(made_up, monkeypatch):
+    def kept(method, knob, lr, seed, **where):
+        return {"kept": f"{method}-{seed}", "nmse": 0.1, "l0": 32.0, "dead": 0.0, "seconds": 1.0}
+
+    monkeypatch.setattr(language_model.consistency, "fit", kept)
+    monkeypatch.setattr(language_model.consistency, "RUNS", str(made_up / "consistency"))
+
+    def loss(kept):
+        return {"losses": {method: {"ce_recovered": float(kept[method][-1])} for method in kept}}
+
+    monkeypatch.setattr(language_model, "loss", loss)
+    for stage in ("search", "seeds", "losses", "places"):
+        language_model.main([stage, "--workers", "1"])
+    rows = [row for stage in ("seeds", "places") for row in records.read(made_up / f"10_{stage}.json").rows]
+    assert len(rows) == 6 * 7 * 3
+    knobs = {(r["corpus"], r["layer"], r["method"]): r["knob"] for r in rows}
+    picked = [r for r in records.read(made_up / "10_search.json").rows if r["chosen"]]
+    assert all(knobs[r["corpus"], r["layer"], r["method"]] == r["knob"] for r in picked)
+    losses = records.read(made_up / "10_losses.json").rows
+    assert {(r["method"], r["seed"]) for r in losses} == {(m, s) for m in METHODS for s in (0, 1, 2)}
+    assert all(r["ce_recovered"] == r["seed"] for r in losses)
+
+
+@pytest.mark.parametrize("stage", ["frontier", "seeds", "losses", "places"])
+def test_the_later_stages_need_the_search(made_up, stage):
     with pytest.raises(FileNotFoundError, match="10_search"):
-        language_model.main(["frontier", "--workers", "1"])
+        language_model.main([stage, "--workers", "1"])

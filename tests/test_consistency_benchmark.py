@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import consistency
-from sae_lib import SparseAutoencoder
+from sae_lib import SparseAutoencoder, language_testbed, records
 
 
 def test_latents_are_binned_by_how_often_they_fire():
@@ -45,3 +45,31 @@ def test_an_untrained_autoencoder_is_where_it_started():
     sae = SparseAutoencoder(8, 5, seed=3)
     assert consistency.start(sae, 3) == pytest.approx(1)
     assert consistency.start(sae, 4) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("stage", "rows", "seeds"),
+    [("others", 4, 3), ("layers", 6, 3), ("twin", 3, 3), ("long", 3, 3), ("untied", 1, 3)],
+)
+def test_every_stage_writes_its_record_at_32_active_latents(monkeypatch, tmp_path, stage, rows, seeds):
+    def law(method, knob, lr, seed, data, layer, steps, tied):
+        """L0 is off at the searched knob and follows it more steeply than expected."""
+        start = consistency.chosen()[method, layer]["knob"]
+        l0 = 45 * (knob / start) ** (1.2 * consistency.SLOPES[method]) if method in consistency.SLOPES else 32
+        return {"kept": f"{method}-{seed}", "l0": l0, "nmse": 0.1, "dead": 0.0, "seconds": 0.0}
+
+    def agreement(kept, data, layer):
+        return {"pw_mcc": [0.5] * (len(kept) * (len(kept) - 1) // 2)}
+
+    monkeypatch.setattr(consistency, "fit", law)
+    monkeypatch.setattr(consistency, "agreement", agreement)
+    monkeypatch.setattr(consistency, "RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(consistency, "RESULTS", str(tmp_path))
+    monkeypatch.setattr(language_testbed, "open_testbed", lambda *arguments, **names: None)
+    consistency.main([stage, "--workers", "1"])
+    written = records.read(tmp_path / f"11_{stage}.json").rows
+    assert len(written) == rows
+    for row in written:
+        assert row["seeds"] == seeds == len(row["l0"])
+        assert len(row["pw_mcc"]) == seeds * (seeds - 1) / 2
+        assert all(abs(l0 / consistency.TARGET - 1) <= 0.1 for l0 in row["l0"])
