@@ -12,8 +12,7 @@ from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from sae_lib import interventions
-from sae_lib.language_testbed import LanguageTestbed, contestant, open_testbed
-from sae_lib.methods import Method
+from sae_lib.language_testbed import LanguageTestbed, open_testbed
 from sae_lib.metrics import predictions, reading, splitting
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
@@ -22,25 +21,8 @@ from sae_lib.token_classes import token_classes
 # tokens of a context that an intervention is tried on, and those of its opening that are not counted
 WINDOW, OPENING = 24, 8
 RANDOM_DIRECTIONS = 8
-# knob and learning rate by method and layer, on code: for 32 latents a row by the first trials of chapter
-# 10's search at layer 14, by single runs at layer 26
-SETTINGS = {
-    ("gba", 14): (0.185, 0.003), ("topk", 14): (32, 0.003), ("jumprelu", 14): (0.0011, 0.003),
-    ("gba", 26): (0.28, 0.01), ("topk", 26): (32, 0.006), ("jumprelu", 26): (0.0003, 0.003),
-}  # fmt: skip
 # a class counts where its probe is this good on held-out rows, and so many of them belong to it
 PROBE_F1, CLASS_ROWS = 0.8, 30
-
-
-def configured(name: str, layer: int, width: int = 1024) -> tuple[Method, float]:
-    """A method with its knob from ``SETTINGS``, and its learning rate.
-
-    width: latents; GBA's ceilings keep their sum, K stays. JumpReLU's thresholds start at 0.05.
-    """
-    knob, lr = SETTINGS[name, layer]
-    if name == "gba":
-        knob *= 1024 / width
-    return contestant(name, knob, **({"threshold": 0.05} if name == "jumprelu" else {})), lr
 
 
 class Place:
