@@ -100,7 +100,7 @@ def test_no_serious_barrier(page: Page, address: str, names: list[str]) -> None:
     """axe-core finds nothing serious or critical, on any page; colours are tried in the dark theme too."""
     found = []
     for name in names:
-        page.emulate_media(color_scheme="light")
+        page.emulate_media(color_scheme="light", reduced_motion="reduce")  # else colours fade into each other
         page.goto(address + name)
         page.wait_for_load_state("networkidle")
         seen = {"light": Axe().run(page)}
