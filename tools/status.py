@@ -17,8 +17,8 @@ TEXT = """\
 How the numbers of this edition were made. The page is written by the build from the records inside the
 notebooks; nobody fills it in by hand. A *hash* is the beginning of a SHA-256: of the chapter's source, and of
 those modules of the library that the chapter reaches. Where either no longer fits the tree, the tests fail:
-what you read was computed by the code beside it. *Seconds* are wall time; chapters that ran beside each other or
-beside other work took longer than they would alone.
+what you read was computed by the code beside it. *Seconds* are wall time; chapters that ran beside each
+other or beside other work took longer than they would alone.
 
 ## Chapters
 
