@@ -25,7 +25,7 @@ from sae_lib import records
 from sae_lib.language_reading import Place, intervene, open_place
 from sae_lib.language_testbed import contestant
 from sae_lib.metrics import splitting
-from sae_lib.metrics.reading import scattered, sparse_codes
+from sae_lib.metrics.reading import code_table, scattered
 from sae_lib.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,8 +77,8 @@ def split(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[st
     for width in WIDTHS:
         for twin in (0, 1) if width == WIDTHS[0] else (0,):
             sae = fitted(where, method, knob, lr, seed + 10 * twin, width)
-            saes[width, twin], codes[width, twin] = sae, sparse_codes(sae, where.rows)
-        test_codes = sparse_codes(saes[width, 0], where.test)
+            saes[width, twin], codes[width, twin] = sae, code_table(sae, where.rows)
+        test_codes = code_table(saes[width, 0], where.test)
         found = where.absorption(saes[width, 0], codes[width, 0], test_codes)
         absorption[width] = [{"l0": test_codes.nnz / len(where.test), **row.to_dict()} for row in found]
     pairs = [

@@ -14,6 +14,7 @@ from torch import Tensor
 from sae_lib import interventions
 from sae_lib.language_testbed import LanguageTestbed, open_testbed
 from sae_lib.metrics import predictions, reading, splitting
+from sae_lib.metrics.probes import ridge_probes
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 from sae_lib.token_classes import token_classes
@@ -43,7 +44,7 @@ class Place:
 
     def read(self, sae: SparseAutoencoder, *, min_firings: int = 20) -> Read:
         """Encode all rows; see :class:`Read`."""
-        codes, test_codes = reading.sparse_codes(sae, self.rows), reading.sparse_codes(sae, self.test)
+        codes, test_codes = reading.code_table(sae, self.rows), reading.code_table(sae, self.test)
         latents = np.flatnonzero(np.diff(csc_array(codes).indptr) >= min_firings)
         tokens = self.tokens[reading.strongest_rows(codes, latents, top=20)]
         return Read(sae, codes, test_codes, latents, tokens, reading.purity(tokens))
@@ -59,7 +60,7 @@ class Place:
         tokenizer = self.bed.model.tokenizer
         labels, test_labels = (token_classes(tokenizer, t) for t in (self.tokens, self.test_tokens))
         labels = {name: label for name, label in labels.items() if label.any()}
-        probes = splitting.fit_probes(self.rows, torch.from_numpy(np.stack(list(labels.values()), axis=1)))
+        probes = ridge_probes(self.rows, torch.from_numpy(np.stack(list(labels.values()), axis=1)))
         said = probes.say(self.test).numpy().T
         found = []
         for i, (name, label) in enumerate(labels.items()):

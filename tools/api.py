@@ -24,7 +24,7 @@ CONTENTS = {
         "sae", "methods", "training", "distributed", "storage",
     )),
     "measuring": ("Measuring", (
-        "metrics", "metrics.faithfulness", "metrics.nulls", "metrics.predictions", "metrics.reading",
+        "metrics", "metrics.faithfulness", "metrics.nulls", "metrics.predictions", "metrics.probes", "metrics.reading",
         "metrics.splitting", "identifiability", "theory", "spectrum", "cooccurrence", "sweeps", "records",
     )),
     "reading": ("Reading and showing", ("interventions", "dashboards", "plotting")),
