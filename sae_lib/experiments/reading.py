@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,12 @@ from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from sae_lib import interventions
-from sae_lib.language_testbed import LanguageTestbed, open_testbed
+from sae_lib.experiments.testbed import LanguageTestbed
+from sae_lib.experiments.token_classes import token_classes
 from sae_lib.metrics import predictions, reading, splitting
 from sae_lib.metrics.probes import ridge_probes
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.token_classes import token_classes
 
 # tokens of a context that an intervention is tried on, and those of its opening that are not counted
 WINDOW, OPENING = 24, 8
@@ -81,12 +81,6 @@ class Place:
             chance = splitting.absorption(*given, others=null)
             found.append(ClassAbsorption(c.name, c.probe_f1, real, chance.absorbed))
         return found
-
-
-@cache
-def open_place(folder: str, corpus: str, layer: int) -> Place:
-    """A place of the quick testbed whose stores lie in ``folder``, opened once a process."""
-    return Place(open_testbed("quick", folder, layers=(layer,), names=(corpus,)), corpus, layer)
 
 
 @dataclass(frozen=True)

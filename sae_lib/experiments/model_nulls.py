@@ -17,11 +17,11 @@ from torch import Tensor
 
 from sae_lib import metrics
 from sae_lib.batches import Rows
-from sae_lib.concept_search import phi, search
-from sae_lib.concepts import NAMES, code_concepts
 from sae_lib.corpora import Corpus, standard_library, token_blocks
+from sae_lib.experiments.concept_search import phi, search
+from sae_lib.experiments.concepts import NAMES, code_concepts
+from sae_lib.experiments.testbed import contestant
 from sae_lib.language_models import LanguageModel, first_blocks, load, reinitialised
-from sae_lib.language_testbed import contestant
 from sae_lib.methods import Method
 from sae_lib.metrics.probes import logistic_probes
 from sae_lib.normalisation import Normalisation
@@ -210,7 +210,7 @@ def draw(
 
     number: of the re-initialised twin; None is the trained model.
     layers: read after these blocks, earliest first. methods: by name, the knob for
-        :func:`sae_lib.language_testbed.contestant` and the learning rate.
+        :func:`sae_lib.experiments.testbed.contestant` and the learning rate.
     train, half: as for :func:`code_text`. training: width, steps, batch_size.
 
     Returns ``{"found": [...]}``, one dictionary for each layer and method (see :func:`measure`).
