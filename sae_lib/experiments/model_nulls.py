@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sae_lib import metrics
+from sae_lib.activations.rows import forward, kept
 from sae_lib.batches import Rows
 from sae_lib.corpora import Corpus, standard_library, token_blocks
 from sae_lib.experiments.concept_search import phi, search
@@ -26,7 +27,6 @@ from sae_lib.methods import Method
 from sae_lib.metrics.probes import logistic_probes
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.stream import forward, kept
 from sae_lib.training import train
 
 # to train on, to choose latents on, to score them on

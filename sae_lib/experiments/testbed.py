@@ -18,6 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from sae_lib import activations, corpora, language_models
+from sae_lib.activations.store import ActivationStore
 from sae_lib.language_models import LanguageModel
 from sae_lib.methods import (
     L1,
@@ -29,7 +30,6 @@ from sae_lib.methods import (
     Method,
     TopK,
 )
-from sae_lib.store import ActivationStore
 
 CORPORA = ("code", "wikipedia")
 # of 30; the paper has 2, 13 and 26 of 28
