@@ -1,7 +1,7 @@
 """The five operations of the sparse step in plain PyTorch: what the fast ones are compared with.
 
 B rows, M latents, d dimensions, E entries of a support; all tensors of a call lie on one device. Shapes are
-not checked: who calls them (:class:`sae_lib.kernels.Pass`) makes them fit. A misfit raises what PyTorch raises.
+not checked, :class:`sae_lib.kernels.Pass` makes them fit; a misfit raises whatever error PyTorch raises.
 """
 
 from __future__ import annotations
