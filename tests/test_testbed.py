@@ -38,6 +38,8 @@ def test_a_place_is_what_the_testbed_holds(tmp_path):
     # by the training rows' constant, not by one of their own
     raw = stores["held_out"].rows(range(len(rows)))
     torch.testing.assert_close(rows, raw * stores["train"].normalisation.scale)
+    other, _ = testbed.open_place(*key, tmp_path, store=stores["held_out"])
+    assert other is stores["held_out"]
     with pytest.raises(FileNotFoundError, match="layer-14"):
         testbed.open_place("code", 14, tmp_path)
 

@@ -141,17 +141,19 @@ def open_testbed(
     )
 
 
-def open_place(corpus: str, layer: int, folder: str | Path = FOLDER) -> tuple[ActivationStore, Tensor]:
+def open_place(
+    corpus: str, layer: int, folder: str | Path = FOLDER, *, store: ActivationStore | None = None
+) -> tuple[ActivationStore, Tensor]:
     """One corpus and layer of the quick testbed, without the model: training store, held-out rows (N, d).
 
     folder: as for :func:`open_testbed`, which has harvested them; FileNotFoundError where it has not.
+    store: another one to train on, in place of the testbed's.
 
     The rows are normalised as the store's.
     """
-    store, held_out = (
-        ActivationStore.open(_at(folder, "quick", corpus, part, layer)) for part in ("train", "held_out")
-    )
-    return store, _test_rows(store, held_out)
+    if store is None:
+        store = ActivationStore.open(_at(folder, "quick", corpus, "train", layer))
+    return store, _test_rows(store, ActivationStore.open(_at(folder, "quick", corpus, "held_out", layer)))
 
 
 def searched_places(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
