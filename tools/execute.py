@@ -76,6 +76,7 @@ def execute(book: Book, source: Path, profile: str) -> NotebookNode:
         "seconds": round(seconds, 1),
         "peak_memory_mib": _peak_memory_of_kernel(),
     }
+    pages.lighten(notebook)
     if broken := pages.problems(notebook):
         raise ChapterError("\n".join(broken))
     return notebook
