@@ -1,14 +1,16 @@
 """Do seeds agree on a language model's activations? The records that chapter 11 shows.
 
-    python -m benchmarks.consistency others    # the four methods that the chapter does not train, three seeds
+    python -m benchmarks.consistency others    # the four methods that the chapter does not train, six seeds
     python -m benchmarks.consistency layers    # GBA, TopK and L1 at the early and the late layer, three seeds
     python -m benchmarks.consistency twin      # the same three on a Gaussian twin of the activations
     python -m benchmarks.consistency long      # the same three, three times as many steps
+    python -m benchmarks.consistency longer    # the same three, 12 times as many steps on four times the rows
     python -m benchmarks.consistency untied    # GBA with a decoder of its own
 
-Each stage takes two CPU cores three to ten minutes and writes a record of its own. Trained autoencoders and
-finished runs are kept in runs/consistency; started again, a stage goes on where it stopped. Run it from the
-repository's root; the activations are those of the language testbed, code, in runs/language.
+Each stage takes two CPU cores three to ten minutes, the one with four times the rows half an hour, and writes
+a record of its own. Trained autoencoders and finished runs are kept in runs/consistency; started again, a
+stage goes on where it stopped. Run it from the repository's root; the activations are those of the language
+testbed, code, in runs/language.
 
 The rules. Learning rates are those of the search that chapter 10 shows, one for each method. The search for
 the knob begins with the one found there and ends as soon as L0 is within 10 % of 32, after at most four
@@ -26,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 import sae_lib
-from sae_lib import language_testbed, metrics, records, spectrum
+from sae_lib import activations, corpora, language_models, language_testbed, metrics, records, spectrum
 from sae_lib.batches import BatchSource, Rows
 from sae_lib.metrics.recovery import directions
 from sae_lib.store import ActivationStore
@@ -40,12 +43,13 @@ STORES = "runs/language/quick/code"
 RESULTS = "book/results"
 SEARCH = "book/results/10_search.json"
 TARGET, TRIAL_SEED = 32.0, 100
+MORE_ROWS = "four times the rows"
 # L0 goes about as the knob to this power; of the TopK family K is the L0
 SLOPES = {"gba": 0.85, "ba": 0.55, "l1": -1.9, "jumprelu": -0.8}
 # a frequency is at most 1
 HIGHEST = {"gba": 1.0, "ba": 1.0}
 SIZE = language_testbed.SIZES["quick"]
-SHORT, LONG = SIZE["steps"], 3 * SIZE["steps"]
+SHORT, LONG, LONGER = (times * SIZE["steps"] for times in (1, 3, 12))
 THREE = ("gba", "topk", "l1")
 THRESHOLDS = (0.9, 0.7)
 # how many of the top latents: points on the curves over α
@@ -56,13 +60,26 @@ EDGES = (1e-9, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 1.0)
 
 def source(data: str, layer: int) -> tuple[BatchSource, Tensor]:
     """Training rows, and held-out normalised rows (N, d)."""
-    parts = [Path(STORES, part, f"layer-{layer}") for part in ("train", "held_out")]
-    train, held_out = (ActivationStore.open(part, verify=False) for part in parts)
+    folders = [Path(STORES, part, f"layer-{layer}") for part in ("train", "held_out")]
+    if data == MORE_ROWS:
+        folders[0] = more_rows(layer)
+    train, held_out = (ActivationStore.open(folder, verify=False) for folder in folders)
     rows = train.normalisation.apply(held_out.rows(torch.arange(held_out.n_rows)))
     if data != "gaussian twin":
         return train, rows
     twin = spectrum.gaussian_twin(train.normalisation.apply(train.rows(torch.arange(train.n_rows))))
     return Rows(twin[len(rows) :]), twin[: len(rows)]
+
+
+def more_rows(layer: int) -> Path:
+    """The folder of a store of four times as many rows of the same documents; harvested if it is missing."""
+    folder = Path(RUNS, "rows", f"layer-{layer}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        text, _ = corpora.standard_library().split(held_out=0.1)  # as the testbed splits it
+        model = language_models.load()
+        activations.harvest(model, text, f"resid_post.{layer}", folder, n_tokens=4 * SIZE["train"])
+    return folder
 
 
 def fit(
@@ -190,11 +207,13 @@ def stages() -> dict[str, list[dict[str, Any]]]:
     plain = {"data": "activations", "layer": 14, "steps": SHORT, "tied": True, "methods": THREE, "seeds": 3}
     others = tuple(m for m in language_testbed.METHODS if m not in THREE)
     return {
-        "others": [{**plain, "methods": others}],
+        "others": [{**plain, "methods": others, "seeds": 6}],
         "layers": [{**plain, "layer": language_testbed.LAYERS[when]} for when in ("early", "late")],
         "twin": [{**plain, "data": "gaussian twin"}],
         # where L0 = 32 is to be expected after three times as many steps
         "long": [{**plain, "steps": LONG, "start": {"gba": 0.22, "l1": 0.037}}],
+        # in case these knobs are turned again
+        "longer": [{**plain, "data": MORE_ROWS, "steps": LONGER, "start": {"gba": 0.25, "l1": 0.037}}],
         "untied": [{**plain, "methods": ("gba",), "tied": False}],
     }
 

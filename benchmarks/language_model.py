@@ -1,14 +1,14 @@
 """Seven methods on the language-model testbed, on two CPU cores: the records that chapter 10 shows.
 
     python -m benchmarks.language_model search       # rates and knobs for every method, 12 minutes; first
-    python -m benchmarks.language_model frontier     # two more sparsities, three seeds, 4 minutes
+    python -m benchmarks.language_model frontier     # three more sparsities, three seeds, 12 minutes
     python -m benchmarks.language_model ablation     # groups and frequencies of GBA, 2 minutes
     python -m benchmarks.language_model seeds        # what it found, three seeds, 2 minutes
     python -m benchmarks.language_model losses       # the model's loss with each of those in it, 2 minutes
     python -m benchmarks.language_model places       # what it found elsewhere, three seeds, 12 minutes
 
-Finished runs are kept in runs/10; started again, a stage goes on where it stopped. The search keeps what its
-record holds already and adds the places that are missing; delete the record to search anew.
+Finished runs are kept in runs/10; started again, a stage goes on where it stopped. The search and the
+frontier keep what their records hold already and add what is missing; delete a record to make it anew.
 
 The rules. Rows, width, steps and batches are the testbed's (quick), the same for all. Every method gets the
 same search, on a seed that is not used again: at layer 14 on code four learning rates, and for each of them
@@ -41,7 +41,7 @@ from sae_lib.sweeps import sweep
 STORES, CACHE, RESULTS = "runs/language", "runs/10", "book/results"
 RATES = (0.001, 0.003, 0.01, 0.03)
 TRIAL_SEED, BUDGET, STOP, ACCEPT, TARGET = 100, 4, 0.05, 0.1, 32
-SEEDS, TARGETS = (0, 1, 2), (60, 200)
+SEEDS, TARGETS = (0, 1, 2), (20, 60, 200)
 PLACES = [(corpus, layer) for corpus in CORPORA for layer in LAYERS.values()]
 MIDDLE = ("code", LAYERS["middle"])
 # where each search begins, for L0 = 32, and how L0 goes with the knob: L0 ~ knob ** slope
@@ -134,10 +134,15 @@ def searched(cells: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
     return rows
 
 
+def recorded(stage: str) -> list[dict[str, Any]]:
+    """The rows of a stage's record; none where there is no record."""
+    path = Path(RESULTS, f"10_{stage}.json")
+    return records.read(path).rows if path.exists() else []
+
+
 def search(workers: int) -> list[dict[str, Any]]:
     """Learning rate and knob of every method for L0 = 32 at the middle layer on code, knobs elsewhere."""
-    record = Path(RESULTS, "10_search.json")
-    rows = records.read(record).rows if record.exists() else []
+    rows = recorded("search")
     done = {(row["corpus"], row["layer"]) for row in rows}
     corpus, layer = MIDDLE
     if MIDDLE not in done:
@@ -165,7 +170,7 @@ def settings(rows: list[dict[str, Any]], corpus: str, layer: int) -> dict[str, d
 
 
 def found_by_search() -> list[dict[str, Any]]:
-    """The rows of the record of the search."""
+    """The rows of the record of the search, which must be there."""
     return records.read(Path(RESULTS, "10_search.json")).rows
 
 
@@ -175,14 +180,16 @@ def single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: i
 
 
 def frontier(workers: int) -> list[dict[str, Any]]:
-    """Every method at about 60 and 200 active latents; L0 falls where the knob puts it."""
-    cells = []
+    """Every method at about 20, 60 and 200 active latents; L0 falls where the knob puts it."""
+    rows, cells = recorded("frontier"), []
+    done = {(row["method"], row["lr"], row["knob"], row["seed"]) for row in rows}
     for name, at in settings(found_by_search(), *MIDDLE).items():
         for target in TARGETS:
             knob = at["knob"] * (target / TARGET) ** (1 / SLOPES[name])
             knob = min(round(knob) if name in K_METHODS else float(f"{knob:.3g}"), HIGHEST[name])
-            cells += [{**at, "knob": knob, "seed": seed} for seed in SEEDS]
-    return sweep(single, cells, folder=CACHE, workers=workers)
+            new = [seed for seed in SEEDS if (name, at["lr"], knob, seed) not in done]
+            cells += [{**at, "knob": knob, "seed": seed} for seed in new]
+    return rows + sweep(single, cells, folder=CACHE, workers=workers)
 
 
 def variant(
@@ -262,6 +269,8 @@ STAGES = {
     "search": search, "frontier": frontier, "ablation": ablation, "seeds": seeds, "losses": losses,
     "places": places,
 }  # fmt: skip
+# stages that keep the rows of their record
+GROWING = ("search", "frontier")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -278,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
     language_testbed.open_testbed("quick", STORES)
     path = Path(RESULTS, f"10_{options.stage}.json")
     rows = STAGES[options.stage](options.workers)
-    before = records.read(path).made["seconds"] if options.stage == "search" and path.exists() else 0
+    before = records.read(path).made["seconds"] if options.stage in GROWING and path.exists() else 0
     records.write(path, rows, seconds=before + time.perf_counter() - started)
     print(path)
 

@@ -69,8 +69,10 @@ def test_every_stage_writes_its_record(made_up):
     assert len(picked) == 7 * 6
     assert {row["lr"] for row in picked} == {0.003}
     assert {row["seed"] for row in rows["10_search"]}.isdisjoint({row["seed"] for row in rows["10_frontier"]})
-    assert len(rows["10_frontier"]) == 7 * 2 * 3
-    assert [row["l0"] for row in rows["10_frontier"] if row["method"] == "topk"] == [60] * 3 + [200] * 3
+    assert len(rows["10_frontier"]) == 7 * 3 * 3
+    assert [row["l0"] for row in rows["10_frontier"] if row["method"] == "topk"] == [20] * 3 + [60] * 3 + [
+        200
+    ] * 3
     assert len(rows["10_ablation"]) == 8 * 3
 
 
@@ -85,6 +87,24 @@ def test_the_search_keeps_the_places_of_its_record_and_adds_the_missing_one(made
     again = records.read(path)
     assert again.rows[: len(part)] == marked
     assert again.rows[len(part) :] == whole.rows[len(part) :]
+    assert again.made["seconds"] >= 1000
+
+
+def test_the_frontier_keeps_the_runs_of_its_record_and_adds_the_missing_sparsity(made_up):
+    for stage in ("search", "frontier"):
+        language_model.main([stage, "--workers", "1"])
+    path = made_up / "10_frontier.json"
+    whole = records.read(path).rows
+    lowest = {m: min(row["knob"] for row in whole if row["method"] == m) for m in ("gba", "topk")}
+    part = [row | {"nmse": -1.0} for row in whole if row["knob"] != lowest.get(row["method"])]
+    records.write(path, part, seconds=1000)
+    language_model.main(["frontier", "--workers", "1"])
+    again = records.read(path)
+    assert again.rows[: len(part)] == part
+    added = again.rows[len(part) :]
+    assert [(r["method"], r["knob"], r["seed"]) for r in added] == [
+        (m, k, s) for m, k in lowest.items() for s in (0, 1, 2)
+    ]
     assert again.made["seconds"] >= 1000
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -228,6 +229,38 @@ def test_a_chapter_starts_when_the_one_it_needs_has_ended(tmp_path: Path) -> Non
         "09_a",
         "10_b",
     ]
+
+
+def most_at_once(tmp_path: Path, jobs: list[Job], cores: int) -> dict[str, int]:
+    """By job, how many ran when it started, itself included."""
+    look = (
+        "import pathlib, sys, time; here = pathlib.Path(sys.argv[1]) / sys.argv[2]; here.touch(); "
+        "time.sleep(0.4); print(len(list(here.parent.iterdir()))); time.sleep(0.4); here.unlink()"
+    )
+    tmp_path.mkdir()
+    told = [replace(job, command=[sys.executable, "-c", look, str(tmp_path), job.name]) for job in jobs]
+    ended = run_jobs(told, cores, lambda job, line: False, lambda job, outcome: None)
+    assert not any(outcome.status for outcome in ended.values())
+    return {name: int(outcome.lines[0]) for name, outcome in ended.items()}
+
+
+def test_chapters_run_side_by_side_as_cores_and_memory_allow(tmp_path: Path) -> None:
+    two = [Job(f"0{i}_a", [], threads=2) for i in range(2)]
+    assert max(most_at_once(tmp_path / "threads", two, 2).values()) == 2
+    assert max(most_at_once(tmp_path / "one core", two, 1).values()) == 1
+    assert (
+        max(most_at_once(tmp_path / "many threads", [replace(job, threads=9) for job in two], 2).values())
+        == 2
+    )
+    large = [replace(job, memory_mib=10**9) for job in two]
+    assert max(most_at_once(tmp_path / "memory", large, 2).values()) == 1
+
+
+def test_a_chapter_that_measures_speed_runs_alone(tmp_path: Path) -> None:
+    jobs = [Job("01_a", []), Job("02_b", [], alone=True), Job("03_c", []), Job("04_d", [])]
+    found = most_at_once(tmp_path / "alone", jobs, 4)
+    assert found["02_b"] == 1
+    assert max(found.values()) == 3
 
 
 def test_chapters_that_wait_for_each_other_are_refused() -> None:

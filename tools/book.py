@@ -3,14 +3,15 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
 
 from tools import claims, cover, editions, generated, parallel, provenance, site
-from tools.layout import REPOSITORY, Book, after, threads
+from tools.layout import REPOSITORY, Book, after, alone, threads
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -41,13 +42,8 @@ def run_chapters(
     sources = _sources(book, chapters)
     if stale:
         sources = [source for source in sources if provenance.stale(book, source)]
-    command = (sys.executable, "-m", "tools.execute", str(book.root))
-    jobs = [
-        parallel.Job(
-            source.stem, [*command, str(source), profile], threads(source, profile), profile, after(source)
-        )
-        for source in sorted(sources, key=lambda source: -_seconds_last_time(book, source))
-    ]
+    execute = (sys.executable, "-m", "tools.execute", str(book.root))
+    jobs = _jobs(book, sources, lambda source: [*execute, str(source), profile], profile)
     _run_and_report(jobs, cores, "executed")
     cover.write(book)
     _write_generated(book)
@@ -71,12 +67,7 @@ def verify(chapters: Chapters = None, root: Root = REPOSITORY, cores: Cores = CO
     book = Book(root.resolve())
     pytest = (sys.executable, "-m", "pytest", "-p", "tools.nbval_tolerance", "--nbval", "--nbval-current-env")
     quiet = ("-q", "--no-header", "--color=no", "-p", "no:cacheprovider")
-    jobs = [
-        parallel.Job(
-            source.stem, [*pytest, *quiet, str(book.notebook(source))], threads(source), after=after(source)
-        )
-        for source in sorted(_sources(book, chapters), key=lambda source: -_seconds_last_time(book, source))
-    ]
+    jobs = _jobs(book, _sources(book, chapters), lambda s: [*pytest, *quiet, str(book.notebook(s))])
     _run_and_report(jobs, cores, "reproduced")
 
 
@@ -128,12 +119,32 @@ def _sources(book: Book, chapters: list[str] | None) -> list[Path]:
         raise typer.BadParameter(str(error)) from error
 
 
-def _seconds_last_time(book: Book, source: Path) -> float:
-    """How long a chapter took before: starting with the longest keeps all cores busy to the end."""
+def _jobs(
+    book: Book, sources: list[Path], command: Callable[[Path], list[str]], profile: str = "quick"
+) -> list[parallel.Job]:
+    """A job a chapter; starting with the one that took longest before keeps all cores busy to the end."""
+    before = {source: _last_time(book, source) for source in sources}
+    return [
+        parallel.Job(
+            source.stem,
+            command(source),
+            threads(source, profile),
+            int(before[source].get("peak_memory_mib", 0)),
+            profile,
+            after(source),
+            alone(source),
+        )
+        for source in sorted(sources, key=lambda source: -before[source].get("seconds", 0))
+    ]
+
+
+def _last_time(book: Book, source: Path) -> dict[str, Any]:
+    """What a chapter's notebook says of how it was made; empty if there is none."""
     path = book.notebook(source)
     if not path.is_file():
-        return 0.0
-    return float(json.loads(path.read_text("utf8"))["metadata"].get("provenance", {}).get("seconds", 0))
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text("utf8"))["metadata"].get("provenance", {})
+    return found
 
 
 def _run_and_report(jobs: list[parallel.Job], cores: int, verb: str) -> None:

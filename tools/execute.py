@@ -74,6 +74,7 @@ def execute(book: Book, source: Path, profile: str) -> NotebookNode:
         **made_from,
         **provenance.surroundings(profile),
         "seconds": round(seconds, 1),
+        "core_seconds": _core_seconds_of_kernel(),
         "peak_memory_mib": _peak_memory_of_kernel(),
     }
     pages.lighten(notebook)
@@ -87,6 +88,12 @@ def _told(error: PapermillExecutionError, done: int, cells: int) -> str:
     source = "\n".join(f"    {line}" for line in error.source.splitlines())
     frames = ANSI_COLOUR.sub("", "\n".join(error.traceback))
     return f"code cell {done} of {cells}:\n{source}\n{error.ename}: {error.evalue}\n\n{frames}"
+
+
+def _core_seconds_of_kernel() -> float:
+    """Processor time of the kernel and of what it started, with the probes of the exercises' stubs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return round(used.ru_utime + used.ru_stime, 1)
 
 
 def _peak_memory_of_kernel() -> int:

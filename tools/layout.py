@@ -72,6 +72,11 @@ def threads(source: Path, profile: str = "quick") -> int:
     return int(read_source(source).metadata.get("book", {}).get("threads", 1))
 
 
+def alone(source: Path) -> bool:
+    """Whether a chapter measures speed and so runs while no other does: `book: {alone: true}`."""
+    return bool(read_source(source).metadata.get("book", {}).get("alone", False))
+
+
 def after(source: Path) -> str:
     """Number of the chapter whose files this one needs: `book: {after: "09"}` in its front matter, or ""."""
     number = str(read_source(source).metadata.get("book", {}).get("after", ""))

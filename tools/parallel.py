@@ -1,4 +1,8 @@
-"""Runs one process a chapter, several at once, never with more threads than there are cores."""
+"""Runs one process a chapter, as many at once as there are cores.
+
+A chapter with several threads uses them a part of its time. So a core is given two threads; only what
+measures speed has the machine for itself.
+"""
 
 import os
 import subprocess
@@ -9,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from sae_lib.machine import hardware
 from tools.layout import REPOSITORY
 
 # what every kernel sees, whether it executes a chapter or checks it
@@ -23,18 +28,27 @@ KERNEL_ENVIRONMENT = {
 }
 # quick runs are the same everywhere: no network, no GPU
 QUICK_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+# of the machine's memory, for chapters side by side
+MEMORY_SHARE = 0.6
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command to run for one chapter; `after`: the number of another, whose job must have ended before."""
+    """A command to run for one chapter.
+
+    memory_mib: what it took before, 0 if unknown.
+    after: the number of another chapter, whose job must have ended before, or "".
+    alone: run it while nothing else runs.
+    """
 
     name: str
     command: Sequence[str]
     threads: int = 1
+    memory_mib: int = 0
     profile: str = "quick"
     after: str = ""
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ def run(
     on_line: Callable[[Job, str], bool],
     on_end: Callable[[Job, Outcome], None],
 ) -> dict[str, Outcome]:
-    """Run all jobs, in order as far as free cores and `after` allow; failures stop nothing.
+    """Run all jobs, in order as far as cores, memory, `after` and `alone` allow; failures stop nothing.
 
     `on_line` sees each line as it comes, and returns whether it was only about progress.
     """
@@ -61,9 +75,8 @@ def run(
     with ThreadPoolExecutor(max_workers=cores) as pool:
         while waiting or running:
             for job in list(waiting):
-                taken = sum(min(other.threads, cores) for other in running.values())
-                free = taken + min(job.threads, cores) <= cores
-                if free and not any(_waits(job, other) for other in (*waiting, *running.values())):
+                others = list(running.values())
+                if _fits(job, others, cores) and not any(_waits(job, other) for other in (*waiting, *others)):
                     waiting.remove(job)
                     running[pool.submit(_run, job, on_line)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -71,6 +84,19 @@ def run(
                 ended[job.name] = future.result()
                 on_end(job, ended[job.name])
     return ended
+
+
+def _fits(job: Job, others: Sequence[Job], cores: int) -> bool:
+    """Whether a job may start beside others: with nothing running, always."""
+    if not others:
+        return True
+    together = [job, *others]
+    return (
+        not any(each.alone for each in together)
+        and len(together) <= cores
+        and sum(min(each.threads, cores) for each in together) <= 2 * cores
+        and sum(each.memory_mib for each in together) <= MEMORY_SHARE * 1024 * hardware()["ram_gib"]
+    )
 
 
 def _waits(job: Job, other: Job) -> bool:

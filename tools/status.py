@@ -17,8 +17,9 @@ TEXT = """\
 How the numbers of this edition were made. The page is written by the build from the records inside the
 notebooks; nobody fills it in by hand. A *hash* is the beginning of a SHA-256: of the chapter's source, and of
 those modules of the library that the chapter reaches. Where either no longer fits the tree, the tests fail:
-what you read was computed by the code beside it. *Seconds* are wall time; chapters that ran beside each
-other or beside other work took longer than they would alone.
+what you read was computed by the code beside it. *Seconds* are wall time; chapters run
+beside each other and so take longer than they would alone. *Core-seconds* are processor time on all cores:
+alone on two of them, a chapter takes between half of these and all of them.
 
 ## Chapters
 
@@ -41,13 +42,14 @@ def text(book: Book) -> str:
     made = {name: found for name, found in made.items() if found}
     chapters = [
         (
-            f"[{name[:2]}]({name}.ipynb)", found["date"], f"{found['seconds']:.0f}",
+            f"[{name[:2]}]({name}.ipynb)", found["date"],
+            f"{found['seconds']:.0f}", f"{found['core_seconds']:.0f}",
             f"{found['peak_memory_mib'] / 1024:.1f}", found["threads"], found["profile"],
             _short(found["source_sha256"]), _short(found["library_sha256"]),
         )
         for name, found in made.items()
     ]  # fmt: skip
-    head = ("chapter", "made on", "seconds", "GiB", "threads", "profile", "source", "library")
+    head = ("chapter", "made on", "seconds", "core-seconds", "GiB", "threads", "profile", "source", "library")
     rows = []
     for path in sorted((book.pages / "results").glob("*.json")):
         record = records.read(path)
