@@ -91,13 +91,13 @@ def small_png(image: Image.Image) -> bytes:
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How far colours are from each other, the largest difference of a channel; a change of hue counts double."""
+    """How far colours are apart: the largest difference of a channel, more where the hue changes."""
     by = one - other
     return np.abs(by).max(axis=-1) + np.ptp(by, axis=-1)
 
 
 def _indexed_png(indices: np.ndarray, palette: np.ndarray) -> bytes:
-    """A PNG of half a byte a pixel, or one, without the filters that Pillow adds: they make figures larger."""
+    """A PNG of half a byte or a byte a pixel, without Pillow's filters, which make figures larger."""
     height, width = indices.shape
     bits = 4 if len(palette) <= 16 else 8
     if bits == 4:
@@ -124,7 +124,7 @@ def _sharp_png(figure: Figure) -> tuple[str, dict[str, int]]:
 
 
 def _show_sharp_figures() -> None:
-    """Let notebooks keep figures as :func:`_sharp_png`: ten of them weigh as little as two of matplotlib's."""
+    """Let notebooks keep figures as :func:`_sharp_png`, so that ten of them weigh little."""
     import matplotlib.pyplot as plt
     from IPython import get_ipython
 

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
@@ -76,14 +75,6 @@ def write(notebook: NotebookNode, path: Path) -> None:
     """Write in one step, so that a page is never half written."""
     with replacing(path) as temporary:
         nbformat.write(notebook, temporary)
-
-
-def provenance(path: Path) -> dict[str, Any]:
-    """What a committed notebook was made from; empty where there is none, or no record in it."""
-    if not path.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text("utf8"))["metadata"].get("provenance", {})
-    return found
 
 
 def problems(notebook: NotebookNode) -> list[str]:
