@@ -63,7 +63,7 @@ def use_style() -> None:
             "image.cmap": SEQUENTIAL,
         }
     )
-    if "ipykernel" in sys.modules:
+    if "IPython" in sys.modules:
         _show_sharp_figures()
 
 
@@ -128,6 +128,7 @@ def _show_sharp_figures() -> None:
     import matplotlib.pyplot as plt
     from IPython import get_ipython
 
-    # the backend registers its own format when it loads, so it has to be loaded first
-    plt.switch_backend(plt.get_backend())
-    get_ipython().display_formatter.formatters["image/png"].for_type(Figure, _sharp_png)
+    if shell := get_ipython():
+        # the backend registers its own format when it loads, so it has to be loaded first
+        plt.switch_backend(plt.get_backend())
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _sharp_png)
