@@ -63,3 +63,19 @@ def test_claims_take_their_numbers_from_the_notebooks(tmp_path: Path) -> None:
     failed = call("site", "--root", str(tmp_path))
     assert failed.returncode == 1
     assert "no_such_number" in failed.stdout
+
+
+def test_claims_take_means_from_records(tmp_path: Path) -> None:
+    book = small_book(tmp_path)
+    source = tmp_path / "chapters" / claims.PAGE
+    (book.pages / "results").mkdir()
+    rows = [{"groups": g, "top": 0.3, "error": e} for g, e in ((3, 1.0), (3, 2.0), (10, 5.0))]
+    records.write(book.pages / "results" / "90_runs.json", rows, seconds=1)
+    source.write_text(
+        "{r90_runs[groups=3,top=0.3].error:.2f} against {r90_runs[groups=10].error:.2f}", "utf8"
+    )
+    assert claims.text(book) == "1.50 against 5.00"
+    for wrong, named in (("[groups=4].error", "groups=4"), ("[groups=3].loss", "loss")):
+        source.write_text(f"{{r90_runs{wrong}}}", "utf8")
+        with pytest.raises(claims.ClaimsError, match=named):
+            claims.text(book)

@@ -23,7 +23,7 @@ CHAPTER = """
 <section id="a"><span id="label"></span><h2>Counting</h2>
 <p>How many? A second sentence, see <a href="08_lines.html">lines</a>.</p>
 <div class="cell"><div class="cell_input">draw()</div>
-<div class="cell_output"><img alt="Dots." src="../_images/wide.png"/></div></div>
+<div class="cell_output"><img style="width: 640px;" alt="Dots." src="../_images/wide.png"/></div></div>
 <p>See the dots. In <span class="math">\\(a. B\\)</span> there are two.</p><p>Aside.</p>
 <section id="b"><h3>Finer</h3><div class="cell"><div class="cell_output">
 <img alt="More." src="../_images/square.png"/></div></div>
@@ -94,6 +94,7 @@ def test_the_rule_decides_what_is_shown(small: Path) -> None:
     assert "Aside." in made[3].select_one("aside").get_text()
     assert made[2].select_one("a")["href"] == "../book/08_lines.html"
     assert made[3].img["alt"] == "Dots."
+    assert "style" not in made[3].img.attrs  # its width on the page is not that of a slide
     assert (small / "slides" / made[3].img["src"]).resolve() == small / "_images" / "wide.png"
     for hidden in ("draw()", "By looking", "check(", "secret", "Books.", "Prose.", "Not here", "row"):
         assert hidden not in deck.main.get_text()

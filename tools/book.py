@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from tqdm import tqdm
@@ -123,7 +123,7 @@ def _jobs(
     book: Book, sources: list[Path], command: Callable[[Path], list[str]], profile: str = "quick"
 ) -> list[parallel.Job]:
     """A job a chapter; starting with the one that took longest before keeps all cores busy to the end."""
-    before = {source: _last_time(book, source) for source in sources}
+    before = {source: provenance.recorded(book.notebook(source)) for source in sources}
     return [
         parallel.Job(
             source.stem,
@@ -136,15 +136,6 @@ def _jobs(
         )
         for source in sorted(sources, key=lambda source: -before[source].get("seconds", 0))
     ]
-
-
-def _last_time(book: Book, source: Path) -> dict[str, Any]:
-    """What a chapter's notebook says of how it was made; empty if there is none."""
-    path = book.notebook(source)
-    if not path.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text("utf8"))["metadata"].get("provenance", {})
-    return found
 
 
 def _run_and_report(jobs: list[parallel.Job], cores: int, verb: str) -> None:

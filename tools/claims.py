@@ -1,15 +1,20 @@
-"""The claims page: `chapters/claims.md` with the numbers that cells of the notebooks have glued.
+"""The claims page: `chapters/claims.md` with numbers of the notebooks and of the records that they show.
 
 ``{c04.frr_inside:.2f}`` in the source is what chapter 04 glued as ``frr_inside``.
+``{r10_ablation[groups=3,htf=0.3].nmse:.3f}`` is the mean of ``nmse`` over the runs with such settings in the
+record `10_ablation.json`.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 
+from sae_lib import records
 from tools.layout import Book
 from tools.notebook import GLUED
 
@@ -17,7 +22,26 @@ PAGE = "claims.md"
 
 
 class ClaimsError(Exception):
-    """A number that no cell has glued; the message says which."""
+    """A number that no cell has glued and no record holds; the message says which."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of a record: ``[name=value,…]`` picks some of them, an attribute is a mean over them."""
+
+    rows: Sequence[Mapping[str, Any]]
+
+    def __getitem__(self, wanted: str) -> "Runs":
+        pairs = [pair.split("=") for pair in wanted.split(",")]
+        kept = [row for row in self.rows if all(str(row.get(name)) == value for name, value in pairs)]
+        if not kept:
+            raise KeyError(f"no run with {wanted}")
+        return Runs(kept)
+
+    def __getattr__(self, name: str) -> float:
+        if not all(name in row for row in self.rows):
+            raise AttributeError(f"not every run has {name!r}")
+        return fmean(row[name] for row in self.rows)
 
 
 def glued(book: Book) -> dict[str, SimpleNamespace]:
@@ -45,7 +69,12 @@ def text(book: Book) -> str:
     if not path.is_file():
         return ""
     source = path.read_text("utf8")
+    shown = {
+        f"r{file.stem}": Runs(records.read(file).rows) for file in (book.pages / "results").glob("*.json")
+    }
     try:
-        return source.format(**glued(book))
+        return source.format(**glued(book), **shown)
     except (AttributeError, KeyError, ValueError) as error:
-        raise ClaimsError(f"chapters/{PAGE} asks for a number that no notebook has: {error}") from error
+        raise ClaimsError(
+            f"chapters/{PAGE} asks for a number that no notebook and no record has: {error}"
+        ) from error

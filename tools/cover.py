@@ -4,6 +4,7 @@ import base64
 
 import nbformat
 
+from sae_lib.files import replacing
 from tools.layout import Book
 
 PICTURE = "_static/cover.png"
@@ -23,6 +24,5 @@ def figure(book: Book) -> bytes | None:
 def write(book: Book) -> None:
     """Copy the figure to where the README shows it."""
     if png := figure(book):
-        target = book.root / PICTURE
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(png)
+        with replacing(book.root / PICTURE) as temporary:
+            temporary.write_bytes(png)

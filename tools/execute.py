@@ -77,6 +77,7 @@ def execute(book: Book, source: Path, profile: str) -> NotebookNode:
         "core_seconds": _core_seconds_of_kernel(),
         "peak_memory_mib": _peak_memory_of_kernel(),
     }
+    pages.lighten(notebook)
     if broken := pages.problems(notebook):
         raise ChapterError("\n".join(broken))
     return notebook

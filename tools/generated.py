@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from sae_lib.files import replacing
 from tools import api, claims, front, quizzes, status
 from tools.layout import Book
 
@@ -25,6 +26,5 @@ def write(book: Book) -> None:
     for page in PAGES:
         target, content = book.pages / page.PAGE, page.text(book)
         if content and not (target.is_file() and target.read_text("utf8") == content):
-            partial = target.with_name(f".{target.name}.partial")
-            partial.write_text(content, "utf8")
-            partial.replace(target)
+            with replacing(target) as temporary:
+                temporary.write_text(content, "utf8")

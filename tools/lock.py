@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
 
+from sae_lib.files import replacing
 from tools.layout import REPOSITORY
 
 EXTRAS = ("gguf", "bench", "book", "dev")
@@ -69,7 +70,8 @@ def main() -> None:
     where = {canonical(r.name): f" ; {r.marker}" for r in wanted if r.marker}
     versions = sorted(closure(wanted).items())
     pins = [f"{name}=={version}{where.get(name, '')}" for name, version in versions if name != "pip"]
-    LOCK.write_text(HEADER + "\n".join(pins) + "\n", "utf8")
+    with replacing(LOCK) as temporary:
+        temporary.write_text(HEADER + "\n".join(pins) + "\n", "utf8")
     print(f"{LOCK.name}: {len(pins)} packages")
 
 

@@ -161,7 +161,7 @@ def _role(role: str, content: str, names: Names, glued: Mapping[str, Any]) -> st
         shown, _, label = content.rstrip(">").rpartition("<")
         return shown.strip() or names.labels.get(label, label)
     if role == "index":
-        return content
+        return content.partition(" <")[0]
     raise PlainError(f"the role {{{role}}} `{content}` has no plain form")
 
 

@@ -73,24 +73,32 @@ def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
     }
 
 
+def recorded(notebook: Path) -> dict[str, Any]:
+    """What a committed notebook says that it was made from; empty where it is missing or says nothing."""
+    if not notebook.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(notebook.read_text("utf8"))["metadata"].get("provenance", {})
+    return found
+
+
 def stale(book: Book, source: Path) -> list[str]:
     """Why a chapter's committed notebook does not show what the tree would give; empty if it does."""
     path = book.notebook(source)
     if not path.is_file():
         return [f"{path.name} is missing"]
-    recorded = json.loads(path.read_text("utf8"))["metadata"].get("provenance")
-    if not recorded:
+    old = recorded(path)
+    if not old:
         return [f"{path.name} carries no provenance: it was not made by `make book`"]
     current = inputs(book, source, "quick")
     reasons = []
-    if recorded["source_sha256"] != current["source_sha256"]:
+    if old["source_sha256"] != current["source_sha256"]:
         reasons.append(f"{source.name} has changed")
-    reasons += _changed_modules(recorded["library_modules"], current["library_modules"])
-    if recorded.get("records", {}) != current["records"]:
+    reasons += _changed_modules(old["library_modules"], current["library_modules"])
+    if old.get("records", {}) != current["records"]:
         reasons.append("a record of it in book/results has changed")
     for key in ("profile", "parameters", "threads"):
-        if recorded[key] != current[key]:
-            reasons.append(f"{key}: it ran with {recorded[key]}, expected {current[key]}")
+        if old[key] != current[key]:
+            reasons.append(f"{key}: it ran with {old[key]}, expected {current[key]}")
     return reasons
 
 
@@ -118,8 +126,8 @@ def _hash_of(values: dict[str, Any]) -> str:
     return sha256(json.dumps(values, sort_keys=True).encode())
 
 
-def _changed_modules(recorded: dict[str, str], current: dict[str, str]) -> list[str]:
-    reasons = [f"{name} is no longer used" for name in recorded.keys() - current.keys()]
-    reasons += [f"{name} is newly used" for name in current.keys() - recorded.keys()]
-    both = recorded.keys() & current.keys()
-    return sorted(reasons + [f"{name} has changed" for name in both if recorded[name] != current[name]])
+def _changed_modules(old: dict[str, str], current: dict[str, str]) -> list[str]:
+    reasons = [f"{name} is no longer used" for name in old.keys() - current.keys()]
+    reasons += [f"{name} is newly used" for name in current.keys() - old.keys()]
+    both = old.keys() & current.keys()
+    return sorted(reasons + [f"{name} has changed" for name in both if old[name] != current[name]])

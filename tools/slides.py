@@ -127,6 +127,7 @@ def _results(cell: Tag, title: str, before: str, folder: Path) -> Iterator[Slide
         kind = "table"
         if shown.name == "img":
             kind = "figure" if _shape(folder / unquote(str(shown["src"]))) < WIDE else "figure wide"
+            shown.attrs.pop("style", None)  # its width on the page: a slide gives it all there is
         elif len(shown.find_all("tr")) > ROWS:
             continue
         body = str(shown).replace(" ±", "&nbsp;±").replace("± ", "±&nbsp;").replace(" %", "&nbsp;%")

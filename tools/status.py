@@ -3,10 +3,10 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sae_lib import records
+from tools import provenance
 from tools.layout import Book
 
 PAGE = "status.md"
@@ -38,7 +38,7 @@ of the same experiment live. Its library hash covers all of `sae_lib`, as it was
 
 def text(book: Book) -> str:
     """The page as Markdown, from the committed notebooks and records."""
-    made = {source.stem: _provenance(book.notebook(source)) for source in book.sources()}
+    made = {source.stem: provenance.recorded(book.notebook(source)) for source in book.sources()}
     made = {name: found for name, found in made.items() if found}
     chapters = [
         (
@@ -67,13 +67,6 @@ def text(book: Book) -> str:
         machine=_machines(list(made.values())),
         records=_table(record_head, rows) if rows else "There are none.",
     )
-
-
-def _provenance(notebook: Path) -> dict[str, Any]:
-    if not notebook.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(notebook.read_text("utf8"))["metadata"].get("provenance", {})
-    return found
 
 
 def _machines(made: list[dict[str, Any]]) -> str:

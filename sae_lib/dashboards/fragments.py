@@ -16,7 +16,9 @@ from sae_lib.dashboards.tokens import visible
 _HOT = (245, 178, 50)
 _PAPER = "background:#fff;color:#111;padding:.6em .8em;border-radius:4px;line-height:1.5"
 _GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17em),1fr));gap:.4em 1.4em"
-_CODE = "font-family:monospace;font-size:.85em;white-space:pre-wrap;overflow-wrap:anywhere;margin:.15em 0"
+# set once a card and inherited by its contexts: a notebook holds hundreds of them
+_CODE = "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere"
+_CONTEXTS = f"{_CODE};font-size:.85em;display:grid;grid-template-columns:minmax(0,1fr);gap:.3em"
 _SMALL = "margin:.2em 0;font-size:.9em;color:#444"
 
 
@@ -52,7 +54,7 @@ def caption(context: Context) -> str:
 def _context(board: Dashboards, latent: Latent, context: Context) -> str:
     parts = []
     for place, (token, value) in enumerate(zip(context.tokens, context.activations, strict=True)):
-        text = escape(visible(board.tokens[token]))
+        text = escape(visible(board.tokens[token]), quote=False)
         if value:
             weight = ";font-weight:bold;text-decoration:underline" if place == context.position else ""
             text = (
@@ -60,13 +62,13 @@ def _context(board: Dashboards, latent: Latent, context: Context) -> str:
                 f"{text}</span>"
             )
         parts.append(text)
-    return f'<div style="{_CODE}"><span style="color:#555">{caption(context)} </span>{"".join(parts)}</div>'
+    return f'<div><span style="color:#555">{caption(context)} </span>{"".join(parts)}</div>'
 
 
 def _tokens(board: Dashboards, pairs: Sequence[tuple[int, float]]) -> str:
     return " ".join(
-        f'<code style="color:#111;background:#eee;padding:0 .2em;white-space:pre" title="{score:+.3g}">'
-        f"{escape(visible(board.tokens[token]))}</code>"
+        f'<span style="background:#eee" title="{score:+.3g}">'
+        f"{escape(visible(board.tokens[token]), quote=False)}</span>"
         for token, score in pairs
     )
 
@@ -75,11 +77,13 @@ def _card(board: Dashboards, latent: Latent, heading: str, contexts: Sequence[Co
     lines = [
         f'<div style="min-width:0"><strong>{escape(heading)}</strong>',
         f'<p style="{_SMALL}">{escape(summary(board, latent))}</p>',
+        f'<div style="{_CONTEXTS}">',
         *(_context(board, latent, context) for context in contexts),
+        "</div>",
     ]
     if n_tokens:
         lines += [
-            f'<p style="{_SMALL}">promotes {_tokens(board, latent.promoted[:n_tokens])}<br>'
+            f'<p style="{_SMALL};{_CODE}">promotes {_tokens(board, latent.promoted[:n_tokens])}<br>'
             f"demotes {_tokens(board, latent.demoted[:n_tokens])}</p>"
         ]
     return "".join([*lines, "</div>"])
