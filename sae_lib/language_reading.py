@@ -152,7 +152,7 @@ class Interventions:
         of its 20 strongest codes.
     ablated: (n, V) when it is set to 0, after the contexts of held-out text on which it fires most strongly;
         0 where these are all too short.
-    steered_random: (r, V) when a random direction is added instead, in the median of those sizes.
+    steered_random: (r, V) when one of up to 8 random directions is added instead, in the median of those sizes.
     ablated_random: (n, V) when, after the same contexts, its code is taken off along a random direction.
     """
 
@@ -213,9 +213,8 @@ def intervene(place: Place, read: Read, n: int = 20, *, contexts: int = 4, seed:
     counted = torch.ones(common.shape, dtype=torch.bool)
     counted[:, :OPENING] = False
     # unit rows of an untrained autoencoder are random directions
-    null = SparseAutoencoder(sae.d_in, RANDOM_DIRECTIONS, normalisation=sae.normalisation, seed=seed).to(
-        sae.weight.device
-    )
+    null = SparseAutoencoder(sae.d_in, min(n, RANDOM_DIRECTIONS), normalisation=sae.normalisation, seed=seed)
+    null = null.to(sae.weight.device)
     steers = [
         interventions.steer(model, site, sae, int(m), float(s * a))
         for m, s, a in zip(latents, size, sign, strict=True)
