@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from sae_lib import metrics
+from sae_lib.activations.rows import forward, kept
 from sae_lib.batches import Rows
-from sae_lib.concept_search import fit_probes, phi, probe_says, search
-from sae_lib.concepts import NAMES, code_concepts
 from sae_lib.corpora import Corpus, standard_library, token_blocks
+from sae_lib.experiments.concept_search import phi, search
+from sae_lib.experiments.concepts import NAMES, code_concepts
+from sae_lib.experiments.testbed import contestant
 from sae_lib.language_models import LanguageModel, first_blocks, load, reinitialised
-from sae_lib.language_testbed import contestant
 from sae_lib.methods import Method
+from sae_lib.metrics.probes import logistic_probes
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.stream import forward, kept
 from sae_lib.training import train
 
 # to train on, to choose latents on, to score them on
@@ -181,9 +182,9 @@ def probe_scores(
     chosen: list[Tensor] = []
     scored: list[Tensor] = []
     for penalty in penalties:
-        probes = fit_probes(rows["train"], text.labels["train"], penalty=penalty)
+        probes = logistic_probes(rows["train"], text.labels["train"], penalty=penalty)
         for part, scores in (("choose", chosen), ("score", scored)):
-            scores.append(phi(text.labels[part], probe_says(probes, rows[part])).diagonal())
+            scores.append(phi(text.labels[part], probes.say(rows[part])).diagonal())
     best = torch.stack(chosen).argmax(dim=0)
     return [round(x, 5) for x in torch.stack(scored)[best, torch.arange(len(NAMES))].tolist()]
 
@@ -209,7 +210,7 @@ def draw(
 
     number: of the re-initialised twin; None is the trained model.
     layers: read after these blocks, earliest first. methods: by name, the knob for
-        :func:`sae_lib.language_testbed.contestant` and the learning rate.
+        :func:`sae_lib.experiments.testbed.contestant` and the learning rate.
     train, half: as for :func:`code_text`. training: width, steps, batch_size.
 
     Returns ``{"found": [...]}``, one dictionary for each layer and method (see :func:`measure`).
