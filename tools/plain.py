@@ -1,8 +1,8 @@
 """MyST Markdown as plain Markdown, for notebooks that are read outside of the book.
 
 Covers what the chapters use: directives (admonitions, theorems, exercises, math), roles (glue,
-citations, references, index and glossary entries), labels, labelled equations. Code keeps every character. Anything else
-raises PlainError, so that a new piece of MyST in a chapter is noticed.
+citations, references, index and glossary entries), labels, labelled equations. Code keeps every character.
+Anything else raises PlainError, so that a new piece of MyST in a chapter is noticed.
 """
 
 import re

@@ -147,7 +147,7 @@ class Interventions:
         of its 20 strongest codes.
     ablated: (n, V) when it is set to 0, after the contexts of held-out text on which it fires most strongly;
         0 where these are all too short.
-    steered_random: (r, V) when one of up to 8 random directions is added instead, in the median of those sizes.
+    steered_random: (r, V) when one of up to 8 random directions is added, in the median of those sizes.
     ablated_random: (n, V) when, after the same contexts, its code is taken off along a random direction.
     predicted_random: for each of the r random directions the ten tokens that it promotes itself.
     """
@@ -166,7 +166,7 @@ class Interventions:
         ``steered`` and ``ablated``: own latent, turned round for ablation, so that 1 is "as predicted".
         ``steered other``, ``ablated other``: the same prediction on what the other latents change, mean.
         ``steered random``, ``ablated random``: on what random directions change.
-        ``own random``, of logit weights only: (r,), those of random directions on what these change themselves.
+        ``own random``, of logit weights only: (r,), those of random directions on their own changes.
         """
         said, found = self.predicted[kind], {}
         for name, changes in {"steered": self.steered, "ablated": -self.ablated}.items():
