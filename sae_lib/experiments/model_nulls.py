@@ -25,6 +25,7 @@ from sae_lib.experiments.testbed import contestant
 from sae_lib.language_models import LanguageModel, first_blocks, load, reinitialised
 from sae_lib.methods import Method
 from sae_lib.metrics.probes import logistic_probes
+from sae_lib.metrics.reading import purity
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 from sae_lib.training import train
@@ -33,6 +34,8 @@ from sae_lib.training import train
 PARTS = ("train", "choose", "score")
 # a latent's strongest rows that its purity is read from; latents that fire on fewer are left out
 STRONGEST = 20
+# of the logistic probes
+PENALTIES = (1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def purities(sae: SparseAutoencoder, rows: Tensor, tokens: Tensor) -> Tensor:
     if len(often) == 0:
         return torch.zeros(0, dtype=torch.float64)
     at = tokens[codes[:, often].topk(STRONGEST, dim=0).indices]
-    return (at == at.mode(dim=0).values).double().mean(dim=0)
+    return torch.from_numpy(purity(at.T.numpy()))
 
 
 def measure(
@@ -171,17 +174,15 @@ def halves(
     return text.labels["choose"], fired["choose"], text.labels["score"], fired["score"]
 
 
-def probe_scores(
-    rows: Mapping[str, Tensor], text: Text, penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
-) -> list[float]:
+def probe_scores(rows: Mapping[str, Tensor], text: Text) -> list[float]:
     """φ of a logistic probe for each concept, on the half that latents are scored on.
 
-    Trained on the training rows; of the ``penalties`` the best on the choosing half is taken, concept by
+    Trained on the training rows; of the ``PENALTIES`` the best on the choosing half is taken, concept by
     concept: the same three parts of the text as the search has.
     """
     chosen: list[Tensor] = []
     scored: list[Tensor] = []
-    for penalty in penalties:
+    for penalty in PENALTIES:
         probes = logistic_probes(rows["train"], text.labels["train"], penalty=penalty)
         for part, scores in (("choose", chosen), ("score", scored)):
             scores.append(phi(text.labels[part], probes.say(rows[part])).diagonal())

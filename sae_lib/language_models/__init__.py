@@ -3,6 +3,6 @@
 from sae_lib.language_models.copies import first_blocks, reinitialised
 from sae_lib.language_models.loading import DEFAULT_MODEL, load
 from sae_lib.language_models.model import LanguageModel
-from sae_lib.language_models.site import KINDS, Site
+from sae_lib.language_models.site import Site
 
-__all__ = ["DEFAULT_MODEL", "KINDS", "LanguageModel", "Site", "first_blocks", "load", "reinitialised"]
+__all__ = ["DEFAULT_MODEL", "LanguageModel", "Site", "first_blocks", "load", "reinitialised"]
