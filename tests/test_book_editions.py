@@ -37,6 +37,7 @@ def convert(text: str) -> str:
         ("{glue:text}`rate:.2f` of {glue:text}`n`", "0.91 of 3"),
         ("found {cite}`chen,gao`.", "found (Chen et al., 2025; Gao, 2024)."),
         ("by {prf:ref}`def-b` and {eq}`eq-a`", "by definition “Rate” and (1)"),
+        ("{term}`GBA` has {term}`latents <latent>`", "GBA has latents"),
         ("see {ref}`chapter 3 <def-b>`", "see chapter 3"),
         ("see [all](questions.md#x) and [it](05_x.ipynb)", "see all and [it](05_x.ipynb)"),
         ("`{cite}` and ``a `b` {glue:text}`` stay", "`{cite}` and ``a `b` {glue:text}`` stay"),
@@ -55,10 +56,10 @@ def test_plain_form(myst: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "myst", ["```{tableofcontents}\n```", "{term}`GBA`", "{glue:text}`nothing`", ":::{solution} e\n42\n:::"]
+    "myst", ["```{tableofcontents}\n```", "{doc}`GBA`", "{glue:text}`nothing`", ":::{solution} e\n42\n:::"]
 )
 def test_what_has_no_plain_form_is_refused_by_name(myst: str) -> None:
-    with pytest.raises(PlainError, match=r"tableofcontents|term|nothing|solution"):
+    with pytest.raises(PlainError, match=r"tableofcontents|doc|nothing|solution"):
         convert(myst)
 
 

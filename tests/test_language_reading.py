@@ -74,9 +74,9 @@ def test_interventions_are_those_of_the_library_one_by_one(place, read):
     again = intervene(place, read, n=4, contexts=2, seed=3)
     torch.testing.assert_close(tried.steered, again.steered)
     sae, model, site = read.sae, place.bed.model, place.site
-    # 300 tokens, 32 latents, 8 random directions
+    # 300 tokens, 32 latents, as many random directions as latents
     assert tried.steered.shape == tried.ablated.shape == tried.ablated_random.shape == (4, 300)
-    assert tried.steered_random.shape == (8, 300)
+    assert tried.steered_random.shape == (4, 300)
     order = torch.randperm(len(place.test), generator=generator(3, "contexts")).numpy()
     common = place.contexts(order[:8])[:2]
     counted = torch.ones(common.shape, dtype=torch.bool)
@@ -96,6 +96,11 @@ def test_interventions_are_those_of_the_library_one_by_one(place, read):
             silence = interventions.ablate(model, site, sae, [latent])
             expected = interventions.log_prob_changes(model, blocks, silence)
             torch.testing.assert_close(tried.ablated[i], expected, rtol=1e-4, atol=1e-5)
+    # untrained, with the seed of the interventions: the random directions, each read by its own logit weights
+    null = SparseAutoencoder(sae.d_in, 4, normalisation=sae.normalisation, seed=3)
+    promoted = [interventions.logit_weights(model, null, [j])[0].topk(10).indices.numpy() for j in range(4)]
+    alone = [rank_scores(tried.steered_random[j : j + 1], [promoted[j]])[0, 0] for j in range(4)]
+    assert tried.scores("logit weights")["own random"] == pytest.approx(np.array(alone))
     scores = tried.scores("followers")
     assert set(scores) == {
         f"{what}{null}" for what in ("steered", "ablated") for null in ("", " other", " random")

@@ -1,8 +1,8 @@
 """MyST Markdown as plain Markdown, for notebooks that are read outside of the book.
 
 Covers what the chapters use: directives (admonitions, theorems, exercises, math), roles (glue,
-citations, references, index entries), labels, labelled equations. Code keeps every character. Anything else
-raises PlainError, so that a new piece of MyST in a chapter is noticed.
+citations, references, index and glossary entries), labels, labelled equations. Code keeps every character.
+Anything else raises PlainError, so that a new piece of MyST in a chapter is noticed.
 """
 
 import re
@@ -162,6 +162,8 @@ def _role(role: str, content: str, names: Names, glued: Mapping[str, Any]) -> st
         return shown.strip() or names.labels.get(label, label)
     if role == "index":
         return content.partition(" <")[0]
+    if role == "term":
+        return content.partition("<")[0].strip()
     raise PlainError(f"the role {{{role}}} `{content}` has no plain form")
 
 

@@ -147,8 +147,9 @@ class Interventions:
         of its 20 strongest codes.
     ablated: (n, V) when it is set to 0, after the contexts of held-out text on which it fires most strongly;
         0 where these are all too short.
-    steered_random: (r, V) when a random direction is added instead, in the median of those sizes.
+    steered_random: (r, V) when one of up to 8 random directions is added, in the median of those sizes.
     ablated_random: (n, V) when, after the same contexts, its code is taken off along a random direction.
+    predicted_random: for each of the r random directions the ten tokens that it promotes itself.
     """
 
     latents: np.ndarray
@@ -157,6 +158,7 @@ class Interventions:
     ablated: Tensor
     steered_random: Tensor
     ablated_random: Tensor
+    predicted_random: list[np.ndarray]
 
     def scores(self, kind: str) -> dict[str, np.ndarray]:
         """Rank scores (n,) of one kind of reading, 0.5 by chance (:func:`predictions.rank_scores`).
@@ -164,6 +166,7 @@ class Interventions:
         ``steered`` and ``ablated``: own latent, turned round for ablation, so that 1 is "as predicted".
         ``steered other``, ``ablated other``: the same prediction on what the other latents change, mean.
         ``steered random``, ``ablated random``: on what random directions change.
+        ``own random``, of logit weights only: (r,), those of random directions on their own changes.
         """
         said, found = self.predicted[kind], {}
         for name, changes in {"steered": self.steered, "ablated": -self.ablated}.items():
@@ -172,6 +175,9 @@ class Interventions:
             found[name], found[f"{name} other"] = own, (table.sum(axis=1) - own) / (len(table) - 1)
         found["steered random"] = predictions.rank_scores(self.steered_random, said).mean(axis=1)
         found["ablated random"] = np.diag(predictions.rank_scores(-self.ablated_random, said))
+        if kind == "logit weights":
+            own = predictions.rank_scores(self.steered_random, self.predicted_random)
+            found["own random"] = np.diag(own)
         return found
 
 
@@ -208,9 +214,8 @@ def intervene(place: Place, read: Read, n: int = 20, *, contexts: int = 4, seed:
     counted = torch.ones(common.shape, dtype=torch.bool)
     counted[:, :OPENING] = False
     # unit rows of an untrained autoencoder are random directions
-    null = SparseAutoencoder(sae.d_in, RANDOM_DIRECTIONS, normalisation=sae.normalisation, seed=seed).to(
-        sae.weight.device
-    )
+    null = SparseAutoencoder(sae.d_in, min(n, RANDOM_DIRECTIONS), normalisation=sae.normalisation, seed=seed)
+    null = null.to(sae.weight.device)
     steers = [
         interventions.steer(model, site, sae, int(m), float(s * a))
         for m, s, a in zip(latents, size, sign, strict=True)
@@ -230,4 +235,6 @@ def intervene(place: Place, read: Read, n: int = 20, *, contexts: int = 4, seed:
         ablated[:, i] = predictions.next_token_changes(
             model, blocks, [silence, random], last, layer=place.layer
         )
-    return Interventions(latents, predicted, changes[:n], ablated[0], changes[n:], ablated[1])
+    chance = interventions.logit_weights(model, null, range(null.width)).detach().cpu()
+    promoted = [row.topk(10).indices.numpy() for row in chance]
+    return Interventions(latents, predicted, changes[:n], ablated[0], changes[n:], ablated[1], promoted)
