@@ -32,14 +32,14 @@ from filelock import FileLock
 from torch import Tensor
 
 import sae_lib
-from sae_lib import activations, corpora, language_models, language_testbed, metrics, records, spectrum
+from sae_lib import activations, corpora, language_models, metrics, records, spectrum
 from sae_lib.batches import BatchSource, Rows
+from sae_lib.experiments import testbed
 from sae_lib.metrics.recovery import directions
-from sae_lib.store import ActivationStore
 from sae_lib.sweeps import sweep
 
 RUNS = "runs/consistency"
-STORES = "runs/language/quick/code"
+STORES = "runs/language"
 RESULTS = "book/results"
 SEARCH = "book/results/10_search.json"
 TARGET, TRIAL_SEED = 32.0, 100
@@ -48,7 +48,7 @@ MORE_ROWS = "four times the rows"
 SLOPES = {"gba": 0.85, "ba": 0.55, "l1": -1.9, "jumprelu": -0.8}
 # a frequency is at most 1
 HIGHEST = {"gba": 1.0, "ba": 1.0}
-SIZE = language_testbed.SIZES["quick"]
+SIZE = testbed.SIZES["quick"]
 SHORT, LONG, LONGER = (times * SIZE["steps"] for times in (1, 3, 12))
 THREE = ("gba", "topk", "l1")
 THRESHOLDS = (0.9, 0.7)
@@ -60,11 +60,8 @@ EDGES = (1e-9, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 1.0)
 
 def source(data: str, layer: int) -> tuple[BatchSource, Tensor]:
     """Training rows, and held-out normalised rows (N, d)."""
-    folders = [Path(STORES, part, f"layer-{layer}") for part in ("train", "held_out")]
-    if data == MORE_ROWS:
-        folders[0] = more_rows(layer)
-    train, held_out = (ActivationStore.open(folder, verify=False) for folder in folders)
-    rows = train.normalisation.apply(held_out.rows(torch.arange(held_out.n_rows)))
+    more = activations.ActivationStore.open(more_rows(layer)) if data == MORE_ROWS else None
+    train, rows = testbed.open_place("code", layer, STORES, store=more)
     if data != "gaussian twin":
         return train, rows
     twin = spectrum.gaussian_twin(train.normalisation.apply(train.rows(torch.arange(train.n_rows))))
@@ -88,7 +85,7 @@ def fit(
     """Train one autoencoder, keep it, measure it on held-out rows."""
     rows, held_out = source(data, layer)
     settings = {"tied": False} if method == "gba" and not tied else {}
-    contestant = language_testbed.contestant(method, knob, **settings)
+    contestant = testbed.contestant(method, knob, **settings)
     size = {"width": SIZE["width"], "batch_size": SIZE["batch_size"]}
     begun = time.perf_counter()
     sae, _ = sae_lib.train(rows, contestant, lr=lr, seed=seed, steps=steps, **size)
@@ -191,24 +188,22 @@ def rounded(values: Tensor) -> list[float]:
 
 
 def chosen() -> dict[tuple[str, int], dict[str, Any]]:
-    """By method and layer what the search chose on code for L0 = 32, at worst at the middle layer."""
-    rows = [r for r in records.read(SEARCH).rows if r["chosen"] and r["target"] == TARGET]
-    rows = [r for r in rows if r["corpus"] == "code"]
-    found = {(r["method"], r["layer"]): r for r in rows}
+    """By method and layer what the search chose on code for L0 = 32."""
+    rows = records.read(SEARCH).rows
     return {
-        (m, layer): found.get((m, layer), found[m, 14])
-        for m in language_testbed.METHODS
-        for layer in language_testbed.LAYERS.values()
+        (method, layer): row
+        for layer in testbed.LAYERS.values()
+        for method, row in testbed.settings(rows, "code", layer).items()
     }
 
 
 def stages() -> dict[str, list[dict[str, Any]]]:
     """What each stage compares."""
     plain = {"data": "activations", "layer": 14, "steps": SHORT, "tied": True, "methods": THREE, "seeds": 3}
-    others = tuple(m for m in language_testbed.METHODS if m not in THREE)
+    others = tuple(m for m in testbed.METHODS if m not in THREE)
     return {
         "others": [{**plain, "methods": others, "seeds": 6}],
-        "layers": [{**plain, "layer": language_testbed.LAYERS[when]} for when in ("early", "late")],
+        "layers": [{**plain, "layer": testbed.LAYERS[when]} for when in ("early", "late")],
         "twin": [{**plain, "data": "gaussian twin"}],
         # where L0 = 32 is to be expected after three times as many steps
         "long": [{**plain, "steps": LONG, "start": {"gba": 0.22, "l1": 0.037}}],
@@ -254,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("stage", choices=stages())
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each; default 2")
     options = parser.parse_args(arguments)
-    language_testbed.open_testbed("quick", "runs/language", names=("code",))
+    testbed.open_testbed("quick", STORES, names=("code",))
     path = Path(RESULTS, f"11_{options.stage}.json")
     rows: list[dict[str, Any]] = []
     seconds = 0.0

@@ -26,16 +26,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks import consistency
-from sae_lib import GroupBiasAdaptation, language_testbed, load, metrics, records, train
+from sae_lib import GroupBiasAdaptation, load, metrics, records, train
+from sae_lib.experiments import testbed
+from sae_lib.experiments.testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib.language_models import LanguageModel
-from sae_lib.language_testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib.methods import Method
 from sae_lib.metrics.faithfulness import faithfulness
-from sae_lib.store import ActivationStore
 from sae_lib.sweeps import sweep
 
 STORES, CACHE, RESULTS = "runs/language", "runs/10", "book/results"
@@ -59,17 +58,12 @@ HIGHEST = {
 SLOPES = {name: slope for name, (_, slope) in START.items()} | {"gba": 0.95, "ba": 0.9}
 
 
-@functools.cache
-def place(corpus: str, layer: int) -> tuple[ActivationStore, Tensor]:
-    """The training store of a corpus and layer, and its held-out rows (N, d), normalised."""
-    folder = Path(STORES, "quick", corpus)
-    store, held_out = (ActivationStore.open(folder / p / f"layer-{layer}") for p in ("train", "held_out"))
-    return store, store.normalisation.apply(held_out.rows(torch.arange(held_out.n_rows)))
+open_place = functools.cache(testbed.open_place)
 
 
 def fit(method: Method, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
     """Train one autoencoder and measure it on held-out rows."""
-    store, rows = place(corpus, layer)
+    store, rows = open_place(corpus, layer, STORES)
     size = {name: SIZES["quick"][name] for name in ("width", "steps", "batch_size")}
     sae, _ = train(store, method, lr=lr, seed=seed, **size)
     found = metrics.reconstruction(sae, rows)
@@ -161,12 +155,10 @@ def search(workers: int) -> list[dict[str, Any]]:
 
 
 def settings(rows: list[dict[str, Any]], corpus: str, layer: int) -> dict[str, dict[str, Any]]:
-    """Learning rate and knob of every method at a place, from the rows of the search."""
-    return {
-        row["method"]: {name: row[name] for name in ("method", "lr", "knob", "corpus", "layer")}
-        for row in rows
-        if row["chosen"] and (row["corpus"], row["layer"]) == (corpus, layer)
-    }
+    """What the search chose for every method at a place, as arguments of :func:`single` but for the seed."""
+    names = ("method", "lr", "knob", "corpus", "layer")
+    chosen = testbed.settings(rows, corpus, layer)
+    return {method: {name: row[name] for name in names} for method, row in chosen.items()}
 
 
 def found_by_search() -> list[dict[str, Any]]:
@@ -233,7 +225,7 @@ def seeds(workers: int) -> list[dict[str, Any]]:
 def places(workers: int) -> list[dict[str, Any]]:
     """Every method at 32 active latents at the other layers and texts that were searched."""
     rows = found_by_search()
-    found = [settings(rows, *one) for one in PLACES if one != MIDDLE]
+    found = [settings(rows, *one) for one in testbed.searched_places(rows) if one != MIDDLE]
     cells = [{**one, "seed": seed} for at in found for seed in SEEDS for one in at.values()]
     return sweep(single, cells, folder=CACHE, workers=workers)
 
@@ -241,7 +233,7 @@ def places(workers: int) -> list[dict[str, Any]]:
 @functools.cache
 def read_model() -> tuple[LanguageModel, Tensor]:
     """The model, and four blocks of held-out code (4, 256)."""
-    bed = language_testbed.open_testbed("quick", STORES, layers=[MIDDLE[1]], names=[MIDDLE[0]])
+    bed = testbed.open_testbed("quick", STORES, layers=[MIDDLE[1]], names=[MIDDLE[0]])
     return bed.model, bed.blocks(MIDDLE[0], 4)
 
 
@@ -284,7 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each; default 2")
     options = parser.parse_args(arguments)
     started = time.perf_counter()
-    language_testbed.open_testbed("quick", STORES)
+    testbed.open_testbed("quick", STORES)
     path = Path(RESULTS, f"10_{options.stage}.json")
     rows = STAGES[options.stage](options.workers)
     before = records.read(path).made["seconds"] if options.stage in GROWING and path.exists() else 0

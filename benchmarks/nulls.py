@@ -21,9 +21,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sae_lib
-from benchmarks.language_model import settings
-from sae_lib import language_models, model_nulls, records
-from sae_lib.concept_search import permuted_scores, phi, search
+from sae_lib import language_models, records
+from sae_lib.experiments import model_nulls, testbed
+from sae_lib.experiments.concept_search import permuted_scores, phi, search
 from sae_lib.metrics import nulls
 from sae_lib.sweeps import sweep
 
@@ -36,12 +36,13 @@ DRAWS = ((2, 19, False), (2, 19, True))
 
 def gba(layer: int) -> dict[str, tuple[float, float]]:
     """Ladder and learning rate that chapter 10's search chose, as ``model_nulls.draw`` takes them."""
-    chosen = settings("code", layer)["gba"]
+    rows = records.read(RESULTS / "10_search.json").rows
+    chosen = testbed.settings(rows, "code", layer)["gba"]
     return {"gba": (chosen["knob"], chosen["lr"])}
 
 
 def twins() -> list[dict[str, Any]]:
-    """Cells of :func:`sae_lib.model_nulls.draw`: the trained model at every layer, then its twins."""
+    """Cells of ``model_nulls.draw``: the trained model at every layer, then its twins."""
     told = dict.fromkeys((layer, None, False) for layer, _, _ in DRAWS)
     told |= dict.fromkeys((layer, i, keep) for layer, many, keep in DRAWS for i in range(many))
     return [

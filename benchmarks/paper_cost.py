@@ -18,10 +18,9 @@ from transformers import AutoModelForCausalLM
 
 import sae_lib
 from benchmarks.paper_setup import BATCH_BLOCKS, BLOCK, SKIP_FIRST, label, methods
-from sae_lib.language_models import LanguageModel, Site
+from sae_lib.activations.rows import forward
+from sae_lib.language_models import DEFAULT_MODEL, LanguageModel, Site
 from sae_lib.methods import Method
-from sae_lib.pretrained import DEFAULT_MODEL
-from sae_lib.stream import forward
 
 GIB = 2**30
 # blocks in one forward pass when logits are needed, and batches shuffled among themselves

@@ -14,9 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_lib import corpora, language_models
 from sae_lib.files import read_json
-from sae_lib.language_models import LanguageModel
+from sae_lib.language_models import DEFAULT_MODEL, LanguageModel
 from sae_lib.methods import GroupBiasAdaptation, Method, TopK
-from sae_lib.pretrained import DEFAULT_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "book" / "results" / "10_paper_scale.json"

@@ -14,21 +14,22 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import sae_lib
-from benchmarks.language_model import settings
 from sae_lib import records
-from sae_lib.language_reading import Place, intervene, open_place
-from sae_lib.language_testbed import contestant
+from sae_lib.experiments import testbed
+from sae_lib.experiments.reading import Place, intervene
 from sae_lib.metrics import splitting
-from sae_lib.metrics.reading import scattered, sparse_codes
+from sae_lib.metrics.reading import code_table, scattered
 from sae_lib.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "book" / "results"
 # the command is run from the repository's root
 STORES = "runs/language"
 WIDTHS = (512, 1024, 2048)
@@ -36,14 +37,15 @@ SEEDS = (0, 1, 2)
 METHODS = ("gba", "topk", "jumprelu")
 
 
+@cache
 def place(layer: int) -> Place:
-    """The testbed's rows of code at a layer."""
-    return open_place(STORES, "code", layer)
+    """The testbed's rows of code at a layer, opened once a process."""
+    return Place(testbed.open_testbed("quick", STORES, layers=(layer,), names=("code",)), "code", layer)
 
 
 def cells(layer: int, methods: tuple[str, ...]) -> list[dict[str, Any]]:
     """Every method with the settings of the search, every seed."""
-    chosen = settings("code", layer)
+    chosen = testbed.settings(records.read(RESULTS / "10_search.json").rows, "code", layer)
     return [
         {"method": m, "knob": chosen[m]["knob"], "lr": chosen[m]["lr"], "layer": layer, "seed": s}
         for s in SEEDS for m in methods
@@ -52,7 +54,7 @@ def cells(layer: int, methods: tuple[str, ...]) -> list[dict[str, Any]]:
 
 def fitted(where: Place, name: str, knob: float, lr: float, seed: int, width: int = 1024) -> Any:
     """One training run of the testbed; GBA's ceilings have the same sum at every width."""
-    method = contestant(name, knob * (1024 / width if name == "gba" else 1))
+    method = testbed.contestant(name, knob * (1024 / width if name == "gba" else 1))
     sizes = where.bed.training | {"width": width}
     return sae_lib.train(where.store, method, lr=lr, seed=seed, **sizes)[0]
 
@@ -77,8 +79,8 @@ def split(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[st
     for width in WIDTHS:
         for twin in (0, 1) if width == WIDTHS[0] else (0,):
             sae = fitted(where, method, knob, lr, seed + 10 * twin, width)
-            saes[width, twin], codes[width, twin] = sae, sparse_codes(sae, where.rows)
-        test_codes = sparse_codes(saes[width, 0], where.test)
+            saes[width, twin], codes[width, twin] = sae, code_table(sae, where.rows)
+        test_codes = code_table(saes[width, 0], where.test)
         found = where.absorption(saes[width, 0], codes[width, 0], test_codes)
         absorption[width] = [{"l0": test_codes.nnz / len(where.test), **row.to_dict()} for row in found]
     pairs = [
@@ -130,7 +132,7 @@ def main(what: str, workers: int = 2) -> Path:
             {"what": "absorption", **common, "width": int(width), **row}
             for width, classes in r["absorption"].items() for row in classes
         ]  # fmt: skip
-    path = ROOT / "book" / "results" / f"12_{what}.json"
+    path = RESULTS / f"12_{what}.json"
     records.write(path, rows, seconds=seconds)
     return path
 

@@ -6,7 +6,7 @@ Three steps, none of which needs the true features:
    them found it: what the data do not fix, seeds draw differently (:func:`agreed_directions`).
 2. *Which of them does a row hold?* The firing rates of latents do not tell, because a ceiling or K was
    imposed on them. So all agreed directions explain each row together, with few of them
-   (:func:`sparse_codes`).
+   (:func:`lasso_codes`).
 3. *Present or noise?* A direction is present where its code is above half its typical size
    (:func:`half_level`).
 
@@ -69,7 +69,7 @@ def estimate_frequencies(
     runs: autoencoders (their decoder rows count) or directions (M, d), trained on the same data.
     rows: what to count on, normalised as in training; 10,000 rows see frequencies down to about 1e-3.
     threshold: cosine above which two runs found the same direction.
-    penalty: see :func:`sparse_codes`.
+    penalty: see :func:`lasso_codes`.
 
     Directions that never occur are left out; with no agreement at all the result is empty.
     """
@@ -78,7 +78,7 @@ def estimate_frequencies(
         raise ValueError(
             f"rows have shape {tuple(rows.shape)}; expected (N, {directions.shape[1]}) with N ≥ 1"
         )
-    codes = sparse_codes(rows, directions, penalty=penalty)
+    codes = lasso_codes(rows, directions, penalty=penalty)
     frequency = (codes > half_level(codes)).double().mean(dim=0)
     order = frequency.argsort(descending=True, stable=True)
     order = order[frequency[order] > 0]
@@ -118,9 +118,7 @@ def agreed_directions(
 
 
 @torch.no_grad()
-def sparse_codes(
-    rows: Tensor, directions: Tensor, *, penalty: float = 0.05, batch_size: int = 4096
-) -> Tensor:
+def lasso_codes(rows: Tensor, directions: Tensor, *, penalty: float = 0.05, batch_size: int = 4096) -> Tensor:
     """Non-negative codes (N, m) of rows (N, d): minimise ½‖x − z D‖² + λ Σ z, the positive lasso.
 
     directions: D (m, d), unit rows.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dis
 import hashlib
-import inspect
 import json
 import math
 import statistics
@@ -14,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -22,8 +19,8 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from sae_lib.files import replacing
+from sae_lib.fingerprint import fingerprint, plain_cell
 from sae_lib.machine import library_sha256, versions
-from sae_lib.methods.base import Method
 
 Row = dict[str, Any]
 
@@ -62,7 +59,7 @@ def sweep(
     Raises SweepError, naming the cell, if a run fails or returns what JSON cannot hold.
     """
     arguments = [dict(cell) for cell in cells]
-    plain = [_plain(cell) for cell in arguments]
+    plain = [plain_cell(cell) for cell in arguments]
     workers = torch.get_num_threads() if workers is None else workers
     if workers < 1:
         raise ValueError(f"workers is {workers}; expected at least 1")
@@ -100,7 +97,7 @@ def _call(run: Callable[..., Mapping[str, Any]], index: int, cell: Row) -> tuple
             # through JSON, so that a fresh result and a cached one are the same
             return index, json.loads(json.dumps(dict(run(**cell))))
         except Exception as error:
-            settings = ", ".join(f"{k}={v}" for k, v in _plain(cell).items())
+            settings = ", ".join(f"{k}={v}" for k, v in plain_cell(cell).items())
             raise SweepError(f"the run with {settings} failed: {type(error).__name__}: {error}") from error
 
 
@@ -112,19 +109,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _plain(cell: Row) -> Row:
-    """The cell as JSON values; methods become their descriptions."""
-    values = {k: v.describe() if isinstance(v, Method) else v for k, v in cell.items()}
-    for name, value in values.items():
-        try:
-            values[name] = json.loads(json.dumps(value))
-        except TypeError as error:
-            raise ValueError(
-                f"cell argument {name} is a {type(value).__name__}; expected a plain JSON value or a method"
-            ) from error
-    return values
 
 
 class _Store:
@@ -150,52 +134,6 @@ class _Store:
     def put(self, cell: Row, result: Row) -> None:
         with replacing(self._path(cell)) as path:
             path.write_text(json.dumps({"cell": cell, "result": result}), "utf8")
-
-
-def fingerprint(function: Callable[..., Any]) -> dict[str, Any]:
-    """Source of a function and of what it uses from its own module, as JSON values.
-
-    Modules, and functions and classes of other modules, count by name. Raises ValueError for a variable
-    that is neither code nor a plain value: the function should get it through its arguments.
-    """
-    found: dict[str, Any] = {}
-    _trace(function, found)
-    return found
-
-
-def _trace(function: Callable[..., Any], found: dict[str, Any]) -> None:
-    if not isinstance(function, FunctionType):
-        raise ValueError(f"{function!r} is not a plain function; define it with def")
-    found[function.__qualname__] = inspect.getsource(function)
-    for name, value in _variables(function).items():
-        module = getattr(value, "__module__", None)
-        if isinstance(value, ModuleType):
-            found[name] = value.__name__
-        elif isinstance(value, FunctionType) and module == function.__module__:
-            if value.__qualname__ not in found:
-                _trace(value, found)
-        elif isinstance(value, type | FunctionType) or callable(value):
-            found[name] = f"{module}.{getattr(value, '__qualname__', name)}"
-        else:
-            try:
-                found[name] = json.loads(json.dumps(_plain({name: value})[name]))
-            except ValueError as error:
-                raise ValueError(
-                    f"{function.__qualname__} uses the variable {name}, a {type(value).__name__}; "
-                    "pass what it holds through the cells, or make it inside the function"
-                ) from error
-
-
-def _variables(function: FunctionType) -> Row:
-    """What a function uses from around it, by name, also inside its comprehensions and inner functions."""
-    codes = [function.__code__]
-    for code in codes:
-        codes.extend(constant for constant in code.co_consts if isinstance(constant, CodeType))
-    # inspect.getclosurevars would take an attribute for a variable of the same name
-    names = [i.argval for code in codes for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"]
-    module = function.__globals__
-    around = inspect.getclosurevars(function).nonlocals
-    return {**around, **{name: module[name] for name in names if name in module}}
 
 
 @dataclass(frozen=True)

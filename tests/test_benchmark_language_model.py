@@ -7,7 +7,7 @@ import pytest
 from benchmarks import language_model
 from benchmarks.language_model import START, chosen, seek
 from sae_lib import records
-from sae_lib.language_testbed import METHODS
+from sae_lib.experiments.testbed import METHODS
 
 # each method's L0 at its starting knob is off by this factor, and its slope by that one
 OFF, STEEPER = 2.1, 1.3
@@ -29,7 +29,7 @@ def made_up(monkeypatch, tmp_path):
     monkeypatch.setattr(language_model, "fit", law)
     monkeypatch.setattr(language_model, "CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(language_model, "RESULTS", str(tmp_path))
-    monkeypatch.setattr(language_model.language_testbed, "open_testbed", lambda *arguments: None)
+    monkeypatch.setattr(language_model.testbed, "open_testbed", lambda *arguments: None)
     return tmp_path
 
 

@@ -11,7 +11,10 @@ from typing import get_args, get_type_hints
 import pytest
 
 import sae_lib
-from sae_lib import cli, cli_methods
+from sae_lib import cli
+from sae_lib.cli.harvest import Kind
+from sae_lib.cli.methods import MethodName, method_of
+from sae_lib.cli.methods import settings as method_settings
 from sae_lib.methods import METHODS
 from sae_lib.normalisation import KINDS
 
@@ -163,24 +166,24 @@ def test_every_setting_of_every_method_has_an_option_that_reaches_it():
     by_type = {bool: True, int: 3, float: 0.05}
     special = {"start_bias": "zero", "prefixes": "0.2,0.5", "epsilon": 1e-7}
     for name, cls in METHODS.items():
-        hints, known = get_type_hints(cls), cli_methods.settings()
+        hints, known = get_type_hints(cls), method_settings()
         for field in dataclasses.fields(cls):
             key = next(key for key, setting in known.items() if setting.field == field.name)
             text = known[key].help.removeprefix(", ".join(known[key].types)).strip(": .")
             assert len(text) > 10, f"no text on {field.name} in a docstring"
             given = special[field.name] if field.name in special else by_type[hints[field.name]]
-            method = cli_methods.method_of(name, {"k": None, key: given})
+            method = method_of(name, {"k": None, key: given})
             assert getattr(method, field.name) == ((0.2, 0.5) if field.name == "prefixes" else given)
     # one option --k for whole and for fractional numbers
-    whole = cli_methods.method_of("topk", {"k": 5.0}).k
+    whole = method_of("topk", {"k": 5.0}).k
     assert (whole, type(whole)) == (5, int)
-    assert cli_methods.method_of("jumprelu", {"method_warmup": 7}).warmup == 7
-    assert cli_methods.method_of("topk", {}, "soft-decoder") == sae_lib.Frozen(sae_lib.TopK(), "soft decoder")
+    assert method_of("jumprelu", {"method_warmup": 7}).warmup == 7
+    assert method_of("topk", {}, "soft-decoder") == sae_lib.Frozen(sae_lib.TopK(), "soft decoder")
 
 
 def test_choices_offered_are_the_ones_that_exist():
-    assert set(get_args(cli_methods.MethodName)) == set(METHODS)
-    assert set(get_args(cli.Kind)) == set(KINDS)
+    assert set(get_args(MethodName)) == set(METHODS)
+    assert set(get_args(Kind)) == set(KINDS)
 
 
 def test_the_road_from_a_language_model_to_an_autoencoder(tmp_path):

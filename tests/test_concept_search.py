@@ -5,9 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
 
-from sae_lib.concept_search import fit_probes, permuted_scores, phi, probe_says, search
+from sae_lib.experiments.concept_search import permuted_scores, phi, search
 from sae_lib.metrics import nulls
 
 
@@ -62,36 +61,6 @@ def test_permuted_scores_are_the_search_on_permuted_labels():
     assert permuted_scores(*constant, 5).abs().max() == 0
 
 
-@pytest.mark.parametrize("penalty", [0.003, 0.1])
-def test_probes_are_scikit_learns(penalty):
-    g = torch.Generator().manual_seed(0)
-    rows = (torch.randn(300, 6, generator=g) * 3 + 2).double()
-    labels = torch.stack(
-        [rows[:, 0] > 3, rows[:, 1] + torch.randn(300, generator=g) > 0, coins(300, 1, 5)[:, 0]]
-    ).T
-    probes = fit_probes(rows, labels, penalty=penalty, steps=500)
-    size = (rows - rows.mean(dim=0)).square().mean().sqrt()
-    for i in range(3):
-        theirs = LogisticRegression(C=1 / (300 * penalty), tol=1e-10, max_iter=10_000)
-        theirs.fit((rows / size).numpy(), labels[:, i].numpy())
-        ours = torch.cat([probes[:-1, i] * size, probes[-1:, i]]).numpy()
-        np.testing.assert_allclose(ours, [*theirs.coef_[0], theirs.intercept_[0]], rtol=2e-3, atol=2e-3)
-        assert (
-            probe_says(probes, rows)[:, i].numpy().tolist() == theirs.predict((rows / size).numpy()).tolist()
-        )
-
-
-def test_probes_of_a_constant_concept_and_of_constant_rows_are_finite():
-    labels = torch.stack([torch.zeros(20, dtype=torch.bool), coins(20, 1, 0)[:, 0]]).T
-    probes = fit_probes(torch.ones(20, 3), labels)
-    assert torch.isfinite(probes).all()
-    assert not probe_says(probes, torch.ones(20, 3))[:, 0].any()
-
-
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"labels have shape \(3, 1\), firings \(4, 1\)"):
         phi(coins(3, 1, 0), coins(4, 1, 0))
-    with pytest.raises(ValueError, match=r"rows have shape \(3, 2\), labels \(4, 1\)"):
-        fit_probes(torch.ones(3, 2), coins(4, 1, 0))
-    with pytest.raises(ValueError, match="penalty is 0"):
-        fit_probes(torch.ones(4, 2), coins(4, 1, 0), penalty=0)

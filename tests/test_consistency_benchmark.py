@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from benchmarks import consistency
-from sae_lib import SparseAutoencoder, language_testbed, records
+from sae_lib import SparseAutoencoder, records
+from sae_lib.experiments import testbed
 
 
 def test_latents_are_binned_by_how_often_they_fire():
@@ -65,7 +66,7 @@ def test_every_stage_writes_its_record_at_32_active_latents(monkeypatch, tmp_pat
     monkeypatch.setattr(consistency, "agreement", agreement)
     monkeypatch.setattr(consistency, "RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(consistency, "RESULTS", str(tmp_path))
-    monkeypatch.setattr(language_testbed, "open_testbed", lambda *arguments, **names: None)
+    monkeypatch.setattr(testbed, "open_testbed", lambda *arguments, **names: None)
     consistency.main([stage, "--workers", "1"])
     written = records.read(tmp_path / f"11_{stage}.json").rows
     assert len(written) == rows

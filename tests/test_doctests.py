@@ -24,15 +24,17 @@ LONGEST = 8  # statements
 ENTRIES = {
     "activations": "harvest ActivationStore ActivationStream",
     "batches": "Rows",
-    "concepts": "code_concepts",
     "cooccurrence": "cooccurrence",
     "corpora": "folder",
     "dashboards": "measure",
+    "experiments.concepts": "code_concepts",
+    "experiments.token_classes": "token_classes",
     "identifiability": "certify conditions from_autoencoder",
     "interventions": "ablate steer",
     "metrics": "best_cosines feature_recovery_rate mean_correlation_coefficient pairwise_mcc reconstruction",
     "metrics.faithfulness": "faithfulness",
     "metrics.nulls": "benjamini_hochberg empirical_p_values",
+    "metrics.probes": "ridge_probes",
     "metrics.reading": "TokenTable purity",
     "metrics.splitting": "near_latents",
     "normalisation": "Normalisation",
@@ -43,7 +45,6 @@ ENTRIES = {
     "sweeps": "summary sweep tune",
     "synthetic": " independent preset uniform_support",
     "theory": "resonance_band summary_band",
-    "token_classes": "token_classes",
     "training": "train",
 }
 

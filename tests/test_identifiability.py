@@ -334,7 +334,7 @@ def by_hand(h, v):
 
 @pytest.mark.parametrize(("sparsity", "n"), [(2, 60), (5, 7)])
 def test_conditions_equal_their_definitions(sparsity, n, monkeypatch):
-    monkeypatch.setattr("sae_lib.decompositions._CHUNK_NUMBERS", 100 * n)
+    monkeypatch.setattr("sae_lib.identifiability.decompositions._CHUNK_NUMBERS", 100 * n)
     data = synthetic.preset(
         "uniform", n_features=n, d_in=5, sparsity=sparsity, n_rows=950, coefficients="half-normal"
     )

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from lm_fixtures import D_MODEL, FAMILIES, N_LAYERS, VOCABULARY, language_model, random_blocks
 
+from sae_lib.activations import kept
 from sae_lib.interventions import ablate, log_prob_changes, logit_weights, splice, steer, top_tokens
 from sae_lib.metrics.faithfulness import faithfulness
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.stream import kept
 
 torch.set_num_threads(1)
 SITES = ("resid_post.2", "attn_out.1", "mlp_out.3")

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from sae_lib import SparseAutoencoder, activations, interventions
-from sae_lib.language_reading import OPENING, WINDOW, Place, intervene
-from sae_lib.language_testbed import LanguageTestbed
+from sae_lib.experiments.reading import OPENING, WINDOW, Place, intervene
+from sae_lib.experiments.testbed import LanguageTestbed
+from sae_lib.experiments.token_classes import CLASSES, token_classes
 from sae_lib.metrics.predictions import rank_scores
 from sae_lib.metrics.splitting import main_latent
 from sae_lib.randomness import generator
-from sae_lib.token_classes import CLASSES, token_classes
 from tests import lm_fixtures
 
 LAYER = 2

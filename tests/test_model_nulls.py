@@ -7,12 +7,13 @@ import torch
 from lm_fixtures import D_MODEL, FAMILIES, language_model, random_blocks
 
 import sae_lib
-from sae_lib import metrics, model_nulls
-from sae_lib.concepts import NAMES, code_concepts
+from sae_lib import metrics
 from sae_lib.corpora import Corpus, Document, token_blocks
+from sae_lib.experiments import model_nulls
+from sae_lib.experiments.concepts import NAMES, code_concepts
+from sae_lib.experiments.model_nulls import PARTS
+from sae_lib.experiments.testbed import contestant
 from sae_lib.language_models import first_blocks, reinitialised
-from sae_lib.language_testbed import contestant
-from sae_lib.model_nulls import PARTS
 
 SOURCE = "def f(a, b1):\n    return [a, 'text'.join(b1)]  # why {}\n\n"
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.stats import mannwhitneyu
-from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
 from sae_lib import SparseAutoencoder, interventions
@@ -32,16 +31,16 @@ def table(seed, n=40, m=6, share=0.3):
 
 
 @pytest.mark.parametrize("negative", [False, True])
-def test_sparse_codes_are_the_codes_in_units_of_the_contribution(negative):
+def test_code_table_holds_the_codes_in_units_of_the_contribution(negative):
     sae = SparseAutoencoder(8, 16, activation="relu", seed=1)
     with torch.no_grad():
         sae.scale.fill_(-2.0 if negative else 2.0)
     rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     expected = 2 * sae.encode(rows).detach().numpy()
-    np.testing.assert_allclose(reading.sparse_codes(sae, rows).toarray(), expected, rtol=1e-6)
-    np.testing.assert_allclose(reading.sparse_codes(sae, iter(rows.split(7))).toarray(), expected, rtol=1e-6)
+    np.testing.assert_allclose(reading.code_table(sae, rows).toarray(), expected, rtol=1e-6)
+    np.testing.assert_allclose(reading.code_table(sae, iter(rows.split(7))).toarray(), expected, rtol=1e-6)
     with pytest.raises(ValueError, match="no rows"):
-        reading.sparse_codes(sae, [])
+        reading.code_table(sae, [])
 
 
 @settings(max_examples=30, deadline=None)
@@ -194,39 +193,7 @@ def test_near_latents_are_counted_by_cosine():
         splitting.near_latents(narrow, wide, 1)
 
 
-# ---------------------------------------------------------------- probes and absorption
-
-
-def classes(seed=0, n=400, d=6):
-    stream = torch.Generator().manual_seed(seed)
-    rows = torch.randn(n, d, generator=stream)
-    noise = torch.randn(n, 2, generator=stream)
-    return rows, torch.stack([rows[:, 0] + 0.3 * noise[:, 0] > 0.8, rows[:, 1] + noise[:, 1] > 0], dim=1)
-
-
-def test_probes_are_ridge_regression_with_the_best_threshold():
-    rows, labels = classes()
-    probes = splitting.fit_probes(rows, labels, ridge=1e-2)
-    x = rows.double() - rows.double().mean(dim=0)
-    alpha = 1e-2 * x.square().sum(dim=0).mean().item()
-    for c in range(2):
-        expected = Ridge(alpha=alpha).fit(rows.double().numpy(), labels[:, c].double().numpy()).coef_
-        got = probes.direction[c].double().numpy()
-        np.testing.assert_allclose(got, expected / np.linalg.norm(expected), atol=1e-5)
-        scores, truth = (rows @ probes.direction[c]).numpy(), labels[:, c].numpy()
-        best = max(f1_score(truth, scores >= cut) for cut in scores)
-        assert probes.f1[c].item() == pytest.approx(best)
-        assert f1_score(truth, probes.say(rows)[:, c].numpy()) == pytest.approx(best)
-
-
-def test_probes_do_not_cut_between_equal_scores():
-    rows = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
-    labels = torch.tensor([[True], [False], [False], [False]])
-    probes = splitting.fit_probes(rows, labels)
-    assert probes.say(rows)[:, 0].tolist() == [True, True, False, False]
-    assert probes.f1[0].item() == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="class 0 holds 4 of 4 rows"):
-        splitting.fit_probes(rows, torch.ones(4, 1, dtype=torch.bool))
+# ---------------------------------------------------------------- absorption
 
 
 def absorbing(n=1000):

@@ -23,9 +23,9 @@ from sae_lib import (
     tensor_files,
 )
 from sae_lib.activations import ActivationStore, harvest
+from sae_lib.activations.manifest import Manifest
 from sae_lib.checkpoint import CheckpointError
 from sae_lib.files import only_writer, replacing
-from sae_lib.manifest import Manifest
 from sae_lib.storage import StorageError
 
 METHOD = GroupBiasAdaptation(groups=2)

@@ -15,8 +15,8 @@ from sae_lib.spectrum import (
     estimate_frequencies,
     gaussian_twin,
     half_level,
+    lasso_codes,
     log_distance,
-    sparse_codes,
 )
 
 
@@ -106,7 +106,7 @@ def test_without_agreement_the_spectrum_is_empty():
 def test_codes_are_the_positive_lasso():
     data = toy(n_rows=40)
     penalty = 0.05
-    codes = sparse_codes(data.rows, data.dictionary, penalty=penalty)
+    codes = lasso_codes(data.rows, data.dictionary, penalty=penalty)
     size = penalty * data.rows.square().sum(dim=1).mean().sqrt().item()
     for x, z in zip(data.rows, codes, strict=True):
         # scikit-learn divides the square by the number of dimensions
@@ -117,9 +117,9 @@ def test_codes_are_the_positive_lasso():
 
 def test_codes_do_not_depend_on_the_batch_or_the_scale():
     data = toy(n_rows=100)
-    codes = sparse_codes(data.rows, data.dictionary)
-    assert torch.allclose(codes, sparse_codes(data.rows, data.dictionary, batch_size=7), atol=1e-5)
-    assert torch.allclose(8 * codes, sparse_codes(8 * data.rows, data.dictionary), atol=1e-4)
+    codes = lasso_codes(data.rows, data.dictionary)
+    assert torch.allclose(codes, lasso_codes(data.rows, data.dictionary, batch_size=7), atol=1e-5)
+    assert torch.allclose(8 * codes, lasso_codes(8 * data.rows, data.dictionary), atol=1e-4)
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=30))
@@ -186,7 +186,7 @@ def test_gaussian_twin_has_the_same_moments_and_no_features():
         (lambda: agreed_directions([torch.eye(3), torch.eye(3)], threshold=1.0), "threshold is 1.0"),
         (lambda: agreed_directions([torch.eye(3), torch.eye(2)]), r"\[3, 2\]"),
         (lambda: estimate_frequencies([torch.eye(3)] * 2, torch.ones(5, 2)), r"\(5, 2\)"),
-        (lambda: sparse_codes(torch.ones(5, 3), torch.eye(3), penalty=0), "penalty is 0"),
+        (lambda: lasso_codes(torch.ones(5, 3), torch.eye(3), penalty=0), "penalty is 0"),
         (lambda: gaussian_twin(torch.ones(1, 3)), r"\(1, 3\)"),
     ],
 )

@@ -17,17 +17,21 @@ from tools.signatures import Definition, Source, docstring, is_class, signature
 # the data's way through the library; a public module that is not named here comes last
 CONTENTS = {
     "data": ("Data and models", (
-        "synthetic", "synthsaebench", "corpora", "language_models", "activations", "language_testbed",
-        "batches", "normalisation",
+        "synthetic", "synthsaebench", "corpora", "language_models", "activations", "batches", "normalisation",
     )),
     "training": ("Autoencoders and training", (
         "sae", "methods", "training", "distributed", "storage",
     )),
     "measuring": ("Measuring", (
-        "metrics", "metrics.faithfulness", "metrics.nulls", "metrics.predictions", "metrics.reading",
-        "metrics.splitting", "identifiability", "theory", "spectrum", "cooccurrence", "sweeps", "records",
+        "metrics", "metrics.faithfulness", "metrics.nulls", "metrics.predictions", "metrics.probes",
+        "metrics.reading", "metrics.splitting", "identifiability", "theory", "spectrum", "cooccurrence",
+        "sweeps", "records",
     )),
-    "reading": ("Reading and showing", ("interventions", "dashboards", "plotting")),
+    "reading": ("Reading, showing, experiments", (
+        "interventions", "dashboards", "plotting", "experiments", "experiments.testbed",
+        "experiments.reading", "experiments.token_classes", "experiments.concepts",
+        "experiments.concept_search", "experiments.model_nulls",
+    )),
 }  # fmt: skip
 LAST = list(CONTENTS)[-1]
 
@@ -190,7 +194,7 @@ def _contents(library: Library) -> str:
         lines.append(f"## [{title}](#api-part-{part})\n")
         for module in library.modules(part):
             names = ", ".join(f"[`{item.name}`](#{item.target})" for item in library.items(module))
-            lines.append(f"- [`sae_lib.{module}`](#{library.known[module]}): {names}")
+            lines.append(f"- [`sae_lib.{module}`](#{library.known[module]}){names and ': '}{names}")
         lines.append("")
     return "\n".join(lines).rstrip()
 

@@ -21,7 +21,7 @@ KNOWN = {
 }
 # The box, from the time on: what a run needs. What a reader needs stands in front of it.
 NEEDS = re.compile(r"(\*\*Time\*\*.+?)(?=\s*\*\*Exercises\*\*|\n:::|\n```|\Z)", re.DOTALL)
-# a chapter whose code reaches this module needs the packages that hold model and texts
+# a chapter whose code reaches this package needs the packages that hold model and texts
 LANGUAGE = "sae_lib.language_models"
 
 FOUND = """\
@@ -67,7 +67,8 @@ def install(notebook: NotebookNode, repository: str) -> str:
     if not repository:
         steps = REFUSE
     else:
-        language = LANGUAGE in notebook.metadata.get("provenance", {}).get("library_modules", ())
+        reached = notebook.metadata.get("provenance", {}).get("library_modules", ())
+        language = any(module.startswith(LANGUAGE) for module in reached)
         extras = "gguf,notebooks" if language else "notebooks"
         fetch = FETCH + (FETCH_DATA if language else "") + FETCH_END
         steps = Template(fetch).substitute(tag=TAG, repository=repository, extras=extras)

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 
+from sae_lib.activations.store import ActivationStore
 from sae_lib.cooccurrence import Cooccurrence, cooccurrence
 from sae_lib.dashboards.data import Context
 from sae_lib.dashboards.running import RunningTop, priorities
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.store import ActivationStore
 
 # firings of each latent in the random sample that lower contexts and purity come from
 SAMPLE = 64

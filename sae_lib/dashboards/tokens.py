@@ -6,22 +6,14 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+from sae_lib.byte_vocabulary import piece_bytes
+
 # what a sentencepiece vocabulary writes for a space, which decoding drops at the start of a text
 _SENTENCEPIECE_SPACE = "\u2581"
 # control characters that have a well-known picture
 _PICTURES = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 # format and control characters, surrogates, unassigned and private ones, separators of lines
 _INVISIBLE = {"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"}
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Character → byte in byte-level vocabularies (GPT-2's table: printable bytes stand for themselves)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
 
 
 def _bytes(piece: str) -> bytes | None:
@@ -31,7 +23,7 @@ def _bytes(piece: str) -> bytes | None:
             return bytes([int(piece[3:5], 16)])
         except ValueError:
             return None
-    return bytes(_BYTES[c] for c in piece) if all(c in _BYTES for c in piece) else None
+    return piece_bytes(piece)
 
 
 def _text(tokenizer: Any, token: int) -> str:

@@ -1,4 +1,10 @@
-"""Loops of the sparse step, compiled by Numba for the CPU at hand."""
+"""Loops of the sparse step, compiled by Numba for the CPU at hand.
+
+Arrays are C-contiguous, numbers all float32 or all float64, indices int64 and in range: nothing is checked,
+``cpu`` sees to it. B rows, C latents of a chunk (M of all), d columns, E entries; ``latents``, ``rows``,
+``row_order``, ``row_ends`` and ``latent_ends`` as in :class:`sae_lib.kernels.support.Support`. Results are
+written to arrays that the caller gives.
+"""
 # mypy: disallow-untyped-defs=False
 
 import numpy as np
@@ -14,7 +20,11 @@ FAST = {"contract", "reassoc", "nsz", "nnan"}
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def count(u, bar, highest, counts):
-    """Largest u (C,) of each latent, and entries above the bar by row and group of lanes (B, C / LANES)."""
+    """Find the largest u of each latent, and the number of entries above the bar by row and group of lanes.
+
+    u: (B, C), C a multiple of ``LANES``. bar: (C,).
+    highest: (C,), written. counts: (B, C / LANES) int32, written.
+    """
     for s in prange(counts.shape[1]):
         lo = s * LANES
         top = np.full(LANES, -np.inf, u.dtype)
@@ -31,7 +41,11 @@ def count(u, bar, highest, counts):
 
 @njit(parallel=True, cache=True)
 def collect(u, bar, counts, starts, first, rows, latents, values):
-    """Write the entries that ``count`` found, group of lanes by group, from ``starts`` on."""
+    """Write the entries that ``count`` found, group of lanes by group, within a group by row.
+
+    u, bar, counts: as ``count`` took and wrote them. starts: (C / LANES,), where each group's entries begin.
+    first: number of the chunk's first latent. rows, latents, values: (E,), written.
+    """
     for s in prange(counts.shape[1]):
         k = starts[s]
         for i in range(len(u)):
@@ -44,7 +58,7 @@ def collect(u, bar, counts, starts, first, rows, latents, values):
 
 @njit(cache=True)
 def order(index, size):
-    """Stable order of an index (E,) by counting, and where its runs end (size + 1,)."""
+    """Stable order (E,) of an index (E,) of 0 … size − 1, by counting, and its runs' ends (size + 1,)."""
     ends = np.zeros(size + 1, np.int64)
     for i in index:
         ends[i + 1] += 1
@@ -60,7 +74,10 @@ def order(index, size):
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def decode(values, latents, row_order, row_ends, directions, out):
-    """Write Σ value × direction over the entries of each row to ``out`` (B, d); a row has one thread."""
+    """Σ over the entries of each row: value × direction of the latent. A row has one thread.
+
+    values, latents, row_order: (E,). row_ends: (B + 1,). directions: (M, d). out: (B, d), written.
+    """
     for i in prange(len(out)):
         total = np.zeros(out.shape[1], out.dtype)
         for e in row_order[row_ends[i] : row_ends[i + 1]]:
@@ -72,7 +89,11 @@ def decode(values, latents, row_order, row_ends, directions, out):
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def dots(errors, latents, row_order, row_ends, directions, out):
-    """Write the product of row and direction of each entry to ``out`` (E,), row by row."""
+    """For each entry the product of its row of ``errors`` and its latent's direction. A row has one thread.
+
+    errors: (B, d), d at least 1. latents, row_order: (E,). row_ends: (B + 1,). directions: (M, d).
+    out: (E,), written.
+    """
     for i in prange(len(errors)):
         error = errors[i]
         for e in row_order[row_ends[i] : row_ends[i + 1]]:
@@ -85,7 +106,10 @@ def dots(errors, latents, row_order, row_ends, directions, out):
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def accumulate(values, rows, latent_ends, vectors, out):
-    """Add Σ value × row of ``vectors`` over the entries of each latent to ``out`` (M, d), in their order."""
+    """Add to ``out``, for each latent, Σ over its entries in their order: value × row of ``vectors``.
+
+    values, rows: (E,). latent_ends: (M + 1,). vectors: (B, d). out: (M, d), added to, a latent by one thread.
+    """
     for hand in prange(HANDS):
         for m in range(hand, len(out), HANDS):
             if latent_ends[m] == latent_ends[m + 1]:

@@ -1,4 +1,8 @@
-"""The five operations of the sparse step in plain PyTorch: what the fast ones are compared with."""
+"""The five operations of the sparse step in plain PyTorch: what the fast ones are compared with.
+
+B rows, M latents, d dimensions, E entries of a support; all tensors of a call lie on one device. Shapes are
+not checked, :class:`sae_lib.kernels.Pass` makes them fit; a misfit raises whatever error PyTorch raises.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,10 @@ def _ends(places: Tensor, size: int) -> Tensor:
 
 
 def index(rows: Tensor, latents: Tensor, shape: tuple[int, int]) -> tuple[Support, Tensor]:
-    """The support of entries (E,) in any order, and the permutation that puts their values in its order."""
+    """The support of entries in any order, and the permutation (E,) that puts their values in its order.
+
+    rows, latents: (E,) int64, of different entries. shape: (B, M).
+    """
     n_rows, width = shape
     order = (latents * n_rows + rows).argsort()
     rows, latents = rows[order], latents[order]
@@ -36,16 +43,26 @@ def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tenso
 
 
 def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:
-    """Σ over the entries of each row: value × direction of the latent, (B, d)."""
+    """Σ over the entries of each row: value × direction of the latent, (B, d); 0 for a row without entries.
+
+    values: (E,), in the support's order. directions: (M, d).
+    """
     out = directions.new_zeros(support.shape[0], directions.shape[1])
     return out.index_add(0, support.rows, values[:, None] * directions[support.latents])
 
 
 def dots(errors: Tensor, support: Support, directions: Tensor) -> Tensor:
-    """For each entry the product of its row of ``errors`` (B, d) and its latent's direction, (E,)."""
+    """For each entry the scalar product of its row of errors and its latent's direction, (E,).
+
+    errors: (B, d). directions: (M, d).
+    """
     return (errors[support.rows] * directions[support.latents]).sum(dim=1)
 
 
 def accumulate(values: Tensor, support: Support, vectors: Tensor, out: Tensor) -> None:
-    """Add to ``out`` (M, d), for each latent, Σ over its entries: value × row of ``vectors`` (B, d)."""
+    """Add to ``out``, for each latent, Σ over its entries: value × row of ``vectors``.
+
+    values: (E,), in the support's order. vectors: (B, d). out: (M, d), changed in place; latents without
+    entries keep their rows.
+    """
     out.index_add_(0, support.latents, values[:, None] * vectors[support.rows])

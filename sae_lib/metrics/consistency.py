@@ -170,5 +170,5 @@ def row_dictionaries(rows: Tensor, width: int, number: int, *, seed: int = 0) ->
             "a row for each direction"
         )
     chosen = torch.randperm(len(rows), generator=generator(seed, "row dictionaries"))[: number * width]
-    directions = normalize(rows[chosen.to(rows.device)] - rows.mean(dim=0), dim=1)
-    return list(directions.split(width))
+    unit = normalize(rows[chosen.to(rows.device)] - rows.mean(dim=0), dim=1)
+    return list(unit.split(width))

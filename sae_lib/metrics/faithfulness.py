@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sae_lib.activations.rows import forward, kept
 from sae_lib.language_models import LanguageModel, Site
-from sae_lib.stream import forward, kept
 
 # rows of logits turned to float32 log-probabilities at a time: 256 × 49,152 numbers are 50 MB
 _CHUNK_ROWS = 256
@@ -101,7 +101,7 @@ def faithfulness(
     blocks: held-out tokens (B, T).
     mean: (d,), what mean ablation puts in; by default the mean over these blocks.
     skip_first: positions of every block left as they are in all runs, as are separators: the rows that are
-        not harvested either (:func:`sae_lib.stream.kept`). Their predictions are not counted.
+        not harvested either (:func:`sae_lib.activations.kept`). Their predictions are not counted.
     batch_blocks: blocks in one forward pass; memory grows with batch_blocks · T · vocabulary.
     """
     site = model.site(site)

@@ -1,7 +1,7 @@
 """Reading latents by tokens: how pure a latent is, and how well its reading predicts where it fires.
 
 A *reading* is the simplest thing that can be said of a latent: "it fires on these tokens". Codes come as a
-sparse table (N, M) from :func:`sparse_codes`, tokens as whole numbers (N,), one for each row of the table.
+sparse table (N, M) from :func:`code_table`, tokens as whole numbers (N,), one for each row of the table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sae_lib.sae import SparseAutoencoder
 
 
 @torch.no_grad()
-def sparse_codes(sae: SparseAutoencoder, rows: Tensor | Iterable[Tensor]) -> csr_array:
+def code_table(sae: SparseAutoencoder, rows: Tensor | Iterable[Tensor]) -> csr_array:
     """Codes (N, M) of normalised rows (N, d), times |a_m|, so that their size does not depend on the scale.
 
     rows: a tensor, read 4,096 rows at a time, or batches of rows.

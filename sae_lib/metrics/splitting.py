@@ -3,7 +3,7 @@
 *Splitting*: several latents of a wider autoencoder share out the firings of one of a narrower. *Absorption*
 (Chanin et al. 2024, arXiv 2409.14507): a latent that stands for a class is silent on some members of it,
 because a latent for just those members has taken over the direction. Codes are sparse tables (N, M) on the
-same N rows, from :func:`sae_lib.metrics.reading.sparse_codes`; the null for both is
+same N rows, from :func:`sae_lib.metrics.reading.code_table`; the null for both is
 :func:`sae_lib.metrics.reading.scattered`.
 """
 
@@ -12,10 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from sae_lib.metrics.recovery import cosines, directions
 from sae_lib.sae import SparseAutoencoder
@@ -106,53 +104,6 @@ def splitting(
 
 
 @dataclass(frozen=True)
-class Probes:
-    """Linear probes of C classes on normalised rows: x is in class c where x · direction_c > offset_c.
-
-    direction: (C, d) of unit norm. offset: (C,). f1: (C,) on the rows the probes were fitted on.
-    """
-
-    direction: Tensor
-    offset: Tensor
-    f1: Tensor
-
-    def say(self, rows: Tensor) -> Tensor:
-        """Which classes the rows (N, d) belong to: bool (N, C)."""
-        return rows @ self.direction.T > self.offset
-
-
-def fit_probes(rows: Tensor, labels: Tensor, *, ridge: float = 1e-3) -> Probes:
-    """Ridge regression of each class on the rows, with the threshold of the highest F1.
-
-    rows: (N, d), normalised. labels: bool (N, C), each class on some rows and not on all.
-    ridge: penalty in units of the mean variance of a coordinate.
-    """
-    if labels.dtype != torch.bool or labels.ndim != 2 or len(labels) != len(rows):
-        raise ValueError(f"labels have shape {tuple(labels.shape)}; expected bool ({len(rows)}, classes)")
-    number = labels.sum(dim=0)
-    if (number == 0).any() or (number == len(rows)).any():
-        wrong = int(((number == 0) | (number == len(rows))).nonzero()[0])
-        raise ValueError(
-            f"class {wrong} holds {int(number[wrong])} of {len(rows)} rows; expected some, not all"
-        )
-    x = rows.double() - rows.double().mean(dim=0)
-    y = labels.double() - labels.double().mean(dim=0)
-    square = x.T @ x
-    square.diagonal().add_(ridge * square.diagonal().mean())
-    direction = normalize(torch.linalg.solve(square, x.T @ y).T, dim=1)
-    score, order = (rows.double() @ direction.T).sort(dim=0, descending=True)
-    hits = labels.gather(0, order).cumsum(dim=0)
-    f1 = 2 * hits / (torch.arange(1, len(rows) + 1)[:, None] + number)
-    # a threshold lies between two different scores, or below them all
-    f1[:-1][score[:-1] == score[1:]] = 0
-    best = f1.argmax(dim=0, keepdim=True)
-    below = score.gather(0, (best + 1).clamp(max=len(rows) - 1))
-    offset = ((score.gather(0, best) + below) / 2)[0]
-    offset = torch.where(best[0] == len(rows) - 1, score[-1] - 1, offset)
-    return Probes(direction.to(rows.dtype), offset.to(rows.dtype), f1.gather(0, best)[0])
-
-
-@dataclass(frozen=True)
 class Absorption:
     """Absorption of one class.
 
@@ -209,7 +160,7 @@ def absorption(
 
     chosen_on: codes (N₀, M) and label (N₀,) of the rows on which main and specific latents are chosen.
     codes: (N, M) of other rows, times |a|, with their label and whether the probe ``recognised`` them, (N,).
-    direction: (d,) of the probe.
+    direction: (d,) of the probe (:func:`sae_lib.metrics.probes.ridge_probes`).
     others: (N, M) codes of the latents beside the main one, if not those in ``codes``: for the null,
         :func:`sae_lib.metrics.reading.scattered` ones, with which a specific latent is there by chance.
 

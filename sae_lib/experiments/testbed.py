@@ -1,13 +1,14 @@
 """What Part IV of the book measures on, defined once: a model, two corpora, three layers, seven methods.
 
-The chapters and ``benchmarks`` open the same activations, train at the same sizes and turn the same knobs.
+The chapters and ``benchmarks`` open the same activations, train at the same sizes and turn the same knobs, to
+what the search of chapter 10 found.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from sae_lib import activations, corpora, language_models
+from sae_lib.activations.store import ActivationStore
 from sae_lib.language_models import LanguageModel
 from sae_lib.methods import (
     L1,
@@ -28,12 +30,13 @@ from sae_lib.methods import (
     Method,
     TopK,
 )
-from sae_lib.store import ActivationStore
 
 CORPORA = ("code", "wikipedia")
 # of 30; the paper has 2, 13 and 26 of 28
 LAYERS = {"early": 2, "middle": 14, "late": 26}
 METHODS = ("gba", "ba", "topk", "batch_topk", "jumprelu", "matryoshka", "l1")
+# where the stores are kept, seen from a chapter
+FOLDER = "../runs/language"
 # by profile: rows of a training store and of a held-out store; width, steps and batch of a training run
 SIZES: dict[str, dict[str, int]] = {
     "quick": {"train": 36_000, "held_out": 5_000, "width": 1024, "steps": 400, "batch_size": 256},
@@ -58,8 +61,7 @@ class LanguageTestbed:
 
     def test_rows(self, corpus: str, layer: int) -> Tensor:
         """All held-out rows (N, d), normalised as the training rows of that corpus and layer."""
-        store = self.held_out[corpus, layer]
-        return self.stores[corpus, layer].normalisation.apply(store.rows(torch.arange(store.n_rows)))
+        return _test_rows(self.stores[corpus, layer], self.held_out[corpus, layer])
 
     def blocks(self, corpus: str, number: int) -> Tensor:
         """The first ``number`` blocks of held-out tokens (number, 256): those the held-out rows come from."""
@@ -77,9 +79,36 @@ def _parts(corpus: str) -> tuple[corpora.Corpus, corpora.Corpus]:
     return whole.split(held_out=0.1)
 
 
+def _test_rows(store: ActivationStore, held_out: ActivationStore) -> Tensor:
+    return store.normalisation.apply(held_out.rows(torch.arange(held_out.n_rows)))
+
+
+def _at(folder: str | Path, profile: str, corpus: str, part: str, layer: int) -> Path:
+    """Where a store lies."""
+    return Path(folder) / profile / corpus / part / f"layer-{layer}"
+
+
+def _check(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}")
+
+
+def check_parameters(profile: str, corpus: str = "code", layer: int = LAYERS["middle"]) -> None:
+    """Refuse what the testbed does not have. Raises ValueError naming the parameter and its choices.
+
+    >>> from sae_lib.experiments import testbed
+    >>> testbed.check_parameters("quick", corpus="prose")
+    Traceback (most recent call last):
+    ValueError: corpus is 'prose'; expected one of code, wikipedia
+    """
+    _check("profile", profile, tuple(SIZES))
+    _check("corpus", corpus, CORPORA)
+    _check("layer", layer, tuple(LAYERS.values()))
+
+
 def open_testbed(
     profile: str = "quick",
-    folder: str | Path = "../runs/language",
+    folder: str | Path = FOLDER,
     *,
     layers: Sequence[int] = tuple(LAYERS.values()),
     names: Sequence[str] = CORPORA,
@@ -91,10 +120,9 @@ def open_testbed(
     folder: where the stores are kept, one folder a profile, corpus, part and layer.
     layers, names: which of the layers and corpora.
     """
-    if profile not in SIZES:
-        raise ValueError(f"profile is {profile!r}; expected one of {', '.join(SIZES)}")
-    if unknown := [name for name in names if name not in CORPORA]:
-        raise ValueError(f"corpus is {unknown[0]!r}; expected one of {', '.join(CORPORA)}")
+    _check("profile", profile, tuple(SIZES))
+    for name in names:
+        _check("corpus", name, CORPORA)
     size = SIZES[profile]
     model = language_models.load(device=device)
     found: dict[str, dict[tuple[str, int], ActivationStore]] = {"train": {}, "held_out": {}}
@@ -105,12 +133,53 @@ def open_testbed(
         for name in names:
             for part, corpus in zip(found, _parts(name), strict=True):
                 # all layers in one pass of the model
-                folders = {f"resid_post.{layer}": root / name / part / f"layer-{layer}" for layer in layers}
+                folders = {f"resid_post.{layer}": _at(folder, profile, name, part, layer) for layer in layers}
                 stores = activations.harvest_sites(model, corpus, folders, n_tokens=size[part])
                 found[part] |= {(name, layer): stores[f"resid_post.{layer}"] for layer in layers}
     return LanguageTestbed(
         model, found["train"], found["held_out"], size["width"], size["steps"], size["batch_size"]
     )
+
+
+def open_place(
+    corpus: str, layer: int, folder: str | Path = FOLDER, *, store: ActivationStore | None = None
+) -> tuple[ActivationStore, Tensor]:
+    """One corpus and layer of the quick testbed, without the model: training store, held-out rows (N, d).
+
+    folder: as for :func:`open_testbed`, which has harvested them; FileNotFoundError where it has not.
+    store: another one to train on, in place of the testbed's.
+
+    The rows are normalised as the store's.
+    """
+    if store is None:
+        store = ActivationStore.open(_at(folder, "quick", corpus, "train", layer))
+    return store, _test_rows(store, ActivationStore.open(_at(folder, "quick", corpus, "held_out", layer)))
+
+
+def searched_places(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """The corpora and layers for which the search of chapter 10 has settings of all methods, in order.
+
+    rows: of its record, ``book/results/10_search.json``.
+    """
+    has = {(row["corpus"], row["layer"], row["method"]) for row in rows if row["chosen"]}
+    places = itertools.product(CORPORA, LAYERS.values())
+    return [place for place in places if all((*place, method) in has for method in METHODS)]
+
+
+def settings(rows: Sequence[Mapping[str, Any]], corpus: str, layer: int) -> dict[str, dict[str, Any]]:
+    """What the search of chapter 10 chose at a place: a row a method of its record, with ``lr``, ``knob``.
+
+    rows: of the record, ``book/results/10_search.json``.
+
+    Raises ValueError naming the places that the search went to.
+    """
+    if (corpus, layer) not in (places := searched_places(rows)):
+        known = "; ".join(f"{name}, {at}" for name, at in places) or "none"
+        raise ValueError(
+            f"corpus, layer is {corpus!r}, {layer!r}; the search of chapter 10 has settings for {known}"
+        )
+    here = (row for row in rows if row["chosen"] and (row["corpus"], row["layer"]) == (corpus, layer))
+    return {row["method"]: dict(row) for row in here}
 
 
 def contestant(name: str, knob: float, **settings: Any) -> Method:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib.manifest import RESUME, Manifest, check_shard
+from sae_lib.activations.manifest import RESUME, Manifest, check_shard
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
 from sae_lib.tensor_files import read_tensors

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from sae_lib.decompositions import Decomposition, chunks, decomposition, directions
+from sae_lib.identifiability.decompositions import Decomposition, chunks, decomposition, unit_rows
 
 # below this share of nonzeros, counting pairs row by row beats a dense product
 _SPARSE = 0.05
@@ -99,7 +99,7 @@ def conditions(coefficients: Tensor, dictionary: Tensor) -> Conditions:
     if len(used) == 0:
         raise ValueError("no coefficient is above 0 on a nonzero feature; there is nothing to measure")
     conditional = together[used][:, used] / times[used, None]
-    unit = directions(v)[used]
+    unit = unit_rows(v)[used]
     cosine = (unit @ unit.T).abs()
     rho2, rho2_pair, rho2_mean = _off_diagonal(conditional, used)
     coherence, coherence_pair, coherence_mean = _off_diagonal(cosine, used)

@@ -186,6 +186,6 @@ def _balanced(counts: Tensor, d_in: int, draws: torch.Generator) -> Tensor:
     return torch.cat(found)
 
 
-def directions(dictionary: Tensor) -> Tensor:
+def unit_rows(dictionary: Tensor) -> Tensor:
     """Unit rows (n, d) in float64; a zero row stays zero."""
     return normalize(dictionary.double(), dim=1)

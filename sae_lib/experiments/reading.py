@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from sae_lib import interventions
-from sae_lib.language_testbed import LanguageTestbed, open_testbed
+from sae_lib.experiments.testbed import LanguageTestbed
+from sae_lib.experiments.token_classes import token_classes
 from sae_lib.metrics import predictions, reading, splitting
+from sae_lib.metrics.probes import ridge_probes
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.token_classes import token_classes
 
 # tokens of a context that an intervention is tried on, and those of its opening that are not counted
 WINDOW, OPENING = 24, 8
@@ -43,7 +44,7 @@ class Place:
 
     def read(self, sae: SparseAutoencoder, *, min_firings: int = 20) -> Read:
         """Encode all rows; see :class:`Read`."""
-        codes, test_codes = reading.sparse_codes(sae, self.rows), reading.sparse_codes(sae, self.test)
+        codes, test_codes = reading.code_table(sae, self.rows), reading.code_table(sae, self.test)
         latents = np.flatnonzero(np.diff(csc_array(codes).indptr) >= min_firings)
         tokens = self.tokens[reading.strongest_rows(codes, latents, top=20)]
         return Read(sae, codes, test_codes, latents, tokens, reading.purity(tokens))
@@ -59,7 +60,7 @@ class Place:
         tokenizer = self.bed.model.tokenizer
         labels, test_labels = (token_classes(tokenizer, t) for t in (self.tokens, self.test_tokens))
         labels = {name: label for name, label in labels.items() if label.any()}
-        probes = splitting.fit_probes(self.rows, torch.from_numpy(np.stack(list(labels.values()), axis=1)))
+        probes = ridge_probes(self.rows, torch.from_numpy(np.stack(list(labels.values()), axis=1)))
         said = probes.say(self.test).numpy().T
         found = []
         for i, (name, label) in enumerate(labels.items()):
@@ -80,12 +81,6 @@ class Place:
             chance = splitting.absorption(*given, others=null)
             found.append(ClassAbsorption(c.name, c.probe_f1, real, chance.absorbed))
         return found
-
-
-@cache
-def open_place(folder: str, corpus: str, layer: int) -> Place:
-    """A place of the quick testbed whose stores lie in ``folder``, opened once a process."""
-    return Place(open_testbed("quick", folder, layers=(layer,), names=(corpus,)), corpus, layer)
 
 
 @dataclass(frozen=True)

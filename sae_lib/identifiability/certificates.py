@@ -1,9 +1,4 @@
-"""Are two explanations of the same rows the same? (paper, sections 1 and 4, Def. 5.1)
-
-No data can tell the order of the features, their scale, or whether one feature is listed as several parallel
-ones (:mod:`sae_lib.decompositions`). :func:`certify` compares two decompositions up to these; the conditions
-under which it should succeed are measured by :func:`conditions`.
-"""
+"""Two decompositions compared up to what no data can tell (paper, Def. 5.1)."""
 
 from __future__ import annotations
 
@@ -18,31 +13,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
 from torch import Tensor
 
-from sae_lib.conditions import Conditions, conditions
-from sae_lib.decompositions import (
-    Decomposed,
-    Decomposition,
-    chunks,
-    decomposition,
-    directions,
-    from_autoencoder,
-    permute,
-    rescale,
-    split,
-)
-
-__all__ = [
-    "Block",
-    "Certificate",
-    "Conditions",
-    "Decomposition",
-    "certify",
-    "conditions",
-    "from_autoencoder",
-    "permute",
-    "rescale",
-    "split",
-]
+from sae_lib.identifiability.decompositions import Decomposed, chunks, decomposition, unit_rows
 
 
 @dataclass(frozen=True)
@@ -161,7 +132,7 @@ def certify(
         )
     row_error = _row_error(h1, v1, h2, v2)
     used1, used2 = _used(h1, v1), _used(h2, v2)
-    cosine = (directions(v1) @ directions(v2).T).clamp(-1, 1).numpy()
+    cosine = (unit_rows(v1) @ unit_rows(v2).T).clamp(-1, 1).numpy()
     inner = cosine[np.ix_(used1, used2)]
     links, smallest = (_all_links if splitting else _pairs)(inner, epsilon)
 

@@ -11,13 +11,13 @@ import keyword
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sae_lib.byte_vocabulary import token_bytes
 from sae_lib.corpora import separator_id
 
 # decided by the token itself, whatever stands before it
@@ -38,30 +38,6 @@ _PIECES = re.compile(
     rb"|(?P<open>[(\[{])|(?P<close>[)\]}])",
     re.DOTALL,
 )
-
-
-@cache
-def _byte_of() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for (GPT-2's table)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in set(plain)]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def token_bytes(tokenizer: Any, ids: list[int]) -> list[bytes]:
-    """The bytes of each token; those of a text's tokens, joined, are the text in UTF-8.
-
-    tokenizer: a byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM2); ValueError names a token of another kind.
-    """
-    table, found = _byte_of(), []
-    for token in tokenizer.convert_ids_to_tokens(ids):
-        if token is None or any(character not in table for character in token):
-            raise ValueError(
-                f"token {token!r} is not made of byte-level characters; "
-                "expected a byte-level BPE tokenizer, as of GPT-2, Llama 3, Qwen or SmolLM2"
-            )
-        found.append(bytes(table[character] for character in token))
-    return found
 
 
 @dataclass(frozen=True)
@@ -159,7 +135,7 @@ def _labels(pieces: list[bytes]) -> np.ndarray:
 def code_concepts(blocks: Tensor, tokenizer: Any) -> Tensor:
     """Labels (B, T, F), bool, of token blocks (B, T), F concepts in the order of ``NAMES``.
 
-    >>> from sae_lib import concepts
+    >>> from sae_lib.experiments import concepts
     >>> tokens = model.tokenizer.encode("f(x)  # same")
     >>> labels = concepts.code_concepts(torch.tensor([tokens]), model.tokenizer)
     >>> labels.shape, labels[0, :, concepts.NAMES.index("in comment")].sum()

@@ -1,4 +1,4 @@
-"""Which latent stands for a concept: a search, its score on other text, and a probe as the upper bound.
+"""Which latent stands for a concept: a search, and its score on other text.
 
 A search that looks at its own answer finds something everywhere. So the latent is chosen on one half of the
 documents and scored on the other, and the whole search has to be repeated where nothing can be found
@@ -66,44 +66,3 @@ def permuted_scores(
 
     values, together = torch.cat([fired, other_fired]).float(), torch.cat([labels, other_labels])
     return label_permutation_null(statistic, values, together, draws, seed=seed)
-
-
-def fit_probes(rows: Tensor, labels: Tensor, *, penalty: float = 1e-3, steps: int = 100) -> Tensor:
-    """Logistic regressions of every concept on all of the activations: (d + 1, F), the intercept last.
-
-    Minimises mean log-loss + ½ · penalty · ‖w‖² for each concept by L-BFGS, intercepts unpenalised; rows are
-    divided by the root of their mean square beforehand and the weights given back for rows as they are.
-
-    rows: (N, d). labels: (N, F) bool.
-    """
-    if rows.ndim != 2 or labels.ndim != 2 or len(rows) != len(labels) or len(rows) == 0:
-        raise ValueError(
-            f"rows have shape {tuple(rows.shape)}, labels {tuple(labels.shape)}; expected (N, d) and (N, F)"
-        )
-    if not penalty > 0:
-        raise ValueError(f"penalty is {penalty}; expected above 0, or separable concepts have no optimum")
-    centre, size = rows.mean(dim=0), (rows - rows.mean(dim=0)).square().mean().sqrt().clamp(min=1e-12)
-    x, y = (rows - centre) / size, labels.to(rows.dtype)
-    weight = torch.zeros(x.shape[1], y.shape[1], dtype=x.dtype, requires_grad=True)
-    intercept = torch.zeros(y.shape[1], dtype=x.dtype, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
-        [weight, intercept], max_iter=steps, tolerance_grad=1e-6, tolerance_change=1e-9, history_size=20,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
-
-    def loss() -> Tensor:
-        optimiser.zero_grad()
-        # summed over the concepts, which share no parameter
-        fit = torch.nn.functional.binary_cross_entropy_with_logits(x @ weight + intercept, y) * y.shape[1]
-        total: Tensor = fit + 0.5 * penalty * weight.square().sum()
-        total.backward()
-        return total
-
-    optimiser.step(loss)
-    scaled = weight.detach() / size
-    return torch.cat([scaled, (intercept.detach() - centre @ scaled)[None]])
-
-
-def probe_says(probes: Tensor, rows: Tensor) -> Tensor:
-    """Which concepts the probes (d + 1, F) see in rows (N, d): (N, F) bool."""
-    return rows @ probes[:-1] + probes[-1] > 0

