@@ -121,7 +121,7 @@ def contestants(x: Tensor, width: int, l0: int) -> dict[str, Callable[[], Callab
 
 
 def ours_step(
-    method: sae_lib.Method, x: Tensor, width: int, l0: int, *, dense: bool = False
+    method: sae_lib.methods.Method, x: Tensor, width: int, l0: int, *, dense: bool = False
 ) -> Callable[[], object]:
     """A step as ``train`` makes it, at biases with which ``l0`` latents fire on a row."""
     sae = method.build(x.shape[1], width, normalisation=sae_lib.Normalisation(), seed=0).to(x.device)

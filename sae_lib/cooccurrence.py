@@ -31,7 +31,7 @@ _BLOCK_CODES = 2**24
 
 @dataclass(frozen=True)
 class Rho2:
-    """ρ₂ of H3 on n latents, as :class:`sae_lib.conditions.Conditions` has it for features.
+    """ρ₂ of H3 on n latents, as :class:`sae_lib.identifiability.Conditions` has it for features.
 
     rho2: max over i ≠ j of P(j fires | i fires).
     pair: the first (i, j) at which it is reached, None where no two fire together.

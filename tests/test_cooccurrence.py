@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from sae_lib import conditions, cooccurrence
+from sae_lib import cooccurrence
 from sae_lib.cooccurrence import MEASURES
+from sae_lib.identifiability import conditions
 from sae_lib.kernels import SparseCodes, reference
 
 N_WIDE, M_WIDE, L0_WIDE = 400, 65_536, 64
@@ -86,7 +87,7 @@ def test_rho2_is_that_of_the_conditions(seed, n, m, share):
     codes = random_codes(seed, n, m, share)
     codes[0, 0] = 1.0
     found = cooccurrence.cooccurrence(codes).rho2()
-    expected = conditions.conditions(codes, torch.eye(m))
+    expected = conditions(codes, torch.eye(m))
     assert found.n_latents == expected.n_features
     assert found.rho2 == pytest.approx(expected.rho2, abs=1e-12)
     assert found.mean == pytest.approx(expected.rho2_mean, abs=1e-12)
