@@ -17,7 +17,7 @@ _HOT = (245, 178, 50)
 _PAPER = "background:#fff;color:#111;padding:.6em .8em;border-radius:4px;line-height:1.5"
 _GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17em),1fr));gap:.4em 1.4em"
 # set once a card and inherited by its contexts: a notebook holds hundreds of them
-_CODE = "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere"
+_CODE = "font-family:monospace;white-space:break-spaces;overflow-wrap:anywhere"
 _CONTEXTS = f"{_CODE};font-size:.85em;display:grid;grid-template-columns:minmax(0,1fr);gap:.3em"
 _SMALL = "margin:.2em 0;font-size:.9em;color:#444"
 
