@@ -39,6 +39,7 @@ def convert(text: str) -> str:
         ("by {prf:ref}`def-b` and {eq}`eq-a`", "by definition “Rate” and (1)"),
         ("{term}`GBA` has {term}`latents <latent>`", "GBA has latents"),
         ("see {ref}`chapter 3 <def-b>`", "see chapter 3"),
+        ("a {index}`gate` is {index}`tied <tied weights>`", "a gate is tied"),
         ("see [all](questions.md#x) and [it](05_x.ipynb)", "see all and [it](05_x.ipynb)"),
         ("`{cite}` and ``a `b` {glue:text}`` stay", "`{cite}` and ``a `b` {glue:text}`` stay"),
         ("$$ a = b $$ (eq-a)", "$$ a = b \\tag{1} $$"),
