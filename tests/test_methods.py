@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -135,6 +136,21 @@ def test_quantile_start_fires_at_its_target():
     method.start(sae, sample)
     rate = (sae.encode(sample) > 0).double().mean(dim=0)
     torch.testing.assert_close(rate, method.targets[group_index(40, 4)], atol=2e-4, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 700), st.integers(1, 300), st.integers(1, 5), st.booleans(), st.integers(0, 2**31))
+def test_quantile_start_is_the_value_at_its_rank_of_the_sorted_sample(width, n_rows, groups, ties, seed):
+    sae = SparseAutoencoder(4, width, seed=seed)
+    sample = torch.randn(n_rows, 4, generator=torch.Generator().manual_seed(seed))
+    sample = sample.round() if ties else 0.5 * sample
+    target = group_targets(min(groups, width), 1.0, 0.001)[group_index(width, min(groups, width))]
+    projections = ((sample - sae.pre_bias) @ sae.weight.T).detach().numpy()
+    by_hand = np.sort(projections, axis=0)[::-1]
+    ranks = [min(int(p * n_rows), n_rows - 1) for p in target.tolist()]
+    expected = [-min(max(by_hand[rank, m], 0.0), 1.0) for m, rank in enumerate(ranks)]
+    # the product is taken in another order
+    np.testing.assert_allclose(quantile_bias(sae, sample, target).numpy(), expected, atol=1e-6)
 
 
 def test_quantile_start_never_leaves_the_allowed_range():
