@@ -6,6 +6,7 @@ Skipped where there is no Chromium: install the package `chromium`, or name a br
 import functools
 import http.server
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -100,16 +101,20 @@ def test_every_page_loads_alone_and_fits_a_telephone(page: Page, address: str, n
 
 @pytest.mark.timeout(1800)  # some ten seconds a page on a busy machine
 def test_no_serious_barrier(page: Page, address: str, names: list[str]) -> None:
-    """axe-core finds nothing serious or critical, on any page; colours are tried in the dark theme too."""
+    """axe-core finds nothing serious or critical, on any page; colours are tried in the dark theme too.
+
+    There on two chapters of the fourteen: one with theorems and exercises, one with dashboards.
+    """
     found = []
     for name in names:
         page.emulate_media(color_scheme="light", reduced_motion="reduce")  # else colours fade into each other
         page.goto(address + name)
         page.wait_for_load_state("networkidle")
         seen = {"light": Axe().run(page, options=BROKEN)}
-        page.emulate_media(color_scheme="dark")
-        page.wait_for_selector("html[data-theme=dark]", state="attached")
-        seen["dark"] = Axe().run(page, options={"runOnly": ["color-contrast"], **BROKEN})
+        if not re.match(r"book/\d\d_", name) or name.startswith(("book/02_", "book/12_")):
+            page.emulate_media(color_scheme="dark")
+            page.wait_for_selector("html[data-theme=dark]", state="attached")
+            seen["dark"] = Axe().run(page, options={"runOnly": ["color-contrast"], **BROKEN})
         for scheme, result in seen.items():
             for violation in result.response["violations"]:
                 if violation["impact"] in ("serious", "critical"):
