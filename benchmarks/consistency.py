@@ -7,10 +7,10 @@
     python -m benchmarks.consistency longer    # the same three, 12 times as many steps on four times the rows
     python -m benchmarks.consistency untied    # GBA with a decoder of its own
 
-Each stage takes two CPU cores three to ten minutes, the one with four times the rows half an hour, and writes
-a record of its own. Trained autoencoders and finished runs are kept in runs/consistency; started again, a
-stage goes on where it stopped. Run it from the repository's root; the activations are those of the language
-testbed, code, in runs/language.
+Each stage takes two CPU cores one to ten minutes, the one with four times the rows a quarter of an hour, and
+writes a record of its own. Trained autoencoders and finished runs are kept in runs/consistency; started
+again, a stage goes on where it stopped. Run it from the repository's root; the activations are those of the
+language testbed, code, in runs/language.
 
 The rules. Learning rates are those of the search that chapter 10 shows, one for each method. The search for
 the knob begins with the one found there and ends as soon as L0 is within 10 % of 32, after at most four
@@ -207,7 +207,7 @@ def stages() -> dict[str, list[dict[str, Any]]]:
         "twin": [{**plain, "data": "gaussian twin"}],
         # where L0 = 32 is to be expected after three times as many steps
         "long": [{**plain, "steps": LONG, "start": {"gba": 0.22, "l1": 0.037}}],
-        # in case these knobs are turned again
+        # begins at about the knobs that 1,200 steps needed
         "longer": [{**plain, "data": MORE_ROWS, "steps": LONGER, "start": {"gba": 0.25, "l1": 0.037}}],
         "untied": [{**plain, "methods": ("gba",), "tied": False}],
     }
