@@ -54,7 +54,7 @@ test: env ## style, types, unit tests, then every notebook executed again and co
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PY) -m pytest -q -n auto --dist loadgroup
+	$(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 	$(PY) -m tools.book verify
 
 lock: env ## write requirements.lock anew from what is installed in .venv

@@ -1,4 +1,4 @@
-"""What several test files share: the built site, the examples of property tests, how tests are shared out.
+"""What several test files share: the built site, the examples of property tests, the order of files.
 
 Examples are the same in every run, so that one run says what the next will;
 `HYPOTHESIS_PROFILE=default python -m pytest` looks for new ones.
@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from book_tree import SAMPLE, call
+from filelock import FileLock
 from hypothesis import settings
 
 from tools import site
@@ -30,18 +31,46 @@ if (
     torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
+# a file's tests stay in one process: these take minutes, so they start first and none is left for the end
+LONG = (
+    "test_browser.py",
+    "test_cli.py",
+    "test_distributed.py",
+    "test_triton.py",
+    "test_paper_scale.py",
+    "test_book_editions.py",
+    "test_book_run.py",
+    "test_training.py",
+    "test_book_published.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of a file stay in one process, which makes its fixtures once; so do those of the site."""
-    for item in items:
-        group = "site" if "built" in getattr(item, "fixturenames", ()) else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed book with a sample chapter added, built with every warning an error, to be published."""
-    root = tmp_path_factory.mktemp("site")
+    """The committed book with a sample chapter added, built with every warning an error, to be published.
+
+    Built once for all processes that test side by side.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root = shared / "site"
+    done = shared / "site-built"
+    with FileLock(shared / "site.lock"):
+        if not done.exists():
+            shutil.rmtree(root, ignore_errors=True)
+            done.write_text(str(build(root)), "utf8")
+    return Path(done.read_text("utf8"))
+
+
+def build(root: Path) -> Path:
+    """Build that book in a new folder; returns where its pages are."""
+    root.mkdir()
     for name in ("_config.yml", "genindex.md", "references.bib"):
         shutil.copy(REPOSITORY / name, root)
     shutil.copytree(REPOSITORY / "_static", root / "_static")

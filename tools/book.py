@@ -122,8 +122,16 @@ def _sources(book: Book, chapters: list[str] | None) -> list[Path]:
 def _jobs(
     book: Book, sources: list[Path], command: Callable[[Path], list[str]], profile: str = "quick"
 ) -> list[parallel.Job]:
-    """A job a chapter; starting with the one that took longest before keeps all cores busy to the end."""
+    """A job a chapter. What took longest before, with what waits for it, comes first: so no core idles."""
     before = {source: provenance.recorded(book.notebook(source)) for source in sources}
+
+    def seconds(source: Path) -> float:
+        return float(before[source].get("seconds", 0))
+
+    def length(source: Path) -> float:
+        waiting = [seconds(other) for other in sources if source.stem.startswith(f"{after(other)}_")]
+        return seconds(source) + max(waiting, default=0)
+
     return [
         parallel.Job(
             source.stem,
@@ -134,7 +142,7 @@ def _jobs(
             after(source),
             alone(source),
         )
-        for source in sorted(sources, key=lambda source: -before[source].get("seconds", 0))
+        for source in sorted(sources, key=length, reverse=True)
     ]
 
 

@@ -1,8 +1,4 @@
-"""Runs one process a chapter, as many at once as there are cores.
-
-A chapter with several threads uses them a part of its time. So a core is given two threads; only what
-measures speed has the machine for itself.
-"""
+"""Runs one process a chapter, as many at once as cores and memory allow."""
 
 import os
 import subprocess
@@ -94,7 +90,7 @@ def _fits(job: Job, others: Sequence[Job], cores: int) -> bool:
     return (
         not any(each.alone for each in together)
         and len(together) <= cores
-        and sum(min(each.threads, cores) for each in together) <= 2 * cores
+        and sum(min(each.threads, cores) for each in together) <= cores
         and sum(each.memory_mib for each in together) <= MEMORY_SHARE * 1024 * hardware()["ram_gib"]
     )
 
