@@ -32,7 +32,7 @@ from filelock import FileLock
 from torch import Tensor
 
 import sae_lib
-from sae_lib import activations, corpora, language_models, metrics, records, spectrum
+from sae_lib import activations, language_models, metrics, records, spectrum
 from sae_lib.batches import BatchSource, Rows
 from sae_lib.experiments import testbed
 from sae_lib.metrics.recovery import directions
@@ -73,9 +73,9 @@ def more_rows(layer: int) -> Path:
     folder = Path(RUNS, "rows", f"layer-{layer}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        text, _ = corpora.standard_library().split(held_out=0.1)  # as the testbed splits it
+        training, _ = testbed.texts("code")
         model = language_models.load()
-        activations.harvest(model, text, f"resid_post.{layer}", folder, n_tokens=4 * SIZE["train"])
+        activations.harvest(model, training, f"resid_post.{layer}", folder, n_tokens=4 * SIZE["train"])
     return folder
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import consistency
-from sae_lib import SparseAutoencoder, records
+from sae_lib import SparseAutoencoder, activations, language_models, records
 from sae_lib.experiments import testbed
 
 
@@ -46,6 +46,17 @@ def test_an_untrained_autoencoder_is_where_it_started():
     sae = SparseAutoencoder(8, 5, seed=3)
     assert consistency.start(sae, 3) == pytest.approx(1)
     assert consistency.start(sae, 4) < 0.8
+
+
+def test_more_rows_go_on_where_those_of_the_testbed_end(monkeypatch, tmp_path):
+    monkeypatch.setattr(consistency, "RUNS", str(tmp_path))
+    monkeypatch.setattr(consistency, "SIZE", {"train": 254})
+    more = activations.ActivationStore.open(consistency.more_rows(1))
+    model, (text, _) = language_models.load(), testbed.texts("code")
+    first = activations.harvest(model, text, "resid_post.1", tmp_path / "first", n_tokens=254)
+    assert more.n_rows == 4 * first.n_rows
+    everywhere = torch.arange(first.n_rows)
+    assert torch.allclose(more.rows(everywhere), first.rows(everywhere), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

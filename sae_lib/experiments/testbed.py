@@ -65,7 +65,7 @@ class LanguageTestbed:
 
     def blocks(self, corpus: str, number: int) -> Tensor:
         """The first ``number`` blocks of held-out tokens (number, 256): those the held-out rows come from."""
-        text = corpora.token_blocks(_parts(corpus)[1], self.model.tokenizer)
+        text = corpora.token_blocks(texts(corpus)[1], self.model.tokenizer)
         return torch.stack(list(itertools.islice(text, number)))
 
     @property
@@ -74,7 +74,8 @@ class LanguageTestbed:
         return {"width": self.width, "steps": self.steps, "batch_size": self.batch_size}
 
 
-def _parts(corpus: str) -> tuple[corpora.Corpus, corpora.Corpus]:
+def texts(corpus: str) -> tuple[corpora.Corpus, corpora.Corpus]:
+    """Documents to train on and documents held out, a tenth, of ``"code"`` or ``"wikipedia"``."""
     whole = corpora.standard_library() if corpus == "code" else corpora.wikipedia_summaries()
     return whole.split(held_out=0.1)
 
@@ -131,7 +132,7 @@ def open_testbed(
     # chapters that open it at the same time wait for each other, or for the one that harvests
     with FileLock(root / ".lock"):
         for name in names:
-            for part, corpus in zip(found, _parts(name), strict=True):
+            for part, corpus in zip(found, texts(name), strict=True):
                 # all layers in one pass of the model
                 folders = {f"resid_post.{layer}": _at(folder, profile, name, part, layer) for layer in layers}
                 stores = activations.harvest_sites(model, corpus, folders, n_tokens=size[part])
