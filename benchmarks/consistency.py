@@ -1,6 +1,7 @@
 """Do seeds agree on a language model's activations? The records that chapter 11 shows.
 
-    python -m benchmarks.consistency others    # the four methods that the chapter does not train, six seeds
+    python -m benchmarks.consistency short     # GBA, TopK and L1, six seeds; the chapter repeats three
+    python -m benchmarks.consistency others    # the other four methods, six seeds
     python -m benchmarks.consistency layers    # GBA, TopK and L1 at the early and the late layer, three seeds
     python -m benchmarks.consistency twin      # the same three on a Gaussian twin of the activations
     python -m benchmarks.consistency long      # the same three, three times as many steps
@@ -51,7 +52,7 @@ HIGHEST = {"gba": 1.0, "ba": 1.0}
 SIZE = testbed.SIZES["quick"]
 SHORT, LONG, LONGER = (times * SIZE["steps"] for times in (1, 3, 12))
 THREE = ("gba", "topk", "l1")
-THRESHOLDS = (0.9, 0.7)
+THRESHOLDS = (0.9, 0.7, 0.5)
 # how many of the top latents: points on the curves over α
 TOP = (1, 2, 3, 5, 8, 13, 20, 32, 51, 82, 128, 205, 328, 512, 717, 1024)
 # bins of the firing rate; below the first edge a latent is silent on the 5,000 held-out rows
@@ -120,8 +121,8 @@ def agreement(kept: list[str], data: str, layer: int) -> dict[str, Any]:
 
     pw_mcc, mcs: of each pair; MCS as the mean over the latents of both.
     curves: by rule and threshold, mean and standard deviation over pairs of the share among the top latents.
-    by_rate: for each bin of the firing rate the latents of a run, and of these the share with MCS above 0.9
-        and above 0.7, and the mean MCS.
+    by_rate: for each bin of the firing rate the latents of a run, and of these the share with MCS above each
+        threshold, and the mean MCS.
     doubles: of each run, the share of its firing latents that have another one at cosine above 0.9.
     start: of each run, the mean cosine of its latents with their own initial directions.
     """
@@ -202,6 +203,7 @@ def stages() -> dict[str, list[dict[str, Any]]]:
     plain = {"data": "activations", "layer": 14, "steps": SHORT, "tied": True, "methods": THREE, "seeds": 3}
     others = tuple(m for m in testbed.METHODS if m not in THREE)
     return {
+        "short": [{**plain, "seeds": 6}],
         "others": [{**plain, "methods": others, "seeds": 6}],
         "layers": [{**plain, "layer": testbed.LAYERS[when]} for when in ("early", "late")],
         "twin": [{**plain, "data": "gaussian twin"}],

@@ -1,13 +1,16 @@
-"""Splitting, absorption and interventions over seeds: the records that chapter 12 shows.
+"""Readings, splitting, absorption and interventions over seeds: the records that chapter 12 shows.
 
+    python -m benchmarks.reading readings        # book/results/12_readings.json, 2 minutes of two cores
     python -m benchmarks.reading splitting       # book/results/12_splitting.json, 3 minutes of two cores
     python -m benchmarks.reading interventions   # book/results/12_interventions.json, 2 minutes
 
 Run it from the repository's root. Finished runs are kept in runs/reading; started again, the command goes on
 where it stopped. Settings are the winners of chapter 10's search, book/results/10_search.json.
 
-Splitting: GBA and TopK on code, middle layer, at three widths. TopK has the same K at all of them, GBA the
-same sum of ceilings: HTF falls as the width grows. Interventions: 20 latents of three methods, late layer.
+Readings: three methods on code, middle layer; purity, what readings predict, which latents fire together,
+and what steering and ablating four latents does. Splitting: GBA and TopK on code, middle layer, at three
+widths. TopK has the same K at all of them, GBA the same sum of ceilings: HTF falls as the width grows.
+Interventions: 20 latents of three methods, late layer.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ import numpy as np
 
 import sae_lib
 from sae_lib import records
+from sae_lib.cooccurrence import Rho2, cooccurrence
 from sae_lib.experiments import testbed
-from sae_lib.experiments.reading import Place, intervene
+from sae_lib.experiments.reading import Place, Read, intervene
 from sae_lib.metrics import splitting
-from sae_lib.metrics.reading import code_table, scattered
+from sae_lib.metrics.reading import TokenTable, code_table, scattered
 from sae_lib.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +61,51 @@ def fitted(where: Place, name: str, knob: float, lr: float, seed: int, width: in
     method = testbed.contestant(name, knob * (1024 / width if name == "gba" else 1))
     sizes = where.bed.training | {"width": width}
     return sae_lib.train(where.store, method, lr=lr, seed=seed, **sizes)[0]
+
+
+def verdicts(where: Place, read: Read) -> dict[str, dict[str, float]]:
+    """Mean held-out scores of three kinds of reading; latents with 5 held-out firings or more."""
+    vocabulary = where.bed.model.vocabulary
+    table = TokenTable(read.codes, where.tokens, vocabulary)
+    held_out = TokenTable(read.test_codes, where.test_tokens, vocabulary)
+    kept = held_out.firings[read.latents] >= 5
+    latents, top = read.latents[kept], [np.unique(tokens) for tokens in read.strongest[kept]]
+    said = {
+        "its strongest tokens": top, "the best list": [table.best_reading(m) for m in latents],
+        "another latent's": top[1:] + top[:1],
+    }  # fmt: skip
+    found = {kind: held_out.score(latents, lists) for kind, lists in said.items()}
+    return {
+        kind: {name: float(getattr(score, name).mean()) for name in ("precision", "recall", "f1")}
+        for kind, score in found.items()
+    }
+
+
+def together(found: Rho2) -> dict[str, float]:
+    """What chapter 12 tells of co-occurrence."""
+    return {
+        "latents": found.n_latents, "largest": float(np.nanmedian(found.largest)), "mean": found.mean,
+        "rho2_sqrt_n": found.rho2_sqrt_n,
+    }  # fmt: skip
+
+
+def told(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[str, Any]:
+    """Train one autoencoder and say what chapter 12 asks of it."""
+    start, where = time.perf_counter(), place(layer)
+    read = where.read(fitted(where, method, knob, lr, seed))
+    tried = intervene(where, read, 4, contexts=2, seed=seed)
+    pushed = {
+        f"{kind} {name}": values.tolist()
+        for kind in tried.predicted for name, values in tried.scores(kind).items()
+    }  # fmt: skip
+    return {
+        "l0": read.test_codes.nnz / len(where.test), "alive": len(read.latents) / read.sae.width,
+        "purity": float(read.purity.mean()), "pure": float((read.purity >= 0.9).mean()),
+        "readings": verdicts(where, read),
+        "together": together(cooccurrence(read.codes).rho2(min_firings=50)),
+        "together, null": together(cooccurrence(scattered(read.codes, seed=seed)).rho2(min_firings=50)),
+        **pushed, "seconds": time.perf_counter() - start,
+    }  # fmt: skip
 
 
 def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str, Any]:
@@ -118,12 +167,14 @@ def main(what: str, workers: int = 2) -> Path:
     folder, rows = ROOT / "runs" / "reading", list[dict[str, Any]]()
     if what == "interventions":
         done = sweep(intervened, cells(26, METHODS), folder=folder, workers=workers)
+    elif what == "readings":
+        done = sweep(told, cells(14, METHODS), folder=folder, workers=workers)
     else:
         done = sweep(split, cells(14, METHODS[:2]), folder=folder, workers=workers)
     # of all calls together, whenever they were
     seconds = sum(r.pop("seconds") for r in done) / workers
     for r in done:
-        if what == "interventions":
+        if what != "splitting":
             rows.append(r)
             continue
         common = {name: r[name] for name in ("method", "knob", "lr", "layer", "seed")}
@@ -141,7 +192,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("splitting", "interventions"))
+    parser.add_argument("what", choices=("readings", "splitting", "interventions"))
     parser.add_argument("--workers", type=int, default=2)
     # under the module's own name, so that other processes find what it defines
     from benchmarks import reading

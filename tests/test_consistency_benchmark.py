@@ -61,7 +61,15 @@ def test_more_rows_go_on_where_those_of_the_testbed_end(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("stage", "rows", "seeds"),
-    [("others", 4, 6), ("layers", 6, 3), ("twin", 3, 3), ("long", 3, 3), ("longer", 3, 3), ("untied", 1, 3)],
+    [
+        ("short", 3, 6),
+        ("others", 4, 6),
+        ("layers", 6, 3),
+        ("twin", 3, 3),
+        ("long", 3, 3),
+        ("longer", 3, 3),
+        ("untied", 1, 3),
+    ],
 )
 def test_every_stage_writes_its_record_at_32_active_latents(monkeypatch, tmp_path, stage, rows, seeds):
     def law(method, knob, lr, seed, data, layer, steps, tied):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import reading as benchmark
 from sae_lib import SparseAutoencoder, activations, interventions
+from sae_lib.cooccurrence import cooccurrence
 from sae_lib.experiments.reading import OPENING, WINDOW, Place, intervene
 from sae_lib.experiments.testbed import LanguageTestbed
 from sae_lib.experiments.token_classes import CLASSES, token_classes
@@ -160,3 +162,32 @@ def test_token_classes_by_hand():
     assert held["quote"] == [9]
     assert held["first letter n"] == [11]
     assert held["first letter e"] == []
+
+
+def test_the_record_of_readings_scores_them_row_by_row(place, read):
+    found = benchmark.verdicts(place, read)
+    fires = read.test_codes.toarray() != 0
+    kept = [i for i, m in enumerate(read.latents) if fires[:, m].sum() >= 5]
+    assert len(kept) > 2
+    top = [set(read.strongest[i].tolist()) for i in kept]
+    for kind, lists in (("its strongest tokens", top), ("another latent's", top[1:] + top[:1])):
+        scores = []
+        for i, tokens in zip(kept, lists, strict=True):
+            said = np.array([token in tokens for token in place.test_tokens.tolist()])
+            hits = (said & fires[:, read.latents[i]]).sum()
+            precision, recall = hits / max(said.sum(), 1), hits / fires[:, read.latents[i]].sum()
+            scores.append((precision, recall, 2 * precision * recall / max(precision + recall, 1e-12)))
+        expected = np.mean(scores, axis=0)
+        assert [found[kind][name] for name in ("precision", "recall", "f1")] == pytest.approx(expected)
+
+
+def test_the_record_of_readings_tells_of_latents_that_fire_together(read):
+    found = benchmark.together(cooccurrence(read.codes).rho2(min_firings=50))
+    fires = read.codes.toarray() != 0
+    often = [m for m in range(32) if fires[:, m].sum() >= 50]
+    given = {(i, j): fires[fires[:, i], j].mean() for i in often for j in often if i != j}
+    largest = [max(given[i, j] for j in often if j != i) for i in often]
+    assert found["latents"] == len(often) > 2
+    assert found["largest"] == pytest.approx(np.median(largest))
+    assert found["mean"] == pytest.approx(np.mean(list(given.values())))
+    assert found["rho2_sqrt_n"] == pytest.approx(max(largest) * len(often) ** 0.5)
