@@ -1,6 +1,6 @@
 """What chapter 13 holds its findings against: re-initialised twins, and its own error rate.
 
-    python -m benchmarks.nulls twins             # trained model and its twins, layer 2; 7 minutes of a core
+    python -m benchmarks.nulls twins             # trained model and its twins, layers 2 and 14; half an hour
     python -m benchmarks.nulls false-positives   # the procedure on random models alone; 6 minutes
 
 Run it from the repository's root. Finished runs are kept in runs/nulls; started again, the script goes on
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS, RESULTS = ROOT / "runs" / "nulls", ROOT / "book" / "results"
 TRAINING = {"width": 256, "steps": 100, "batch_size": 256, "train": 12, "half": 8}
 # layer, twins, whether they keep the trained embedding
-DRAWS = ((2, 19, False), (2, 19, True))
+DRAWS = ((2, 19, False), (2, 19, True), (14, 19, False), (14, 19, True))
 
 
 def gba(layer: int) -> dict[str, tuple[float, float]]:
