@@ -1,5 +1,12 @@
 // What scrolls sideways has to be reached by keyboard, and what is clicked needs a name.
 window.addEventListener("load", () => {
+  // A mean and its spread are one number, "0.95 ± 0.02": on one line where the table then still fits.
+  for (const box of document.querySelectorAll(".pst-scrollable-table-container")) {
+    const before = box.scrollWidth;
+    const spreads = [...box.querySelectorAll("td")].filter((cell) => /^\S+ ± \S+$/.test(cell.textContent.trim()));
+    for (const cell of spreads) cell.style.whiteSpace = "nowrap";
+    if (box.scrollWidth > before) for (const cell of spreads) cell.style.whiteSpace = "";
+  }
   const boxes = ".pst-scrollable-table-container, .cell_output .text_html, div.math, div.highlight pre";
   for (const box of document.querySelectorAll(boxes)) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;

@@ -124,6 +124,19 @@ def test_no_serious_barrier(page: Page, address: str, names: list[str]) -> None:
     assert not found, "\n".join(found)
 
 
+def test_a_mean_and_its_spread_stay_on_one_line(page: Page, address: str) -> None:
+    page.goto(f"{address}book/08_against_everyone.html")
+    page.wait_for_load_state("networkidle")
+    table = page.locator("article table", has_text="published").first
+    lines = (  # of the text in a cell
+        "all => all.map((p) => { const r = document.createRange(); r.selectNodeContents(p);"
+        " return r.getClientRects().length; })"
+    )
+    cells = table.locator("td p", has_text="±").evaluate_all(lines)
+    assert len(cells) > 20
+    assert set(cells) == {1}
+
+
 @pytest.mark.parametrize("term", ["superposition", "resonance", "co-occurrence", "quantile", "SmolLM2"])
 def test_search_finds(page: Page, address: str, term: str) -> None:
     page.goto(f"{address}search.html?q={term}")
