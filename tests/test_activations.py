@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crashes import CrashError, crash_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_fixtures import D_MODEL, language_model, text_corpus
@@ -304,23 +305,6 @@ def test_a_finished_store_is_not_harvested_again(copy, corpus, whole):
 
 
 def test_a_crash_around_any_renaming_costs_only_time(lm, corpus, whole, tmp_path, monkeypatch):
-    class CrashError(Exception):
-        pass
-
-    def crash_at(moment):
-        rename, calls = os.replace, itertools.count()
-
-        def replace(source, target):
-            # before the renaming at even moments, after it at odd ones
-            call = next(calls)
-            if moment == 2 * call:
-                raise CrashError
-            rename(source, target)
-            if moment == 2 * call + 1:
-                raise CrashError
-
-        return replace
-
     for moment in itertools.count():
         folder = tmp_path / str(moment)
         with monkeypatch.context() as patch:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from crashes import CrashError, crash_at
 from lm_fixtures import FAMILIES, language_model, text_corpus
 
 from sae_lib.activations import harvest, harvest_sites
@@ -72,23 +73,6 @@ def test_stores_have_the_bytes_of_single_harvests_and_the_model_runs_once(family
 
 
 def test_a_crash_around_any_renaming_costs_only_time(lm, corpus, tmp_path, monkeypatch):
-    class CrashError(Exception):
-        pass
-
-    def crash_at(moment):
-        rename, calls = os.replace, itertools.count()
-
-        def replace(source, target):
-            # before the renaming at even moments, after it at odd ones
-            call = next(calls)
-            if moment == 2 * call:
-                raise CrashError
-            rename(source, target)
-            if moment == 2 * call + 1:
-                raise CrashError
-
-        return replace
-
     small = SMALL | {"n_tokens": 300}
     alone = {site: contents(harvest(lm, corpus, site, tmp_path / site, **small).folder) for site in SITES[:2]}
     uneven = 0
