@@ -14,6 +14,7 @@ from book_tree import SAMPLE, call, small_book
 from nbformat import NotebookNode
 
 from tools import provenance
+from tools.book import _jobs
 from tools.layout import Book, after
 from tools.notebook import problems
 from tools.parallel import Job, Outcome, environment
@@ -252,6 +253,13 @@ def test_chapters_run_side_by_side_as_cores_and_memory_allow(tmp_path: Path) -> 
     assert max(most_at_once(tmp_path / "threads", many, 2).values()) == 1
     large = [replace(job, memory_mib=10**9) for job in two]
     assert max(most_at_once(tmp_path / "memory", large, 2).values()) == 1
+
+
+def test_what_others_wait_for_starts_before_what_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"02": 60, "08": 150, "09": 100, "10": 90}  # chapter 10 waits for chapter 9
+    monkeypatch.setattr(provenance, "recorded", lambda notebook: {"seconds": seconds[notebook.name[:2]]})
+    jobs = _jobs(Book(), Book().sources(list(seconds)), lambda source: [])
+    assert [job.name[:2] for job in jobs] == ["09", "08", "10", "02"]
 
 
 def test_a_chapter_that_measures_speed_runs_alone(tmp_path: Path) -> None:
