@@ -17,6 +17,9 @@ from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
 STARTS = ("quantile", "zero")
+# projections closer than this share of the largest one count as equal: a sum of d float32 products in another
+# order differs by less, up to d in the thousands
+RELATIVE_GAP = 1e-5
 
 
 def group_targets(groups: int, htf: float, ltf: float) -> Tensor:
@@ -202,13 +205,28 @@ def unit_row_rate(d_in: int) -> float:
 
 @torch.no_grad()
 def quantile_bias(sae: SparseAutoencoder, sample: Tensor, target: Tensor) -> Tensor:
-    """Bias (M,) in [−1, 0] at which latent m fires on a share ``target[m]`` of the sample (N, d)."""
+    """Bias (M,) in [−1, 0] at which latent m fires on a share ``target[m]`` of the sample (N, d).
+
+    Where rows tie at that share none of them fires, so the share is never exceeded.
+    """
     rank = (target * len(sample)).long().clamp(max=len(sample) - 1)
     centred = sample - sae.pre_bias
     # a few latents at a time: N × M numbers would not fit for a wide autoencoder
     blocks = zip(sae.weight.split(512), rank.split(512), strict=True)
-    thresholds = [_at_rank(rows @ centred.T, ranks) for rows, ranks in blocks]
+    thresholds = [_above_rank(rows @ centred.T, ranks) for rows, ranks in blocks]
     return -torch.cat(thresholds).clamp(0.0, 1.0)
+
+
+def _above_rank(values: Tensor, ranks: Tensor) -> Tensor:
+    """Of each row of (M, N) a threshold that at most ``ranks`` (M,) of its values exceed, between two values.
+
+    Halfway from the value with ``ranks`` others before it, in descending order, to the next that is larger by
+    more than rounding: so neither the processor nor the size of a batch decides who fires.
+    """
+    at = _at_rank(values, ranks)
+    rounding = RELATIVE_GAP * values.abs().amax(dim=1)
+    larger = values.where(values > (at + rounding)[:, None], torch.inf).amin(dim=1)
+    return torch.where(larger.isfinite(), (at + larger) / 2, at + rounding)
 
 
 def _at_rank(values: Tensor, ranks: Tensor) -> Tensor:
@@ -218,8 +236,8 @@ def _at_rank(values: Tensor, ranks: Tensor) -> Tensor:
     # a CPU sorts slowly, and the ranks are few, one for each group: selecting takes a fifth of the time
     found = torch.empty_like(values[:, 0])
     for rank in ranks.unique().tolist():
-        at = ranks == rank
-        found[at] = values[at].kthvalue(values.shape[1] - rank, dim=1).values
+        of_rank = ranks == rank
+        found[of_rank] = values[of_rank].kthvalue(values.shape[1] - rank, dim=1).values
     return found
 
 
