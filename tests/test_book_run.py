@@ -14,7 +14,7 @@ from book_tree import SAMPLE, call, small_book
 from nbformat import NotebookNode
 
 from tools import provenance
-from tools.book import _jobs
+from tools.jobs import jobs as jobs_of
 from tools.layout import Book, after
 from tools.notebook import problems
 from tools.parallel import Job, Outcome, environment
@@ -258,7 +258,7 @@ def test_chapters_run_side_by_side_as_cores_and_memory_allow(tmp_path: Path) -> 
 def test_what_others_wait_for_starts_before_what_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"02": 60, "08": 150, "09": 100, "10": 90}  # chapter 10 waits for chapter 9
     monkeypatch.setattr(provenance, "recorded", lambda notebook: {"seconds": seconds[notebook.name[:2]]})
-    jobs = _jobs(Book(), Book().sources(list(seconds)), lambda source: [])
+    jobs = jobs_of(Book(), Book().sources(list(seconds)), lambda source: [])
     assert [job.name[:2] for job in jobs] == ["09", "08", "10", "02"]
 
 

@@ -1,17 +1,15 @@
 """The book's command line: `python -m tools.book run | check | verify | editions | site`."""
 
-import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from tqdm import tqdm
 
-from tools import claims, cover, editions, generated, parallel, provenance, site
-from tools.layout import REPOSITORY, Book, after, alone, threads
+from tools import claims, cover, editions, generated, jobs, numerical_paths, provenance, site, verify_paths
+from tools import words as carry_words
+from tools.layout import REPOSITORY, Book
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -42,11 +40,25 @@ def run_chapters(
     sources = _sources(book, chapters)
     if stale:
         sources = [source for source in sources if provenance.stale(book, source)]
-    execute = (sys.executable, "-m", "tools.execute", str(book.root))
-    jobs = _jobs(book, sources, lambda source: [*execute, str(source), profile], profile)
-    _run_and_report(jobs, cores, "executed")
+    _report(jobs.run_and_report(jobs.executing(book, sources, profile), cores, "executed"))
     cover.write(book)
     _write_generated(book)
+
+
+@app.command()
+def words(chapters: Chapters = None, root: Root = REPOSITORY) -> None:
+    """Put changed prose and cell metadata into notebooks whose code is unchanged, executing nothing."""
+    book = Book(root.resolve())
+    passed = True
+    for source in _sources(book, chapters):
+        try:
+            if carry_words.carry(book, source):
+                print(f"{source.stem}: new words, the same outputs")
+        except carry_words.WordsError as error:
+            print(f"{error}; execute it")
+            passed = False
+    _write_generated(book)
+    _report(passed)
 
 
 @app.command()
@@ -62,13 +74,28 @@ def check(root: Root = REPOSITORY) -> None:
 
 
 @app.command()
-def verify(chapters: Chapters = None, root: Root = REPOSITORY, cores: Cores = CORES) -> None:
+def verify(
+    chapters: Chapters = None,
+    root: Root = REPOSITORY,
+    cores: Cores = CORES,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="Execute as other processors would, and with other seeds.")
+    ] = False,
+    only: Annotated[list[str] | None, typer.Option(help="With --paths: some of them, by name.")] = None,
+) -> None:
     """Execute the committed notebooks again and compare every output (nbval)."""
     book = Book(root.resolve())
+    if paths:
+        try:
+            chosen = numerical_paths.chosen(only or ())
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        _report(verify_paths.run(book, _sources(book, chapters), chosen, cores))
+        return
     pytest = (sys.executable, "-m", "pytest", "-p", "tools.nbval_tolerance", "--nbval", "--nbval-current-env")
     quiet = ("-q", "--no-header", "--color=no", "-p", "no:cacheprovider")
-    jobs = _jobs(book, _sources(book, chapters), lambda s: [*pytest, *quiet, str(book.notebook(s))])
-    _run_and_report(jobs, cores, "reproduced")
+    again = jobs.jobs(book, _sources(book, chapters), lambda s: [*pytest, *quiet, str(book.notebook(s))])
+    _report(jobs.run_and_report(again, cores, "reproduced"))
 
 
 @app.command("editions")
@@ -112,70 +139,16 @@ def _write_generated(book: Book) -> None:
         raise typer.Exit(1) from error
 
 
+def _report(passed: bool) -> None:
+    if not passed:
+        raise typer.Exit(1)
+
+
 def _sources(book: Book, chapters: list[str] | None) -> list[Path]:
     try:
         return book.sources(chapters or ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def _jobs(
-    book: Book, sources: list[Path], command: Callable[[Path], list[str]], profile: str = "quick"
-) -> list[parallel.Job]:
-    """A job a chapter. What took longest before, with what waits for it, comes first: so no core idles."""
-    before = {source: provenance.recorded(book.notebook(source)) for source in sources}
-
-    def seconds(source: Path) -> float:
-        return float(before[source].get("seconds", 0))
-
-    def length(source: Path) -> float:
-        waiting = [seconds(other) for other in sources if source.stem.startswith(f"{after(other)}_")]
-        return seconds(source) + max(waiting, default=0)
-
-    return [
-        parallel.Job(
-            source.stem,
-            command(source),
-            threads(source, profile),
-            int(before[source].get("peak_memory_mib", 0)),
-            profile,
-            after(source),
-            alone(source),
-        )
-        for source in sorted(sources, key=length, reverse=True)
-    ]
-
-
-def _run_and_report(jobs: list[parallel.Job], cores: int, verb: str) -> None:
-    """Run the jobs with a line of progress each, then show what failed; exit 1 if anything did."""
-    parallel.warm_up()
-    bars: dict[str, tqdm] = {}  # one for each running chapter, drawn on terminals only
-
-    def on_line(job: parallel.Job, line: str) -> bool:
-        if not line.startswith('{"done"'):
-            return False
-        progress = json.loads(line)
-        if job.name not in bars:
-            bars[job.name] = tqdm(
-                desc=job.name, total=progress["cells"], unit="cell", leave=False, disable=None
-            )
-        bars[job.name].update()
-        return True
-
-    def on_end(job: parallel.Job, outcome: parallel.Outcome) -> None:
-        if job.name in bars:
-            bars[job.name].close()
-        ending = "FAILED" if outcome.status else verb
-        tqdm.write(f"{job.name}: {ending} in {outcome.seconds:.0f} s")
-        sys.stdout.flush()
-
-    ended = parallel.run(jobs, cores, on_line, on_end)
-    failed = {name: outcome for name, outcome in ended.items() if outcome.status}
-    for name, outcome in failed.items():
-        print(f"\n{'─' * 20} {name} {'─' * 20}", *outcome.lines, sep="\n")
-    print(f"chapters: {len(ended) - len(failed)} passed, {len(failed)} failed")
-    if failed:
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

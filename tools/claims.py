@@ -54,6 +54,12 @@ def glued(book: Book) -> dict[str, SimpleNamespace]:
     return found
 
 
+def names(book: Book) -> dict[str, Any]:
+    """All that a claim can ask for: what notebooks have glued, and records."""
+    folder = book.pages / "results"
+    return glued(book) | {f"r{file.stem}": Runs(records.read(file).rows) for file in folder.glob("*.json")}
+
+
 def glued_in(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, Any]]:
     """Name and value of every number that a notebook glues."""
     for cell in notebook.cells:
@@ -68,12 +74,8 @@ def text(book: Book) -> str:
     path = book.root / "chapters" / PAGE
     if not path.is_file():
         return ""
-    source = path.read_text("utf8")
-    shown = {
-        f"r{file.stem}": Runs(records.read(file).rows) for file in (book.pages / "results").glob("*.json")
-    }
     try:
-        return source.format(**glued(book), **shown)
+        return path.read_text("utf8").format(**names(book))
     except (AttributeError, KeyError, ValueError) as error:
         raise ClaimsError(
             f"chapters/{PAGE} asks for a number that no notebook and no record has: {error}"

@@ -1,4 +1,4 @@
-"""Executes one chapter in a process of its own: `python -m tools.execute ROOT SOURCE PROFILE`.
+"""Executes one chapter in a process of its own: `python -m tools.execute ROOT SOURCE PROFILE SEED THREADS`.
 
 Progress goes to standard output, one JSON object a line: {"done": 3, "cells": 12}. A process for each
 chapter keeps thread settings and peak memory apart, and one crashing kernel harms no other chapter.
@@ -53,7 +53,7 @@ def execute(book: Book, source: Path, profile: str) -> NotebookNode:
         notebook = papermill.execute_notebook(
             notebook,
             None,
-            parameters=provenance.parameters(profile),
+            parameters=provenance.parameters(profile, book.seed),
             kernel_name="python3",
             language="python",
             cwd=book.pages,
@@ -102,10 +102,10 @@ def _peak_memory_of_kernel() -> int:
     return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
 
 
-def main(root: str, source: str, profile: str) -> int:
+def main(root: str, source: str, profile: str, seed: str, fixed_threads: str) -> int:
     """Execute, write the notebook, and return an exit status."""
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    book = Book(Path(root))
+    book = Book(Path(root), int(seed), int(fixed_threads))
     try:
         pages.write(execute(book, Path(source), profile), book.notebook(Path(source), profile))
     except ChapterError as error:

@@ -17,9 +17,15 @@ RECORD = re.compile(r"\bresults/(\d\d_[\w-]+\.json)\b")
 
 @dataclass(frozen=True)
 class Book:
-    """The folders of one book: `chapters/` (sources), `book/` (pages), `sae_lib/` (the library)."""
+    """The folders of one book: `chapters/` (sources), `book/` (pages), `sae_lib/` (the library).
+
+    seed: what its chapters run with; the pages show 0.
+    fixed_threads: threads for every chapter's kernel; 0 leaves each its own.
+    """
 
     root: Path = REPOSITORY
+    seed: int = 0
+    fixed_threads: int = 0
 
     @property
     def pages(self) -> Path:
@@ -30,6 +36,10 @@ class Book:
     def library(self) -> Path:
         """The package whose changes make a notebook stale."""
         return self.root / "sae_lib"
+
+    def threads(self, source: Path, profile: str = "quick") -> int:
+        """Threads for a chapter's kernel."""
+        return self.fixed_threads or threads(source, profile)
 
     def sources(self, wanted: Sequence[str] = ()) -> list[Path]:
         """The chapters' sources, in order; `wanted` picks some by number or by name ("07")."""

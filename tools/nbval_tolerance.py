@@ -1,15 +1,21 @@
-"""Pytest plugin on top of nbval: outputs compared in full, numbers within a tolerance where asked.
+"""Pytest plugin on top of nbval: outputs compared in full, numbers as far as their kind asks.
 
-Load it with `pytest -p tools.nbval_tolerance --nbval`. A cell without further marks must print exactly
-what the notebook holds. A cell with `nbval: {abs: 0.02}` or `nbval: {rel: 0.1}` in its metadata may
-differ in its numbers: each must lie within abs, or within rel times the stored number; all other text
-must be the same. Images are not compared pixel by pixel, but must appear where the notebook has them.
+Load it with `pytest -p tools.nbval_tolerance --nbval`. A cell's metadata say of which kind its numbers are:
+
+* `nbval: {kind: exact}`: counts, closed forms; the output is compared as text, as where a cell says nothing.
+* `nbval: {kind: rounding}`: the same on every processor but for the order of its sums: each number within a
+  relative 1e-4 and one unit of its last digit.
+* `nbval: {kind: trained, abs: 0.02}`: comes out of an optimiser, which amplifies rounding; each number within
+  abs, or within rel times the stored one. `make paths` measures what that has to be.
+
+All other text must be the same. Images are not compared pixel by pixel, but must be where the notebook has one.
 """
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -22,27 +28,50 @@ from tools.notebook import GLUED, WIDGET, plain_number
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 
 
+KINDS = ("exact", "rounding", "trained")
+ROUNDING = 1e-4
+
+
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a number may lie from the stored one; (0, 0) asks for identical text."""
+    """How far a number may lie from the stored one.
 
+    kind: exact, rounding or trained. abs, rel: of trained numbers; the wider one counts.
+    """
+
+    kind: str = "exact"
     abs: float = 0.0
     rel: float = 0.0
 
     @classmethod
-    def of(cls, metadata: dict[str, Any]) -> "Tolerance":
-        """The tolerance in a cell's metadata."""
-        marks = metadata.get("nbval", {})
-        valid = isinstance(marks, dict) and set(marks) <= {"abs", "rel"}
-        if not valid or not all(isinstance(v, int | float) and v > 0 for v in marks.values()):
+    def of(cls, metadata: Mapping[str, Any]) -> "Tolerance":
+        """The tolerance in a cell's metadata. Raises ValueError for marks that are not one."""
+        marks = metadata.get("nbval", {"kind": "exact"})
+        sizes = {key: marks[key] for key in marks if key != "kind"} if isinstance(marks, dict) else {}
+        if (
+            not isinstance(marks, dict)
+            or marks.get("kind") not in KINDS
+            or not set(sizes) <= {"abs", "rel"}
+            or not all(isinstance(size, int | float) and size > 0 for size in sizes.values())
+            or bool(sizes) != (marks["kind"] == "trained")
+        ):
             raise ValueError(
-                f"cell metadata nbval is {marks!r}; expected positive abs and/or rel, as {{abs: 0.02}}"
+                f"cell metadata nbval is {marks!r}; expected {{kind: exact}}, {{kind: rounding}} or, with "
+                "abs and/or rel above 0, {kind: trained, abs: 0.02}"
             )
-        return cls(**marks)
+        return cls(marks["kind"], **sizes)
 
-    def allows(self, stored: float, new: float) -> bool:
+    def allowed(self, stored: str, *, glued: bool = False) -> float:
+        """How far a number may lie from one that a text shows like this; a glued one has all its digits."""
+        size = abs(value(stored))
+        if self.kind == "rounding":
+            return ROUNDING * size + (1e-6 if glued else last_digit(stored))
+        return max(self.abs, self.rel * size)
+
+    def allows(self, stored: str, new: str, *, glued: bool = False) -> bool:
         """Whether the new number is close enough."""
-        return math.isclose(new, stored, rel_tol=0, abs_tol=max(self.abs, self.rel * abs(stored)) + 1e-12)
+        room = self.allowed(stored, glued=glued) * (1 + 1e-9) + 1e-12
+        return math.isclose(value(new), value(stored), rel_tol=0, abs_tol=room)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -61,7 +90,7 @@ def differences(stored: list[NotebookNode], new: list[NotebookNode], tolerance: 
     """Sentences on how new outputs differ from stored ones; none if they agree."""
     # progress bars of other packages: kept out of the pages, and their ids are random
     stored, new = ([o for o in outputs if WIDGET not in o.get("data", {})] for outputs in (stored, new))
-    kinds = [[sorted(_parts(output)) for output in outputs] for outputs in (stored, new)]
+    kinds = [[sorted(parts(output)) for output in outputs] for outputs in (stored, new)]
     if kinds[0] != kinds[1]:
         yield f"the notebook holds outputs of the kinds {kinds[0]}, the cell now gives {kinds[1]}"
         for output in new:
@@ -69,13 +98,20 @@ def differences(stored: list[NotebookNode], new: list[NotebookNode], tolerance: 
                 yield f"now on {output.name}: {output.text.strip()[:500]!r}"
         return
     for number, (before, after) in enumerate(zip(stored, new, strict=True), start=1):
-        for kind, text in _parts(before).items():
-            reason = _text_difference(text, _parts(after)[kind], tolerance)
-            if reason and not kind.startswith(("image/", "application/papermill.record/image/")):
+        for kind, text in parts(before).items():
+            if is_image(kind):
+                continue
+            reason = _text_difference(text, parts(after)[kind], tolerance, glued=kind == GLUED)
+            if reason:
                 yield f"output {number}, {kind}: {reason}"
 
 
-def _parts(output: NotebookNode) -> dict[str, str]:
+def is_image(kind: str) -> bool:
+    """Whether a MIME type is that of a figure, glued or not."""
+    return kind.startswith(("image/", "application/papermill.record/image/"))
+
+
+def parts(output: NotebookNode) -> dict[str, str]:
     """What an output shows, by kind: a stream's name, a MIME type (glued values too), or an error."""
     if output.output_type == "stream":
         return {output.name: output.text}
@@ -87,22 +123,30 @@ def _parts(output: NotebookNode) -> dict[str, str]:
     }
 
 
-def _text_difference(stored: str, new: str, tolerance: Tolerance) -> str | None:
+def _text_difference(stored: str, new: str, tolerance: Tolerance, *, glued: bool) -> str | None:
     if stored == new:
         return None
     before, after = NUMBER.findall(stored), NUMBER.findall(new)
-    if tolerance == Tolerance() or _words(stored) != _words(new) or len(before) != len(after):
+    if tolerance.kind == "exact" or words(stored) != words(new) or len(before) != len(after):
         return f"expected\n{stored}\nbut got\n{new}"
     for one, other in zip(before, after, strict=True):
-        if not tolerance.allows(_value(one), _value(other)):
-            return f"{one} became {other}, which is outside abs {tolerance.abs:g}, rel {tolerance.rel:g}"
+        if not tolerance.allows(one, other, glued=glued):
+            room = tolerance.allowed(one, glued=glued)
+            return f"{one} became {other}; a {tolerance.kind} number may differ by {room:.3g} here"
     return None
 
 
-def _words(text: str) -> str:
+def words(text: str) -> str:
     """The text without its numbers; runs of spaces count as one, because a number's width may change."""
     return " ".join(NUMBER.sub("#", text).split())
 
 
-def _value(number: str) -> float:
+def value(number: str) -> float:
+    """The number that a text shows: "1,000", "−0.5", "1e-3"."""
     return float(number.replace(",", "").replace("−", "-"))
+
+
+def last_digit(number: str) -> float:
+    """One unit of the last digit shown: 0.01 for "0.91", 1 for "93"."""
+    exponent: int | str = Decimal(number.replace(",", "").replace("−", "-")).as_tuple().exponent
+    return 10.0 ** int(exponent)

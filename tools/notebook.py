@@ -36,9 +36,9 @@ def clean(notebook: NotebookNode) -> None:
         cell["id"] = f"cell-{number:03d}"
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
+        if is_injected(cell):
             # the notebook runs with it; on the page it would only repeat the cell above
-            cell.metadata["tags"].append("remove-cell")
+            cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
         if "outputs" in cell:
             # progress bars of other packages: nothing moves on a page
             cell["outputs"] = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
@@ -47,6 +47,16 @@ def clean(notebook: NotebookNode) -> None:
                     output.data[GLUED] = plain_number(output.data[GLUED])
         if cell.metadata.get("tags") == []:
             del cell.metadata["tags"]
+
+
+def is_injected(cell: NotebookNode) -> bool:
+    """Whether papermill put the cell in, to set the parameters."""
+    return "injected-parameters" in cell.metadata.get("tags", [])
+
+
+def code_of_cells(notebook: NotebookNode) -> list[str]:
+    """The sources of the code cells, without what papermill put in."""
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code" and not is_injected(cell)]
 
 
 def lighten(notebook: NotebookNode) -> None:

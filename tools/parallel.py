@@ -5,9 +5,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sae_lib.machine import hardware
 from tools.layout import REPOSITORY
@@ -36,6 +36,7 @@ class Job:
     memory_mib: what it took before, 0 if unknown.
     after: the number of another chapter, whose job must have ended before, or "".
     alone: run it while nothing else runs.
+    variables: environment variables of its own.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Job:
     profile: str = "quick"
     after: str = ""
     alone: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def environment(job: Job) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
     limits = dict.fromkeys(THREAD_VARIABLES, str(job.threads))
     quick = QUICK_ENVIRONMENT if job.profile == "quick" else {}
-    return {**inherited, **KERNEL_ENVIRONMENT, **limits, **quick}
+    return {**inherited, **KERNEL_ENVIRONMENT, **limits, **quick, **job.variables}
 
 
 def _run(job: Job, on_line: Callable[[Job, str], bool]) -> Outcome:

@@ -13,7 +13,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
 from sae_lib import machine
-from tools.layout import Book, read_source, threads
+from tools.layout import Book, read_source
 from tools.reach import Package
 
 
@@ -49,9 +49,9 @@ def _docstring_rows(node: ast.AST) -> range:
     return range(0)
 
 
-def parameters(profile: str) -> dict[str, Any]:
+def parameters(profile: str, seed: int = 0) -> dict[str, Any]:
     """What a run sets in the cell tagged `parameters`."""
-    return {"profile": profile, "seed": 0}
+    return {"profile": profile, "seed": seed}
 
 
 def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
         name: sha256(code_of(path.read_text("utf8")).encode())
         for name, path in _library_modules(book, source).items()
     }
-    values = parameters(profile)
+    values = parameters(profile, book.seed)
     return {
         "source_sha256": sha256(source.read_bytes()),
         "library_sha256": _hash_of(modules),
@@ -69,7 +69,7 @@ def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
         "profile": profile,
         "parameters": values,
         "parameters_sha256": _hash_of(values),
-        "threads": threads(source, profile),
+        "threads": book.threads(source, profile),
     }
 
 

@@ -1,0 +1,157 @@
+"""Every compared number of the book: what the page holds, what each path gives, how far it may differ."""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from sae_lib.files import replacing
+from tools.layout import Book
+from tools.nbval_tolerance import NUMBER, Tolerance, is_image, parts, value, words
+from tools.notebook import GLUED, WIDGET
+from tools.numerical_paths import NumericalPath
+
+
+@dataclass
+class Number:
+    """One number of a committed notebook.
+
+    chapter: "07". cell: its place among the code cells, from 1. label: what glues it, or the words before it.
+    kind, allowed: how it is compared. stored: as it stands in the notebook. found: as each path that executed
+    the chapter gives it, by the path's name; None where the output has other words there.
+    """
+
+    chapter: str
+    cell: int
+    label: str
+    kind: str
+    allowed: float
+    stored: str
+    found: dict[str, str | None] = field(default_factory=dict)
+
+    def spread(self, names: Sequence[str]) -> float | None:
+        """The largest distance from the stored number over some paths; None if none of them has it."""
+        values = [value(text) for name in names if (text := self.found.get(name)) is not None]
+        return max((abs(x - value(self.stored)) for x in values), default=None)
+
+    def holds(self, names: Sequence[str]) -> bool:
+        """Whether every one of these paths has it and agrees."""
+        if any(self.found.get(name) is None for name in names):
+            return False
+        spread = self.spread(names)
+        return spread is None or math.isnan(spread) or spread <= self.allowed * (1 + 1e-9) + 1e-12
+
+
+def table(book: Book, paths: Sequence[NumericalPath], sources: Sequence[Path]) -> list[Number]:
+    """The compared numbers of some chapters, in order, under each of the paths that has executed them."""
+    rows: list[Number] = []
+    for source in sources:
+        stored = _code_cells(book.notebook(source))
+        others = {
+            path.name: _code_cells(path.book(book).notebook(source))
+            for path in paths
+            if path.book(book).notebook(source).is_file()
+        }
+        for place, cell in enumerate(stored):
+            if "nbval-ignore-output" in cell.metadata.get("tags", []):
+                continue
+            cells = {name: found[place] for name, found in others.items() if len(found) == len(stored)}
+            rows += _numbers_of_cell(source.name[:2], place + 1, cell, cells)
+    return rows
+
+
+def _code_cells(path: Path) -> list[NotebookNode]:
+    notebook = nbformat.read(path, as_version=4)
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _numbers_of_cell(
+    chapter: str, place: int, cell: NotebookNode, others: Mapping[str, NotebookNode]
+) -> Iterator[Number]:
+    tolerance = Tolerance.of(cell.metadata)
+    found = {name: _texts(other) for name, other in others.items()}
+    for (order, mime), text in _texts(cell).items():
+        matches = list(NUMBER.finditer(text))
+        same = {}
+        for name, texts in found.items():
+            other = texts.get((order, mime), "")
+            numbers = NUMBER.findall(other)
+            if words(other) == words(text) and len(numbers) == len(matches):
+                same[name] = numbers
+        for i, match in enumerate(matches):
+            yield Number(
+                chapter,
+                place,
+                _label(cell, order, text, match.start()),
+                tolerance.kind,
+                tolerance.allowed(match[0], glued=mime == GLUED),
+                match[0],
+                {name: same[name][i] if name in same else None for name in found},
+            )
+
+
+def _texts(cell: NotebookNode) -> dict[tuple[int, str], str]:
+    outputs = [output for output in cell.get("outputs", []) if WIDGET not in output.get("data", {})]
+    return {
+        (order, mime): text
+        for order, output in enumerate(outputs)
+        for mime, text in parts(output).items()
+        if not is_image(mime) and "<Figure" not in text
+    }
+
+
+def _label(cell: NotebookNode, order: int, text: str, start: int) -> str:
+    outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    name = outputs[order].get("metadata", {}).get("scrapbook", {}).get("name")
+    before = " ".join(NUMBER.sub("", text[max(0, start - 60) : start]).split())
+    return name or before[-30:]
+
+
+def write_csv(rows: Sequence[Number], names: Sequence[str], target: Path) -> None:
+    """Write the table: a row a number, a column a path."""
+    head = ["chapter", "cell", "label", "kind", "allowed", "stored", *names]
+    with replacing(target) as temporary, temporary.open("w", encoding="utf8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        for row in rows:
+            cells = [row.chapter, row.cell, row.label, row.kind, f"{row.allowed:.4g}", row.stored]
+            writer.writerow(cells + [row.found.get(name) or "" for name in names])
+
+
+def summary(rows: Sequence[Number], paths: Sequence[str], seeds: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a cell: its kind, how many numbers it has, how far paths and seeds move them.
+
+    Distances are shares of what is allowed, of exact numbers plain distances: over paths the largest of the
+    cell's numbers, over seeds their median.
+    """
+    cells: dict[tuple[str, int], list[Number]] = defaultdict(list)
+    for row in rows:
+        cells[row.chapter, row.cell].append(row)
+    return [
+        {
+            "chapter": chapter,
+            "cell": cell,
+            "kind": numbers[0].kind,
+            "n_numbers": len(numbers),
+            "outside": sum(not number.holds(paths) for number in numbers),
+            "over_paths": max(_shares(numbers, paths), default=0.0),
+            "over_seeds": median(_shares(numbers, seeds) or [0.0]),
+        }
+        for (chapter, cell), numbers in cells.items()
+    ]
+
+
+def _shares(numbers: Sequence[Number], names: Sequence[str]) -> list[float]:
+    spreads = [(number, number.spread(names)) for number in numbers]
+    return [
+        round(spread / (number.allowed or 1.0), 4)
+        for number, spread in spreads
+        if spread is not None and not math.isnan(spread)
+    ]
