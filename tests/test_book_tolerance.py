@@ -9,7 +9,8 @@ from tools.nbval_tolerance import Tolerance, differences
 from tools.notebook import GLUED, clean
 
 EXACT = Tolerance()
-TWO_HUNDREDTHS = Tolerance(abs=0.02)
+TWO_HUNDREDTHS = Tolerance("trained", abs=0.02)
+ROUNDED = Tolerance("rounding")
 
 
 def text(content: str) -> list:
@@ -34,12 +35,18 @@ def agree(stored: str, new: str, tolerance: Tolerance) -> bool:
         ("rate -0.01", "rate 0.01", TWO_HUNDREDTHS, True),
         ("rate −0.5", "rate 0.5", TWO_HUNDREDTHS, False),
         ("<td>0.5</td><td>7</td>", "<td>0.51</td><td>7</td>", TWO_HUNDREDTHS, True),
-        ("1,000 rows", "1,090 rows", Tolerance(rel=0.1), True),
-        ("1,000 rows", "1,200 rows", Tolerance(rel=0.1), False),
-        ("loss 1e-4", "loss 1.05e-4", Tolerance(rel=0.1), True),
-        ("loss 0.0", "loss 0.1", Tolerance(rel=0.1), False),
-        ("  9.9", " 10.1", Tolerance(rel=0.1), True),  # one space fewer before the wider number
-        ("layer2 3", "layer3 3", Tolerance(abs=5), False),
+        ("1,000 rows", "1,090 rows", Tolerance("trained", rel=0.1), True),
+        ("1,000 rows", "1,200 rows", Tolerance("trained", rel=0.1), False),
+        ("loss 1e-4", "loss 1.05e-4", Tolerance("trained", rel=0.1), True),
+        ("loss 0.0", "loss 0.1", Tolerance("trained", rel=0.1), False),
+        ("  9.9", " 10.1", Tolerance("trained", rel=0.1), True),  # one space fewer before the wider number
+        ("norm 1.234", "norm 1.235", ROUNDED, True),
+        ("norm 1.234", "norm 1.236", ROUNDED, False),
+        ("norm 12345.6", "norm 12346.8", ROUNDED, True),
+        ("93 %", "94 %", ROUNDED, True),
+        ("93 %", "95 %", ROUNDED, False),
+        ("1,000 rows", "1,002 rows", ROUNDED, False),
+        ("layer2 3", "layer3 3", Tolerance("trained", abs=5), False),
     ],
 )
 def test_text(stored: str, new: str, tolerance: Tolerance, expected: bool) -> None:
@@ -48,7 +55,7 @@ def test_text(stored: str, new: str, tolerance: Tolerance, expected: bool) -> No
 
 def test_message_names_the_numbers() -> None:
     (reason,) = differences(text("rate 0.91"), text("rate 0.99"), TWO_HUNDREDTHS)
-    assert reason == "output 1, stdout: 0.91 became 0.99, which is outside abs 0.02, rel 0"
+    assert reason == "output 1, stdout: 0.91 became 0.99; a trained number may differ by 0.02 here"
 
 
 def test_images_are_not_compared_but_must_be_there() -> None:
@@ -64,9 +71,27 @@ def test_new_warning_is_a_difference() -> None:
     assert any("UserWarning: odd" in line for line in found)
 
 
-@pytest.mark.parametrize("marks", [{"absolute": 1}, {"abs": "0.1"}, {"abs": -1}, 0.02])
+def test_a_glued_number_has_all_its_digits_and_no_room_for_the_last_one() -> None:
+    glued = [[new_output("display_data", {GLUED: text})] for text in ("0.5", "0.50004", "0.5002")]
+    assert not list(differences(glued[0], glued[1], ROUNDED))
+    assert list(differences(glued[0], glued[2], ROUNDED))
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        {"kind": "trained", "absolute": 1},
+        {"kind": "trained", "abs": "0.1"},
+        {"kind": "trained", "abs": -1},
+        {"kind": "trained"},
+        {"kind": "exact", "abs": 0.1},
+        {"kind": "other"},
+        {"abs": 0.02},
+        0.02,
+    ],
+)
 def test_wrong_marks_are_refused(marks: object) -> None:
-    with pytest.raises(ValueError, match=r"expected positive abs and/or rel"):
+    with pytest.raises(ValueError, match=r"expected {kind: exact}, {kind: rounding} or"):
         Tolerance.of({"nbval": marks})
 
 

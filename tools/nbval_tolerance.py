@@ -8,7 +8,7 @@ Load it with `pytest -p tools.nbval_tolerance --nbval`. A cell's metadata say of
 * `nbval: {kind: trained, abs: 0.02}`: comes out of an optimiser, which amplifies rounding; each number within
   abs, or within rel times the stored one. `make paths` measures what that has to be.
 
-All other text must be the same. Images are not compared pixel by pixel, but must be where the notebook has one.
+All other text must be the same. Pixels of images are not compared, but an image must be where one was.
 """
 
 import math

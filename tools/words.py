@@ -17,8 +17,8 @@ class WordsError(Exception):
 def carry(book: Book, source: Path) -> bool:
     """Bring a chapter's notebook up to its source without executing; returns whether that changed it.
 
-    Outputs, hardware and times stay as they were. Raises WordsError where code, library, records, parameters or
-    the stub of an exercise changed.
+    Outputs, hardware and times stay as they were. Raises WordsError where code, library, records, parameters
+    or the stub of an exercise changed.
     """
     path = book.notebook(source)
     if not (reasons := provenance.stale(book, source)):
