@@ -95,6 +95,13 @@ def test_wrong_marks_are_refused(marks: object) -> None:
         Tolerance.of({"nbval": marks})
 
 
+def test_what_one_stream_printed_is_one_output_however_often_it_was_flushed() -> None:
+    parts = [*text("rate 0."), *text("91\n"), new_output("stream", name="stderr", text="odd")]
+    whole = [*text("rate 0.91\n"), new_output("stream", name="stderr", text="odd")]
+    assert not list(differences(whole, parts, EXACT))
+    assert list(differences(whole, [*parts, *text("more")], EXACT))
+
+
 def test_progress_bars_of_widgets_are_not_compared() -> None:
     widget = "application/vnd.jupyter.widget-view+json"
     bars = [new_output("display_data", {widget: {"model_id": name}, "text/plain": name}) for name in "ab"]

@@ -22,7 +22,7 @@ import pytest
 from nbformat import NotebookNode
 from nbval.plugin import IPyNbCell
 
-from tools.notebook import GLUED, WIDGET, plain_number
+from tools.notebook import GLUED, joined, plain_number
 
 # not inside a word or a version: "layer2" and the last part of "3.11.7" are text
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
@@ -88,8 +88,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def differences(stored: list[NotebookNode], new: list[NotebookNode], tolerance: Tolerance) -> Iterator[str]:
     """Sentences on how new outputs differ from stored ones; none if they agree."""
-    # progress bars of other packages: kept out of the pages, and their ids are random
-    stored, new = ([o for o in outputs if WIDGET not in o.get("data", {})] for outputs in (stored, new))
+    stored, new = joined(stored), joined(new)
     kinds = [[sorted(parts(output)) for output in outputs] for outputs in (stored, new)]
     if kinds[0] != kinds[1]:
         yield f"the notebook holds outputs of the kinds {kinds[0]}, the cell now gives {kinds[1]}"

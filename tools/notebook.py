@@ -40,13 +40,29 @@ def clean(notebook: NotebookNode) -> None:
             # the notebook runs with it; on the page it would only repeat the cell above
             cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
         if "outputs" in cell:
-            # progress bars of other packages: nothing moves on a page
-            cell["outputs"] = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+            cell["outputs"] = joined(cell.outputs)
             for output in cell.outputs:
                 if GLUED in output.get("data", {}):
                     output.data[GLUED] = plain_number(output.data[GLUED])
         if cell.metadata.get("tags") == []:
             del cell.metadata["tags"]
+
+
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Outputs without progress bars of other packages, and what one stream printed in a row as one output.
+
+    Nothing moves on a page, and when a kernel flushes a stream is chance.
+    """
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        if WIDGET in output.get("data", {}):
+            continue
+        stream = output.get("name") if output.output_type == "stream" else None
+        if stream and kept and kept[-1].get("name") == stream:
+            kept[-1] = NotebookNode({**kept[-1], "text": kept[-1].text + output.text})
+        else:
+            kept.append(output)
+    return kept
 
 
 def is_injected(cell: NotebookNode) -> bool:

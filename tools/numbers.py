@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 from sae_lib.files import replacing
 from tools.layout import Book
 from tools.nbval_tolerance import NUMBER, Tolerance, is_image, parts, value, words
-from tools.notebook import GLUED, WIDGET
+from tools.notebook import GLUED, joined
 from tools.numerical_paths import NumericalPath
 
 
@@ -98,18 +98,16 @@ def _numbers_of_cell(
 
 
 def _texts(cell: NotebookNode) -> dict[tuple[int, str], str]:
-    outputs = [output for output in cell.get("outputs", []) if WIDGET not in output.get("data", {})]
     return {
         (order, mime): text
-        for order, output in enumerate(outputs)
+        for order, output in enumerate(joined(cell.get("outputs", [])))
         for mime, text in parts(output).items()
         if not is_image(mime) and "<Figure" not in text
     }
 
 
 def _label(cell: NotebookNode, order: int, text: str, start: int) -> str:
-    outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
-    name = outputs[order].get("metadata", {}).get("scrapbook", {}).get("name")
+    name = joined(cell.outputs)[order].get("metadata", {}).get("scrapbook", {}).get("name")
     before = " ".join(NUMBER.sub("", text[max(0, start - 60) : start]).split())
     return name or before[-30:]
 

@@ -52,8 +52,8 @@ class NumericalPath:
     """A way to execute the book.
 
     variables: environment variables that make libraries choose other code.
-    threads: for every chapter; 0 leaves each its own. seed: what chapters run with; one that is not 0 makes it
-    no path but another draw, to see paths beside.
+    threads: for every chapter; 0 leaves each its own. seed: what chapters run with; one that is not 0 makes
+    it no path but another draw, to see paths beside.
     """
 
     name: str
