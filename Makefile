@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 SITE := $(PY) -m tools.book site --repository "$(REPOSITORY)" --address "$(ADDRESS)"
 
-.PHONY: help env book site archive test check lock clean
+.PHONY: help env book site archive check test paths lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,6 +56,9 @@ test: env ## style, types, unit tests, then every notebook executed again and co
 	$(VENV)/bin/mypy
 	$(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 	$(PY) -m tools.book verify
+
+paths: env ## execute the book as other processors would, and with other seeds; compare every number
+	@$(PY) -m tools.book verify --paths
 
 lock: env ## write requirements.lock anew from what is installed in .venv
 	@$(PY) -m tools.lock

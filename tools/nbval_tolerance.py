@@ -12,7 +12,6 @@ All other text must be the same. Pixels of images are not compared, but an image
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -22,11 +21,7 @@ import pytest
 from nbformat import NotebookNode
 from nbval.plugin import IPyNbCell
 
-from tools.notebook import GLUED, joined, plain_number
-
-# not inside a word or a version: "layer2" and the last part of "3.11.7" are text
-NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
-
+from tools.notebook import GLUED, NUMBER, is_image, joined, parts
 
 KINDS = ("exact", "rounding", "trained")
 ROUNDING = 1e-4
@@ -103,23 +98,6 @@ def differences(stored: list[NotebookNode], new: list[NotebookNode], tolerance: 
             reason = _text_difference(text, parts(after)[kind], tolerance, glued=kind == GLUED)
             if reason:
                 yield f"output {number}, {kind}: {reason}"
-
-
-def is_image(kind: str) -> bool:
-    """Whether a MIME type is that of a figure, glued or not."""
-    return kind.startswith(("image/", "application/papermill.record/image/"))
-
-
-def parts(output: NotebookNode) -> dict[str, str]:
-    """What an output shows, by kind: a stream's name, a MIME type (glued values too), or an error."""
-    if output.output_type == "stream":
-        return {output.name: output.text}
-    if output.output_type == "error":
-        return {"error": f"{output.ename}: {output.evalue}"}
-    return {
-        kind: plain_number(content) if kind == GLUED else str(content)
-        for kind, content in output.data.items()
-    }
 
 
 def _text_difference(stored: str, new: str, tolerance: Tolerance, *, glued: bool) -> str | None:

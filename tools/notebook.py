@@ -19,6 +19,8 @@ from tools.layout import REPOSITORY
 MAX_BYTES = 500_000
 WIDGET = "application/vnd.jupyter.widget-view+json"
 GLUED = "application/papermill.record/text/plain"
+# not inside a word or a version: "layer2" and the last part of "3.11.7" are text
+NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 # how NumPy shows a number: np.float64(0.5)
 NUMPY = re.compile(r"^np\.\w+\(([^()]*)\)$")
 # places where files of one machine lie; a relative path or an address of a web page does not match
@@ -97,6 +99,23 @@ def plain_number(text: str) -> str:
     return NUMPY.sub(r"\1", text)
 
 
+def is_image(kind: str) -> bool:
+    """Whether a MIME type is that of a figure, glued or not."""
+    return kind.startswith(("image/", "application/papermill.record/image/"))
+
+
+def parts(output: NotebookNode) -> dict[str, str]:
+    """What an output shows, by kind: a stream's name, a MIME type (glued values too), or an error."""
+    if output.output_type == "stream":
+        return {output.name: output.text}
+    if output.output_type == "error":
+        return {"error": f"{output.ename}: {output.evalue}"}
+    return {
+        kind: plain_number(content) if kind == GLUED else str(content)
+        for kind, content in output.data.items()
+    }
+
+
 def write(notebook: NotebookNode, path: Path) -> None:
     """Write in one step, so that a page is never half written."""
     with replacing(path) as temporary:
@@ -104,8 +123,8 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 
 def problems(notebook: NotebookNode) -> list[str]:
-    """The rules that a notebook breaks: weight, paths of a machine, errors and warnings."""
-    return [*_too_heavy(notebook), *_noise(notebook), *_paths(notebook)]
+    """The rules that a notebook breaks: weight, kinds of numbers, paths of a machine, errors and warnings."""
+    return [*_too_heavy(notebook), *_unmarked(notebook), *_noise(notebook), *_paths(notebook)]
 
 
 def _too_heavy(notebook: NotebookNode) -> Iterator[str]:
@@ -120,6 +139,21 @@ def _too_heavy(notebook: NotebookNode) -> Iterator[str]:
             f"it weighs {size // 1000} KB, at most {MAX_BYTES // 1000} KB are allowed; the largest output is "
             f"{largest} with {weights.get(largest, 0) // 1000} KB: draw it smaller or with fewer points"
         )
+
+
+def _unmarked(notebook: NotebookNode) -> Iterator[str]:
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(code, start=1):
+        if "nbval" in cell.metadata or "nbval-ignore-output" in cell.metadata.get("tags", []):
+            continue
+        shown = [
+            text for output in cell.outputs for kind, text in parts(output).items() if not is_image(kind)
+        ]
+        if any(NUMBER.search(text) for text in shown if not text.startswith("<Figure")):
+            yield (
+                f"cell {number} shows numbers and does not say of which kind they are: add nbval: "
+                "{kind: exact}, {kind: rounding} or {kind: trained, abs: …} to its metadata"
+            )
 
 
 def _size(notebook: NotebookNode) -> int:

@@ -14,8 +14,8 @@ from nbformat import NotebookNode
 
 from sae_lib.files import replacing
 from tools.layout import Book
-from tools.nbval_tolerance import NUMBER, Tolerance, is_image, parts, value, words
-from tools.notebook import GLUED, joined
+from tools.nbval_tolerance import Tolerance, value, words
+from tools.notebook import GLUED, NUMBER, is_image, joined, parts
 from tools.numerical_paths import NumericalPath
 
 

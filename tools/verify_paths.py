@@ -5,13 +5,15 @@ from pathlib import Path
 
 import nbformat
 
-from tools import jobs, numbers, numerical_paths, verdicts
+from sae_lib import records
+from tools import jobs, numbers, numerical_paths, provenance, verdicts
 from tools import notebook as pages
 from tools.layout import Book
 from tools.nbval_tolerance import Tolerance, differences
 from tools.numerical_paths import NumericalPath
 
 TABLE = "runs/paths/numbers.csv"
+RECORD = "numerical_paths.json"
 
 
 def run(book: Book, sources: Sequence[Path], paths: Sequence[NumericalPath], cores: int) -> bool:
@@ -37,7 +39,21 @@ def run(book: Book, sources: Sequence[Path], paths: Sequence[NumericalPath], cor
         failures += [f"{v.where}: {v.says} ({v.holds})" for v in verdicts.fallen(book, path.book(book))]
         print(f"{path.name}: {len(failures)} outputs or verdicts differ", *failures, sep="\n  ")
         passed = passed and not failures
+    if paths == numerical_paths.PATHS and list(sources) == book.sources():
+        _record(book, here, rows)
     return passed
+
+
+def _record(book: Book, paths: Sequence[NumericalPath], rows: Sequence[numbers.Number]) -> None:
+    """Keep what the whole book did under all paths, a row a cell."""
+    names, seeds = ([path.name for path in paths if bool(path.seed) == seed] for seed in (False, True))
+    made = [
+        provenance.recorded(path.book(book).notebook(source)) for path in paths for source in book.sources()
+    ]
+    target = book.pages / "results" / RECORD
+    seconds = sum(float(notebook.get("seconds", 0)) for notebook in made)
+    records.write(target, numbers.summary(rows, names, seeds), seconds=seconds)
+    print(f"for the status page: {target.relative_to(book.root)}")
 
 
 def _described(path: NumericalPath) -> bool:
