@@ -43,6 +43,8 @@ def agree(stored: str, new: str, tolerance: Tolerance) -> bool:
         ("norm 1.234", "norm 1.235", ROUNDED, True),
         ("norm 1.234", "norm 1.236", ROUNDED, False),
         ("norm 12345.6", "norm 12346.8", ROUNDED, True),
+        ("differs by 6e-9", "differs by 9e-9", ROUNDED, False),
+        ("differs by 6e-9", "differs by 9e-9", Tolerance("rounding", abs=1e-8), True),
         ("93 %", "94 %", ROUNDED, True),
         ("93 %", "95 %", ROUNDED, False),
         ("1,000 rows", "1,002 rows", ROUNDED, False),

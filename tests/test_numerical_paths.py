@@ -1,4 +1,4 @@
-"""The book under several numerical paths: copies, resumption, table, verdicts; words carried without a run."""
+"""The book under several numerical paths: copies, resumption, table, verdicts; words carried over."""
 
 import csv
 import shutil

@@ -4,7 +4,7 @@ Load it with `pytest -p tools.nbval_tolerance --nbval`. A cell's metadata say of
 
 * `nbval: {kind: exact}`: counts, closed forms; the output is compared as text, as where a cell says nothing.
 * `nbval: {kind: rounding}`: the same on every processor but for the order of its sums: each number within a
-  relative 1e-4 and one unit of its last digit.
+  relative 1e-4 and one unit of its last digit, or as abs and rel say, for what is itself a rounding error.
 * `nbval: {kind: trained, abs: 0.02}`: comes out of an optimiser, which amplifies rounding; each number within
   abs, or within rel times the stored one. `make paths` measures what that has to be.
 
@@ -31,7 +31,7 @@ ROUNDING = 1e-4
 class Tolerance:
     """How far a number may lie from the stored one.
 
-    kind: exact, rounding or trained. abs, rel: of trained numbers; the wider one counts.
+    kind: exact, rounding or trained. abs, rel: the wider one counts; a trained number has one at least.
     """
 
     kind: str = "exact"
@@ -48,7 +48,8 @@ class Tolerance:
             or marks.get("kind") not in KINDS
             or not set(sizes) <= {"abs", "rel"}
             or not all(isinstance(size, int | float) and size > 0 for size in sizes.values())
-            or bool(sizes) != (marks["kind"] == "trained")
+            or (marks["kind"] == "trained" and not sizes)
+            or (marks["kind"] == "exact" and sizes)
         ):
             raise ValueError(
                 f"cell metadata nbval is {marks!r}; expected {{kind: exact}}, {{kind: rounding}} or, with "
@@ -59,9 +60,10 @@ class Tolerance:
     def allowed(self, stored: str, *, glued: bool = False) -> float:
         """How far a number may lie from one that a text shows like this; a glued one has all its digits."""
         size = abs(value(stored))
+        room = max(self.abs, self.rel * size)
         if self.kind == "rounding":
-            return ROUNDING * size + (1e-6 if glued else last_digit(stored))
-        return max(self.abs, self.rel * size)
+            return max(room, ROUNDING * size + (1e-6 if glued else last_digit(stored)))
+        return room
 
     def allows(self, stored: str, new: str, *, glued: bool = False) -> bool:
         """Whether the new number is close enough."""

@@ -1,13 +1,14 @@
 """The status page: what each page and each record was made from, when, on what, and at what cost."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from sae_lib import records
-from tools import provenance
+from tools import provenance, verify_paths
 from tools.layout import Book
+from tools.nbval_tolerance import KINDS
 
 PAGE = "status.md"
 
@@ -27,12 +28,24 @@ alone on two of them, a chapter takes between half of these and all of them.
 
 {machine}
 
-## Records of longer runs
+{reproduction}## Records of longer runs
 
 A record holds the numbers of runs that take longer than a chapter may. The chapter that shows it runs a part
 of the same experiment live. Its library hash covers all of `sae_lib`, as it was on the day of the run.
 
 {records}
+"""
+
+REPRODUCTION = """\
+## On other processors
+
+Each chapter was also executed as other processors would: with other code for products, sums and normal draws,
+and with two threads (`make paths`). *Exact* numbers came out the same, *rounding* ones to a relative 1e-4, and
+*trained* ones within the tolerances of their cells; *widest* is the largest share of a tolerance that any of
+them used. Two other seeds were run beside them; the record `numerical_paths` has both, cell by cell.
+
+{table}
+
 """
 
 
@@ -63,10 +76,30 @@ def text(book: Book) -> str:
         )  # fmt: skip
     record_head = ("record", "made on", "seconds", "hardware", "version", "library")
     return TEXT.format(
+        reproduction=_reproduction(book),
         chapters=_table(head, chapters),
         machine=_machines(list(made.values())),
         records=_table(record_head, rows) if rows else "There are none.",
     )
+
+
+def _reproduction(book: Book) -> str:
+    """What other processors make of the numbers, from the record of `make paths`; "" where there is none."""
+    path = book.pages / "results" / verify_paths.RECORD
+    if not path.is_file():
+        return ""
+    by_chapter: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in records.read(path).rows:
+        by_chapter[row["chapter"]].append(row)
+    rows = []
+    for chapter, cells in by_chapter.items():
+        numbers = Counter(dict.fromkeys(KINDS, 0))
+        for cell in cells:
+            numbers[cell["kind"]] += cell["n_numbers"]
+        trained = [cell for cell in cells if cell["kind"] == "trained"]
+        widest = max((cell["over_paths"] for cell in trained), default=0.0)
+        rows.append((chapter, *(numbers[kind] for kind in KINDS), f"{widest:.0%}" if trained else "–"))
+    return REPRODUCTION.format(table=_table(("chapter", *KINDS, "widest"), rows))
 
 
 def _machines(made: list[dict[str, Any]]) -> str:
