@@ -39,10 +39,11 @@ of the same experiment live. Its library hash covers all of `sae_lib`, as it was
 REPRODUCTION = """\
 ## On other processors
 
-Each chapter was also executed as other processors would: with other code for products, sums and normal draws,
-and with two threads (`make paths`). *Exact* numbers came out the same, *rounding* ones to a relative 1e-4, and
-*trained* ones within the tolerances of their cells; *widest* is the largest share of a tolerance that any of
-them used. Two other seeds were run beside them; the record `numerical_paths` has both, cell by cell.
+Each chapter was also executed as other processors would: with other code for products, sums, normal
+draws, and with two threads (`make paths`). *Exact* numbers came out the same, *rounding* ones to a
+relative 1e-4, and *trained* ones within the tolerances of their cells; *widest* is the largest
+share of a tolerance that any of them used. Two other seeds were run beside them; the record
+`numerical_paths` has both, cell by cell.
 
 {table}
 
