@@ -10,7 +10,10 @@ from sae_lib.experiments import testbed
 
 def test_directions_in_both_runs_are_counted_and_cosines_sorted_into_bins(monkeypatch, tmp_path):
     axes = torch.eye(8)
-    runs = {"one": axes[:4], "other": torch.stack([axes[0], 0.8 * axes[1] + 0.6 * axes[5], axes[6], axes[7]])}
+    runs = {
+        "one": axes[:4],
+        "other": torch.stack([axes[0], 0.81 * axes[1] + 0.5864 * axes[5], axes[6], axes[7]]),
+    }
     for name, directions in runs.items():
         sae = SparseAutoencoder(8, 4)
         with torch.no_grad():
@@ -20,10 +23,10 @@ def test_directions_in_both_runs_are_counted_and_cosines_sorted_into_bins(monkey
     rows = (torch.rand(2000, 8, generator=stream) < 0.2).float()
     monkeypatch.setattr(consistency, "source", lambda data, layer: (None, rows))
     found = agreement.share([str(tmp_path / name) for name in runs], "activations")
-    # one at cosine 1, one at 0.8, two with nothing in the other run
+    # one at cosine 1, one at 0.81, two with nothing in the other run
     assert found["directions"] == [2, 2, 1]
     bins = [0] * agreement.BINS
-    for cosine in (0.999, 0.801, 0.0, 0.0):
+    for cosine in (0.999, 0.81, 0.0, 0.0):
         bins[int(cosine * agreement.BINS)] += 1
     assert found["histogram"] == bins
 

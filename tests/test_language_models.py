@@ -296,7 +296,8 @@ def test_a_saved_folder_loads_back(lm, tmp_path):
     again = load(tmp_path / "model")
     assert again.name == "model"
     assert again.fingerprint == lm.fingerprint
-    assert torch.equal(again.logits(random_blocks()), lm.logits(random_blocks()))
+    # the same weights at another place in memory, by which some BLAS choose the order of their sums
+    torch.testing.assert_close(again.logits(random_blocks()), lm.logits(random_blocks()))
     assert load(tmp_path / "model", dtype=torch.bfloat16).dtype == torch.bfloat16
 
 

@@ -57,7 +57,10 @@ def test_logistic_probes_are_scikit_learns(penalty):
         theirs.fit((rows / size).numpy(), labels[:, i].numpy())
         ours = torch.cat([probes.direction[i] * size, -probes.offset[i : i + 1]]).numpy()
         np.testing.assert_allclose(ours, [*theirs.coef_[0], theirs.intercept_[0]], rtol=2e-3, atol=2e-3)
-        assert probes.say(rows)[:, i].numpy().tolist() == theirs.predict((rows / size).numpy()).tolist()
+        # rows nearer to the boundary than the two solutions are to each other may fall to either side
+        far = np.abs(theirs.decision_function((rows / size).numpy())) > 0.02
+        assert far.mean() > 0.9
+        assert (probes.say(rows)[:, i].numpy() == theirs.predict((rows / size).numpy()))[far].all()
 
 
 def test_probes_of_a_constant_class_and_of_constant_rows_are_finite():

@@ -211,20 +211,24 @@ def quantile_bias(sae: SparseAutoencoder, sample: Tensor, target: Tensor) -> Ten
     """
     rank = (target * len(sample)).long().clamp(max=len(sample) - 1)
     centred = sample - sae.pre_bias
+    # a latent whose projections are all small has what is left of larger products, and their rounding
+    least = 0.03 * centred.norm(dim=1).mean()
     # a few latents at a time: N × M numbers would not fit for a wide autoencoder
     blocks = zip(sae.weight.split(512), rank.split(512), strict=True)
-    thresholds = [_above_rank(rows @ centred.T, ranks) for rows, ranks in blocks]
+    thresholds = [_above_rank(rows @ centred.T, ranks, least) for rows, ranks in blocks]
     return -torch.cat(thresholds).clamp(0.0, 1.0)
 
 
-def _above_rank(values: Tensor, ranks: Tensor) -> Tensor:
+def _above_rank(values: Tensor, ranks: Tensor, least: Tensor) -> Tensor:
     """Of each row of (M, N) a threshold that at most ``ranks`` (M,) of its values exceed, between two values.
 
     Halfway from the value with ``ranks`` others before it, in descending order, to the next that is larger by
     more than rounding: so neither the processor nor the size of a batch decides who fires.
+
+    least: what the largest value counts as at the least, when it comes to rounding.
     """
     at = _at_rank(values, ranks)
-    rounding = RELATIVE_GAP * values.abs().amax(dim=1)
+    rounding = RELATIVE_GAP * values.abs().amax(dim=1).clamp(min=least)
     larger = values.where(values > (at + rounding)[:, None], torch.inf).amin(dim=1)
     return torch.where(larger.isfinite(), (at + larger) / 2, at + rounding)
 
