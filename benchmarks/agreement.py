@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks import consistency
-from sae_lib import load, metrics, records, spectrum
+from sae_lib import load, metrics, records
 from sae_lib.experiments import testbed
+from sae_lib.metrics import spectrum
 from sae_lib.sweeps import sweep
 
 RESULTS = "book/results"

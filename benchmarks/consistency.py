@@ -33,9 +33,10 @@ from filelock import FileLock
 from torch import Tensor
 
 import sae_lib
-from sae_lib import activations, language_models, metrics, records, spectrum
+from sae_lib import activations, language_models, metrics, records
 from sae_lib.batches import BatchSource, Rows
 from sae_lib.experiments import testbed
+from sae_lib.metrics import spectrum
 from sae_lib.metrics.recovery import directions
 from sae_lib.sweeps import sweep
 

@@ -167,7 +167,7 @@ def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) ->
         rows = collect(trial, [{"number": i} for i in range(trials)], seconds, workers)
         rows = rows and verdicts(rows)
     spent = before + time.perf_counter() - start
-    with sae_lib.files.replacing(clock) as path:
+    with sae_lib.files.atomic.replacing(clock) as path:
         path.write_text(json.dumps(spent))
     if rows:
         records.write(RESULTS / f"13_{what.replace('-', '_')}.json", rows, seconds=spent)

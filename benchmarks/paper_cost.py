@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import sae_lib
 from benchmarks.paper_setup import BATCH_BLOCKS, BLOCK, SKIP_FIRST, label, methods
-from sae_lib.activations.rows import forward
+from sae_lib.activations.positions import forward
 from sae_lib.language_models import DEFAULT_MODEL, LanguageModel, Site
 from sae_lib.methods import Method
 

@@ -48,13 +48,14 @@ from benchmarks.paper_setup import (
     parser,
     passes,
 )
-from sae_lib import checkpoint, language_models, metrics, records
+from sae_lib import language_models, metrics, records
 from sae_lib.activations import ActivationStream
-from sae_lib.activations.rows import forward
-from sae_lib.files import read_json, replacing
+from sae_lib.activations.positions import forward
+from sae_lib.files.atomic import read_json, replacing
 from sae_lib.language_models import LanguageModel
-from sae_lib.machine import hardware
 from sae_lib.metrics.faithfulness import faithfulness
+from sae_lib.records.machine import hardware
+from sae_lib.training import checkpoint
 
 HELD_OUT = 0.1
 CHECKPOINT_EVERY = 500

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_lib import corpora, language_models
-from sae_lib.files import read_json
+from sae_lib.files.atomic import read_json
 from sae_lib.language_models import DEFAULT_MODEL, LanguageModel
 from sae_lib.methods import GroupBiasAdaptation, Method, TopK
 

@@ -25,10 +25,10 @@ import numpy as np
 
 import sae_lib
 from sae_lib import records
-from sae_lib.cooccurrence import Rho2, cooccurrence
 from sae_lib.experiments import testbed
 from sae_lib.experiments.reading import Place, Read, intervene
 from sae_lib.metrics import splitting
+from sae_lib.metrics.cooccurrence import Rho2, cooccurrence
 from sae_lib.metrics.reading import TokenTable, code_table, scattered
 from sae_lib.sweeps import sweep
 

@@ -27,12 +27,11 @@ _EXPORTS: dict[str, str] = {
     "SparseAutoencoder": "sae",
     "TopK": "methods.top_k",
     "load": "storage",
-    "train": "training",
+    "train": "training.loop",
 }
 _MODULES = (
     "activations",
     "batches",
-    "cooccurrence",
     "corpora",
     "dashboards",
     "distributed",
@@ -46,12 +45,10 @@ _MODULES = (
     "plotting",
     "records",
     "sae",
-    "spectrum",
     "storage",
     "sweeps",
     "synthetic",
     "synthsaebench",
-    "theory",
     "training",
 )
 

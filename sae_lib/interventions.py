@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae_lib.language_models import LanguageModel, Site
+from sae_lib.language_models.unembedding import through_final_norm
 from sae_lib.sae import SparseAutoencoder
 
 ERRORS = ("kept", "dropped")
@@ -233,48 +234,6 @@ def top_tokens(
     return named(True), named(False)
 
 
-def _normed(model: LanguageModel, stream: Tensor) -> Tensor:
-    """What the unembedding receives when the last residual stream is ``stream`` (N, d)."""
-    caught: list[Tensor] = []
-
-    def catch(_module: Any, inputs: tuple[Tensor, ...]) -> None:
-        caught.append(inputs[0])
-
-    handle = model.model.get_output_embeddings().register_forward_pre_hook(catch)
-    try:
-        with model.replaced(f"resid_post.{model.n_layers - 1}", lambda _: stream[None]):
-            model.logits(torch.zeros(1, len(stream), dtype=torch.long))
-    finally:
-        handle.remove()
-    return caught[0][0]
-
-
-def _through_final_norm(model: LanguageModel, directions: Tensor) -> Tensor:
-    """Directions (n, d) through the linear part of the final norm: its gain, and its centring if it has one.
-
-    A norm is x ↦ g ⊙ C x / s(x) + bias, with C the identity (RMSNorm) or x − mean (LayerNorm). Its odd part
-    at two known vectors gives g and C, whatever the norm is called and however it stores the gain.
-    """
-    device, d = model.device, model.d_model
-    balanced = torch.ones(d, device=device)
-    balanced[1::2] = -1
-    balanced = balanced - balanced.mean()
-    balanced = balanced / balanced.square().mean().sqrt()
-    other = torch.linspace(-1, 2, d, device=device).square()
-    probes = torch.stack([balanced, torch.ones_like(balanced), other])
-    # long enough for the ε under the norm's root not to count
-    out = _normed(model, 64 * torch.cat([probes, -probes])).float()
-    odd = (out[:3] - out[3:]) / 2
-    gain = odd[0] / balanced
-
-    def linear(rows: Tensor) -> Tensor:
-        return rows * gain - rows.mean(dim=-1, keepdim=True) * (gain - odd[1])
-
-    if torch.cosine_similarity(linear(other), odd[2], dim=0) < 0.99:
-        raise ValueError(f"between the last block and the unembedding of {model.name} lies more than a norm")
-    return linear(directions)
-
-
 @torch.no_grad()
 def logit_weights(model: LanguageModel, sae: SparseAutoencoder, latents: Sequence[int] | Tensor) -> Tensor:
     """What the decoder directions of n latents write straight to the logits: (n, vocabulary), float32.
@@ -287,4 +246,4 @@ def logit_weights(model: LanguageModel, sae: SparseAutoencoder, latents: Sequenc
     _checked_width(model, sae)
     directions = sae.decoder_rows[index].to(model.device, torch.float32)
     unembedding: Tensor = model.model.get_output_embeddings().weight
-    return _through_final_norm(model, directions) @ unembedding.float().T
+    return through_final_norm(model, directions) @ unembedding.float().T

@@ -10,8 +10,8 @@ from lm_fixtures import D_MODEL, FAMILIES, language_model, random_blocks
 
 import sae_lib
 from sae_lib import cli, language_models, metrics
-from sae_lib.cooccurrence import cooccurrence
 from sae_lib.interventions import ablate, logit_weights, splice, steer
+from sae_lib.metrics.cooccurrence import cooccurrence
 from sae_lib.metrics.faithfulness import faithfulness
 from sae_lib.storage import StorageError
 from sae_lib.synthsaebench import Benchmark, train_sae_lens

@@ -13,7 +13,7 @@ from crashes import CrashError, crash_at
 from lm_fixtures import FAMILIES, language_model, text_corpus
 
 from sae_lib.activations import harvest, harvest_sites
-from sae_lib.files import only_writer
+from sae_lib.files.atomic import only_writer
 
 torch.set_num_threads(1)
 SITES = ("resid_post.2", "mlp_out.1", "resid_post.0")

@@ -23,9 +23,9 @@ CONTENTS = {
         "sae", "methods", "training", "distributed", "storage",
     )),
     "measuring": ("Measuring", (
-        "metrics", "metrics.faithfulness", "metrics.nulls", "metrics.predictions", "metrics.probes",
-        "metrics.reading", "metrics.splitting", "identifiability", "theory", "spectrum", "cooccurrence",
-        "sweeps", "records",
+        "metrics", "metrics.cooccurrence", "metrics.faithfulness", "metrics.nulls", "metrics.predictions",
+        "metrics.probes", "metrics.reading", "metrics.spectrum", "metrics.splitting", "identifiability",
+        "identifiability.bands", "sweeps", "records",
     )),
     "reading": ("Reading, showing, experiments", (
         "interventions", "dashboards", "plotting", "experiments", "experiments.testbed",
@@ -166,7 +166,7 @@ class Page:
 
     def text(self, book: Book) -> str:
         """The page as Markdown; empty for a book whose library is not `sae_lib`."""
-        if not (book.library / "training.py").is_file():
+        if not (book.library / "training" / "loop.py").is_file():
             return ""
         library = Library(book)
         if not self.name:

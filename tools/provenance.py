@@ -12,7 +12,7 @@ from typing import Any
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
-from sae_lib import machine
+from sae_lib.records import machine
 from tools.layout import Book, read_source, threads
 from tools.reach import Package
 

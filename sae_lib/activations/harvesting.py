@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from sae_lib.activations.manifest import DTYPES, MANIFEST, Manifest, Shard, check_shard, shard_name
-from sae_lib.activations.rows import enough, origin
+from sae_lib.activations.positions import enough, origin
 from sae_lib.activations.shards import write_shards
 from sae_lib.activations.store import ActivationStore
 from sae_lib.corpora import Corpus, token_blocks
 from sae_lib.distributed import World
-from sae_lib.files import only_writer, short
+from sae_lib.files.atomic import only_writer, short
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.normalisation import KINDS
 

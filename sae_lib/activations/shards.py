@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_lib.activations.manifest import DTYPES, Manifest, Shard, write_shard
-from sae_lib.activations.rows import forward, kept
+from sae_lib.activations.positions import forward, kept
 from sae_lib.distributed import World
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.normalisation import Normalisation

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_lib.activations.rows import vocabulary_sha256
+from sae_lib.activations.positions import vocabulary_sha256
 from sae_lib.activations.store import ActivationStore
-from sae_lib.cooccurrence import Cooccurrence
 from sae_lib.dashboards.data import Dashboards, Latent
 from sae_lib.dashboards.passes import Seen, first_pass, second_pass
 from sae_lib.dashboards.tokens import texts
 from sae_lib.dashboards.weights import Pairs, nearest, token_scores
 from sae_lib.language_models import LanguageModel
+from sae_lib.metrics.cooccurrence import Cooccurrence
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_lib.byte_vocabulary import token_bytes
 from sae_lib.corpora import separator_id
+from sae_lib.language_models.byte_vocabulary import token_bytes
 
 # decided by the token itself, whatever stands before it
 OF_THE_TOKEN = ("newline", "open bracket", "digit", "capital", "keyword", "underscore")

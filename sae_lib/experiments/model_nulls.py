@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sae_lib import metrics
-from sae_lib.activations.rows import forward, kept
+from sae_lib.activations.positions import forward, kept
 from sae_lib.batches import Rows
 from sae_lib.corpora import Corpus, standard_library, token_blocks
 from sae_lib.experiments.concept_search import phi, search

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.synthetic.rows import SyntheticData
+from sae_lib.synthetic.data import SyntheticData
 
 # numbers of H looked at together: 16 M float32 are 64 MB, so that 100,000 rows of 4,096 features pass
 _CHUNK_NUMBERS = 2**24

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_lib.kernels import check, reference
 from sae_lib.kernels.autograd import Pass
-from sae_lib.kernels.support import SparseCodes, Support
+from sae_lib.kernels.sparse_codes import SparseCodes, Support
 
 __all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported", "trusted"]
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sae_lib.kernels.support import Support
+from sae_lib.kernels.sparse_codes import Support
 
 
 class Pass:

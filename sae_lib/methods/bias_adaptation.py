@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.distributed import ALONE, Axis
-from sae_lib.kernels.support import in_any_order
+from sae_lib.kernels.sparse_codes import in_any_order
 from sae_lib.methods.base import Method, Run, Step
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder

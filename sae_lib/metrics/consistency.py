@@ -159,7 +159,7 @@ def row_dictionaries(rows: Tensor, width: int, number: int, *, seed: int = 0) ->
 
     rows: (N, d) with N ≥ number · width; their mean is taken off before they are scaled to unit norm. For
         directions that share the data's mean and covariance and nothing else, pass
-        :func:`sae_lib.spectrum.gaussian_twin` of the rows.
+        :func:`sae_lib.metrics.spectrum.gaussian_twin` of the rows.
     """
     for name, value in {"width": width, "number": number}.items():
         if value < 1:

@@ -10,6 +10,11 @@ parts are drawn separately, so that each condition of the theory can be varied a
 (torch.Size([1000, 128]), True)
 """
 
+from sae_lib.synthetic.data import (
+    COEFFICIENTS,
+    SyntheticData,
+    compose,
+)
 from sae_lib.synthetic.dictionaries import (
     anisotropic_dictionary,
     clustered_dictionary,
@@ -36,11 +41,6 @@ from sae_lib.synthetic.presets import (
     sanity_check,
     uniform,
     zipf,
-)
-from sae_lib.synthetic.rows import (
-    COEFFICIENTS,
-    SyntheticData,
-    compose,
 )
 from sae_lib.synthetic.supports import (
     bernoulli_support,

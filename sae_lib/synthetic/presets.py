@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sae_lib.randomness import generator
+from sae_lib.synthetic.data import SyntheticData, compose
 from sae_lib.synthetic.dictionaries import gaussian_dictionary
 from sae_lib.synthetic.frequencies import geometric_frequencies, power_law_frequencies, zipf_frequencies
-from sae_lib.synthetic.rows import SyntheticData, compose
 from sae_lib.synthetic.supports import bernoulli_support, uniform_support
 
 SPECTRA = ("constant", "log-uniform")

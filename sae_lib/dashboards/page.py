@@ -18,7 +18,7 @@ from typing import Any
 
 from sae_lib.dashboards.data import Context, Dashboards, Latent
 from sae_lib.dashboards.tokens import visible
-from sae_lib.files import replacing
+from sae_lib.files.atomic import replacing
 
 # activations in steps of a 999th of the latent's peak; −1 where the store holds no row
 _STEPS = 999

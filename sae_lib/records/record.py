@@ -1,4 +1,4 @@
-"""Records: results too long for a page's own run, kept as small JSON files with their provenance."""
+"""One record: rows of results and what they were made with, as a JSON file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from sae_lib.files import replacing
-from sae_lib.machine import hardware, library_sha256, versions
+from sae_lib.files.atomic import replacing
+from sae_lib.records.machine import hardware, library_sha256, versions
 
 FORMAT = "sae_lib.record.1"
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_lib.files import short
+from sae_lib.files.atomic import short
 
 # the names safetensors gives to the types this library writes or reads
 _DTYPES = {

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_lib import checkpoint, distributed
+from sae_lib import distributed
 from sae_lib.batches import BatchSource, Rows
 from sae_lib.distributed import World
-from sae_lib.files import only_writer
-from sae_lib.interruption import interruptible
+from sae_lib.files.atomic import only_writer
 from sae_lib.methods.base import Method, Step
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.training_log import TrainingLog, record
+from sae_lib.training import checkpoint
+from sae_lib.training.interruption import interruptible
+from sae_lib.training.log import TrainingLog, record
 
 SCHEDULES = ("linear", "cosine", "constant")
 # rows drawn once, before training, for centring and starting biases

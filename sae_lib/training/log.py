@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib.files import parsed, replacing
+from sae_lib.files.atomic import parsed, replacing
 from sae_lib.methods.base import Step
 
 NAME = "metrics.jsonl"

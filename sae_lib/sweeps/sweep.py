@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,9 @@ import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from sae_lib.files import replacing
-from sae_lib.fingerprint import fingerprint, plain_cell
-from sae_lib.machine import library_sha256, versions
+from sae_lib.files.atomic import replacing
+from sae_lib.records.machine import library_sha256, versions
+from sae_lib.sweeps.fingerprint import fingerprint, plain_cell
 
 Row = dict[str, Any]
 
@@ -134,111 +131,3 @@ class _Store:
     def put(self, cell: Row, result: Row) -> None:
         with replacing(self._path(cell)) as path:
             path.write_text(json.dumps({"cell": cell, "result": result}), "utf8")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean, sample standard deviation (0 for a single run), smallest and largest value, number of runs."""
-
-    mean: float
-    sd: float
-    low: float
-    high: float
-    n: int
-
-    def __format__(self, spec: str) -> str:
-        """``f"{spread:.2f}"`` gives "0.95 ± 0.02"."""
-        return f"{self.mean:{spec}} ± {self.sd:{spec}}"
-
-
-def summary(
-    rows: Sequence[Mapping[str, Any]], by: Sequence[str], of: Sequence[str]
-) -> dict[tuple[Any, ...], dict[str, Spread]]:
-    """Group ``rows`` by the values of ``by`` and summarise each column of ``of``, in order of appearance.
-
-    >>> rows = [{"k": 5, "frr": 0.9}, {"k": 5, "frr": 1.0}, {"k": 10, "frr": 0.5}]
-    >>> for key, columns in sae_lib.sweeps.summary(rows, by=["k"], of=["frr"]).items():
-    ...     print(key, f"{columns['frr']:.2f}")
-    (5,) 0.95 ± 0.07
-    (10,) 0.50 ± 0.00
-    """
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if missing := [name for name in (*by, *of) if name not in row]:
-            raise KeyError(f"a row has no {missing[0]!r}; it has {', '.join(row)}")
-        groups.setdefault(tuple(row[name] for name in by), []).append(row)
-    return {key: {name: spread([row[name] for row in group]) for name in of} for key, group in groups.items()}
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Summarise at least one value; everything is NaN if one of them is NaN or infinite."""
-    if not values:
-        raise ValueError("no values to summarise; expected at least one")
-    if not all(map(math.isfinite, values)):
-        return Spread(math.nan, math.nan, math.nan, math.nan, len(values))
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return Spread(statistics.fmean(values), sd, min(values), max(values), len(values))
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The setting that came closest to a target, its value, and all (setting, value) tried, in order."""
-
-    knob: float
-    value: float
-    trials: list[tuple[float, float]]
-
-
-def tune(
-    measure: Callable[[float], float],
-    target: float,
-    low: float,
-    high: float,
-    *,
-    budget: int = 6,
-    tolerance: float = 0.05,
-    integer: bool = False,
-) -> Tuned:
-    """Find the setting of one knob at which ``measure`` comes closest to ``target``.
-
-    >>> found = sae_lib.sweeps.tune(lambda k: 2 * k, target=32, low=1, high=100, integer=True)
-    >>> found.knob, found.value, len(found.trials) <= 6
-    (16, 32, True)
-
-    For a measurement above 0 that rises or falls with a knob above 0: the L0 of an autoencoder as a function
-    of K, λ or a target frequency. Both ends are tried first, then the crossing is interpolated on logarithmic
-    axes, with bisection as soon as interpolation is stuck at one end.
-
-    budget: most calls of ``measure``, at least 2; fewer if a value is within ``tolerance``, relative.
-    integer: settings are whole numbers, ``low`` and ``high`` too.
-    """
-    if not 0 < low < high:
-        raise ValueError(f"low={low}, high={high}; expected 0 < low < high")
-    if not target > 0:
-        raise ValueError(f"target is {target}; expected above 0")
-    if budget < 2:
-        raise ValueError(f"budget is {budget}; expected at least 2 calls")
-    trials: list[tuple[float, float]] = []
-
-    def miss(trial: tuple[float, float]) -> float:
-        return math.log(max(trial[1], 1e-12) / target)
-
-    def attempt(knob: float) -> tuple[float, float]:
-        trials.append((knob, measure(knob)))
-        return trials[-1]
-
-    def closest() -> tuple[float, float]:
-        return min(trials, key=lambda trial: abs(miss(trial)))
-
-    left, right = attempt(low), attempt(high)
-    while len(trials) < budget and abs(miss(closest())) > tolerance and miss(left) * miss(right) < 0:
-        # kept off the ends, where a curved measurement would hold it for many calls
-        share = min(max(miss(left) / (miss(left) - miss(right)), 0.1), 0.9)
-        knob = left[0] * (right[0] / left[0]) ** share
-        if integer:
-            if right[0] - left[0] < 2:
-                break
-            knob = min(max(round(knob), left[0] + 1), right[0] - 1)
-        middle = attempt(knob)
-        left, right = (middle, right) if miss(middle) * miss(left) > 0 else (left, middle)
-    return Tuned(*closest(), trials)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lib.theory import resonance_band, sufficient_steps, sufficient_width, summary_band
+from sae_lib.identifiability.bands import resonance_band, sufficient_steps, sufficient_width, summary_band
 
 
 def test_band_by_hand():

@@ -183,8 +183,9 @@ class Cooccurrence:
 def cooccurrence(codes: Codes | Iterable[Codes], *, max_firings: int = 2 * 10**8) -> Cooccurrence:
     """Read codes (N, M), whole or in batches of rows; a latent fires where its code is not 0.
 
+    >>> from sae_lib.metrics.cooccurrence import cooccurrence
     >>> codes = torch.tensor([[1.0, 2, 0], [3, 1, 0], [0, 1, 0], [0, 0, 1]])
-    >>> together = sae_lib.cooccurrence.cooccurrence(codes)
+    >>> together = cooccurrence(codes)
     >>> together.firings, together.pairs("conditional").toarray()[0], together.rho2().pair
     (array([2, 3, 1]), array([0., 1., 0.]), (0, 1))
 

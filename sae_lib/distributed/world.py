@@ -1,4 +1,4 @@
-"""One training run or one harvest on several processes, as ``torchrun`` starts them.
+"""What the processes of a job share out.
 
 A run has two things that can be shared out, the rows of a batch and the latents. Each is an :class:`Axis`;
 a :class:`World` is the pair of them, one of which is shared among all processes. On one process both are
@@ -22,16 +22,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sae_lib.rendezvous import TIMEOUT, LostProcessError, all_reduce, broadcast, join, launched, local, place
+from sae_lib.distributed.process_group import all_reduce, broadcast, join, launched
 
 if TYPE_CHECKING:
     from sae_lib.batches import BatchSource
     from sae_lib.methods.base import Method, Run
     from sae_lib.sae import SparseAutoencoder
-
-__all__ = [
-    "ALONE", "TIMEOUT", "WAYS", "Axis", "LostProcessError", "World", "join", "launched", "local", "place",
-]  # fmt: skip
 
 WAYS = ("auto", "data", "latents", "off")
 # numbers from which on a tensor is sent by itself

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sae_lib.distributed import ALONE, World
-from sae_lib.files import parsed, replacing, short
+from sae_lib.files.atomic import parsed, replacing, short
+from sae_lib.files.tensors import read_metadata, read_tensors, tensors_sha256, write_tensors
 from sae_lib.methods.base import Run
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.tensor_files import read_metadata, read_tensors, tensors_sha256, write_tensors
 
 NAME = "checkpoint.safetensors"
 FORMAT = "sae_lib.checkpoint.2"

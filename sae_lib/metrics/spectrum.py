@@ -60,9 +60,10 @@ def estimate_frequencies(
 ) -> Spectrum:
     """Frequencies of the features of ``rows`` (N, d), from two or more runs with different seeds.
 
+    >>> from sae_lib.metrics import spectrum
     >>> data = sae_lib.synthetic.independent([0.4, 0.2, 0.1, 0.05], d_in=16, n_rows=5000)
     >>> runs = [data.dictionary, data.dictionary[[3, 2, 1, 0]]]
-    >>> found = sae_lib.spectrum.estimate_frequencies(runs, data.rows)
+    >>> found = spectrum.estimate_frequencies(runs, data.rows)
     >>> [round(f, 2) for f in found.frequency.tolist()]
     [0.39, 0.2, 0.1, 0.05]
 
@@ -166,8 +167,9 @@ def half_level(codes: Tensor) -> Tensor:
 def log_distance(frequency: Tensor, other: Tensor) -> float:
     """Wasserstein distance of two sets of frequencies, in decades.
 
+    >>> from sae_lib.metrics import spectrum
     >>> f = torch.tensor([0.1, 0.01])
-    >>> round(sae_lib.spectrum.log_distance(f, f / 10), 6)
+    >>> round(spectrum.log_distance(f, f / 10), 6)
     1.0
 
     The mean |difference| of log₁₀ f at equal quantiles: 0.3 is a factor of two. Both sets weigh the same,

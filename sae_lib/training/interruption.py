@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sae_lib.rendezvous import launched
+from sae_lib.distributed.process_group import launched
 
 
 @contextmanager

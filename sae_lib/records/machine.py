@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 @functools.cache
 def library_sha256() -> str:
     """One hash over all source files of ``sae_lib``."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     total = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         total.update(path.relative_to(package).as_posix().encode())

@@ -53,7 +53,7 @@ def resonance_band(
 ) -> Band:
     """The band of target frequencies of Theorem 6.1 (published in summary; constants unknown, taken as 1).
 
-    >>> band = sae_lib.theory.resonance_band(n_features=128, d_in=64, sparsity=4)
+    >>> band = sae_lib.identifiability.resonance_band(n_features=128, d_in=64, sparsity=4)
     >>> round(band.low, 4), round(band.high, 4), band.binding, 0.02 in band
     (0.0078, 0.0482, 'noise', True)
 
@@ -82,7 +82,7 @@ def resonance_band(
 def summary_band(feature_frequency: float, d_in: int) -> Band:
     """The band in the form f ≲ p ≲ min{√f, f d} (published in summary; constants unknown, taken as 1).
 
-    >>> band = sae_lib.theory.summary_band(feature_frequency=0.01, d_in=64)
+    >>> band = sae_lib.identifiability.summary_band(feature_frequency=0.01, d_in=64)
     >>> band.low, band.high, band.binding
     (0.01, 0.1, 'noise')
 
