@@ -35,7 +35,6 @@ _MODULES = (
     "corpora",
     "dashboards",
     "distributed",
-    "experiments",
     "identifiability",
     "interventions",
     "language_models",
@@ -48,7 +47,6 @@ _MODULES = (
     "storage",
     "sweeps",
     "synthetic",
-    "synthsaebench",
     "training",
 )
 

@@ -9,12 +9,12 @@ import torch
 from lm_fixtures import D_MODEL, FAMILIES, language_model, random_blocks
 
 import sae_lib
+from sae_experiments.synthsaebench import Benchmark, train_sae_lens
 from sae_lib import cli, language_models, metrics
 from sae_lib.interventions import ablate, logit_weights, splice, steer
 from sae_lib.metrics.cooccurrence import cooccurrence
 from sae_lib.metrics.faithfulness import faithfulness
 from sae_lib.storage import StorageError
-from sae_lib.synthsaebench import Benchmark, train_sae_lens
 
 sae_lens = pytest.importorskip("sae_lens", reason="optional extra: pip install sae_lib[bench]")
 torch.set_num_threads(1)

@@ -89,7 +89,7 @@ def test_no_source_can_run_code_from_a_file():
     assert list(unsafe_calls("import pickle\ntorch.load(x)\nyaml.load(x)\nnp.load(x, allow_pickle=True)"))
     found = {
         str(path.relative_to(root)): unsafe
-        for part in ("sae_lib", "tools", "benchmarks")
+        for part in ("sae_lib", "sae_experiments", "tools", "benchmarks")
         for path in (root / part).rglob("*.py")
         if (unsafe := list(unsafe_calls(path.read_text("utf8"))))
     }

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sae_experiments import null_models
 from sae_lib import L1, TopK, records, sweeps
 from sae_lib.sweeps import SweepError, spread, summary, sweep, tune
 from sae_lib.sweeps.fingerprint import fingerprint
@@ -105,6 +106,19 @@ def _uses_helper(x):
 def test_helpers_of_the_same_module_are_traced():
     found = fingerprint(_uses_helper)
     assert "file.write" in found["_counted"]
+
+
+def _uses_experiments(x):
+    return null_models.halves(x)
+
+
+def test_modules_of_the_experiments_count_with_what_they_import():
+    found = fingerprint(_uses_experiments)
+    assert "def halves" in found["source of sae_experiments.null_models"]
+    assert "def search" in found["source of sae_experiments.concept_search"]
+    assert not any("sae_lib" in name or "torch" in name for name in found)
+    # a function of the experiments themselves
+    assert "source of sae_experiments.concept_search" in fingerprint(null_models.halves)
 
 
 step = object()  # not a plain value: a function that used it could not be cached

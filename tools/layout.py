@@ -27,9 +27,10 @@ class Book:
         return self.root / "book"
 
     @property
-    def library(self) -> Path:
-        """The package whose changes make a notebook stale."""
-        return self.root / "sae_lib"
+    def packages(self) -> list[Path]:
+        """The packages whose changes make a notebook stale: the library, and the experiments if there are."""
+        library, experiments = self.root / "sae_lib", self.root / "sae_experiments"
+        return [library, experiments] if experiments.is_dir() else [library]
 
     def sources(self, wanted: Sequence[str] = ()) -> list[Path]:
         """The chapters' sources, in order; `wanted` picks some by number or by name ("07")."""

@@ -160,7 +160,7 @@ def absorption(
 
     chosen_on: codes (N₀, M) and label (N₀,) of the rows on which main and specific latents are chosen.
     codes: (N, M) of other rows, times |a|, with their label and whether the probe ``recognised`` them, (N,).
-    direction: (d,) of the probe (:func:`sae_lib.metrics.probes.ridge_probes`).
+    direction: (d,) of the probe (:func:`sae_experiments.probes.ridge_probes`).
     others: (N, M) codes of the latents beside the main one, if not those in ``codes``: for the null,
         :func:`sae_lib.metrics.reading.scattered` ones, with which a specific latent is there by chance.
 

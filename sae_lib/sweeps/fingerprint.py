@@ -5,11 +5,15 @@ from __future__ import annotations
 import dis
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from sae_lib.methods.base import Method
+
+# changes from chapter to chapter, so that only what a function uses of it counts; the library counts whole
+FOLLOWED = "sae_experiments"
 
 
 def plain_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,8 +32,9 @@ def plain_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
 def fingerprint(function: Callable[..., Any]) -> dict[str, Any]:
     """Source of a function and of what it uses from its own module, as JSON values.
 
-    Modules, and functions and classes of other modules, count by name. Raises ValueError for a variable
-    that is neither code nor a plain value: the function should get it through its arguments.
+    Of the book's experiments the modules that it uses count by their source, other modules, their functions
+    and classes by name. Raises ValueError for a variable that is neither code nor a plain value: the function
+    should get it through its arguments.
     """
     found: dict[str, Any] = {}
     _trace(function, found)
@@ -44,11 +49,13 @@ def _trace(function: Callable[..., Any], found: dict[str, Any]) -> None:
         module = getattr(value, "__module__", None)
         if isinstance(value, ModuleType):
             found[name] = value.__name__
+            _follow(value.__name__, found)
         elif isinstance(value, FunctionType) and module == function.__module__:
             if value.__qualname__ not in found:
                 _trace(value, found)
         elif isinstance(value, type | FunctionType) or callable(value):
             found[name] = f"{module}.{getattr(value, '__qualname__', name)}"
+            _follow(module, found)
         else:
             try:
                 found[name] = json.loads(json.dumps(plain_cell({name: value})[name]))
@@ -57,6 +64,17 @@ def _trace(function: Callable[..., Any], found: dict[str, Any]) -> None:
                     f"{function.__qualname__} uses the variable {name}, a {type(value).__name__}; "
                     "pass what it holds through the cells, or make it inside the function"
                 ) from error
+
+
+def _follow(module: Any, found: dict[str, Any]) -> None:
+    """Add the source of a module of the experiments, and of those that it takes something from."""
+    key = f"source of {module}"
+    if key in found or str(module).partition(".")[0] != FOLLOWED:
+        return
+    found[key] = inspect.getsource(sys.modules[module])
+    for value in vars(sys.modules[module]).values():
+        is_module = isinstance(value, ModuleType)
+        _follow(value.__name__ if is_module else getattr(value, "__module__", None), found)
 
 
 def _variables(function: FunctionType) -> dict[str, Any]:

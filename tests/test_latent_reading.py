@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import reading as benchmark
+from sae_experiments.latent_reading import OPENING, WINDOW, Place, intervene
+from sae_experiments.records import reading as benchmark
+from sae_experiments.testbed import LanguageTestbed
+from sae_experiments.token_classes import CLASSES, token_classes
 from sae_lib import SparseAutoencoder, activations, interventions
-from sae_lib.experiments.reading import OPENING, WINDOW, Place, intervene
-from sae_lib.experiments.testbed import LanguageTestbed
-from sae_lib.experiments.token_classes import CLASSES, token_classes
 from sae_lib.metrics.cooccurrence import cooccurrence
 from sae_lib.metrics.predictions import rank_scores
 from sae_lib.metrics.splitting import main_latent

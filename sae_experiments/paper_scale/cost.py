@@ -1,4 +1,4 @@
-"""What ``benchmarks.paper_scale`` needs: memory and disk by formulas, time by a short calibration."""
+"""What ``sae_experiments.paper_scale`` needs: memory and disk by formulas, time by a short calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import sae_lib
-from benchmarks.paper_setup import BATCH_BLOCKS, BLOCK, SKIP_FIRST, label, methods
+from sae_experiments.paper_scale.setup import BATCH_BLOCKS, BLOCK, SKIP_FIRST, label, methods
 from sae_lib.activations.positions import forward
 from sae_lib.language_models import DEFAULT_MODEL, LanguageModel, Site
 from sae_lib.methods import Method

@@ -1,9 +1,9 @@
 """The paper's language-model run: Qwen2.5-1.5B, layers 2, 13 and 26, 65,536 latents, 100 million tokens.
 
-    python -m benchmarks.paper_scale --estimate          # what it would cost; starts nothing
-    python -m benchmarks.paper_scale                     # one GPU with some 32 GiB
-    python -m benchmarks.paper_scale --random-weights    # the same size where the hub is out of reach
-    python -m benchmarks.paper_scale --model smollm2-135m --layers 14 --width 2048 --tokens 60000 \\
+    python -m sae_experiments.paper_scale --estimate          # what it would cost; starts nothing
+    python -m sae_experiments.paper_scale                     # one GPU with some 32 GiB
+    python -m sae_experiments.paper_scale --random-weights    # the same size where the hub is out of reach
+    python -m sae_experiments.paper_scale --model smollm2-135m --layers 14 --width 2048 --tokens 60000 \\
         --batch-size 256 --corpora code --methods gba    # a small one, minutes on a CPU
 
 It says what it needs before it starts: memory, disk and download by formulas, time from a calibration of a
@@ -32,9 +32,9 @@ from typing import Any
 import torch
 
 import sae_lib
-from benchmarks import paper_cost
-from benchmarks.paper_cost import BUFFER_BATCHES, GIB, SCORED_BLOCKS
-from benchmarks.paper_setup import (
+from sae_experiments.paper_scale import cost
+from sae_experiments.paper_scale.cost import BUFFER_BATCHES, GIB, SCORED_BLOCKS
+from sae_experiments.paper_scale.setup import (
     BATCH_BLOCKS,
     BLOCK,
     PAPER,
@@ -157,9 +157,9 @@ def main(arguments: list[str] | None = None) -> Path | None:
     if config is None:
         model = language_models.load(options.model)
         config = model.model.config
-    text, needed = paper_cost.statement(options, config)
+    text, needed = cost.statement(options, config)
     print(text)
-    trouble = paper_cost.obstacle(options, config, needed)
+    trouble = cost.obstacle(options, config, needed)
     if options.estimate:
         print(f"here: {trouble}" if trouble else f"here: {hardware()['gpu']}, enough memory")
         return None
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> Path | None:
         sample = blocks(training, model, BATCH_BLOCKS * BLOCK)
         print(f"{name}: a run reads it about {passes(training, model, sample, options.tokens):,.1f} times")
     if left:
-        paper_cost.calibrate(options, model, sample, left)
+        cost.calibrate(options, model, sample, left)
     rows = []
     for cell, folder in folders.items():
         if cell in left:
@@ -200,12 +200,3 @@ def main(arguments: list[str] | None = None) -> Path | None:
 def at_paper_size(options: argparse.Namespace) -> bool:
     """Whether these are the paper's model, width and tokens; its layers, texts and methods may be fewer."""
     return all(getattr(options, name) == value for name, value in PAPER.items())
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt as interrupt:
-        raise SystemExit(f"{str(interrupt) or 'stopped'}; the same command goes on") from interrupt
-    except ValueError as error:
-        raise SystemExit(str(error)) from error

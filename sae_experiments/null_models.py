@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_experiments.concept_search import phi, search
+from sae_experiments.concepts import NAMES, code_concepts
+from sae_experiments.probes import logistic_probes
+from sae_experiments.testbed import contestant
 from sae_lib import metrics
 from sae_lib.activations.positions import forward, kept
 from sae_lib.batches import Rows
 from sae_lib.corpora import Corpus, standard_library, token_blocks
-from sae_lib.experiments.concept_search import phi, search
-from sae_lib.experiments.concepts import NAMES, code_concepts
-from sae_lib.experiments.testbed import contestant
 from sae_lib.language_models import LanguageModel, first_blocks, load, reinitialised
 from sae_lib.methods import Method
-from sae_lib.metrics.probes import logistic_probes
 from sae_lib.metrics.reading import purity
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
@@ -211,7 +211,7 @@ def draw(
 
     number: of the re-initialised twin; None is the trained model.
     layers: read after these blocks, earliest first. methods: by name, the knob for
-        :func:`sae_lib.experiments.testbed.contestant` and the learning rate.
+        :func:`sae_experiments.testbed.contestant` and the learning rate.
     train, half: as for :func:`code_text`. training: width, steps, batch_size.
 
     Returns ``{"found": [...]}``, one dictionary for each layer and method (see :func:`measure`).

@@ -1,4 +1,4 @@
-"""What ``benchmarks.paper_scale`` can be asked for: its options, methods, model and text."""
+"""What ``sae_experiments.paper_scale`` can be asked for: its options, methods, model and text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sae_lib.files.atomic import read_json
 from sae_lib.language_models import DEFAULT_MODEL, LanguageModel
 from sae_lib.methods import GroupBiasAdaptation, Method, TopK
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "book" / "results" / "10_paper_scale.json"
 PAPER = {"model": "Qwen/Qwen2.5-1.5B", "width": 65_536, "tokens": 100_000_000}
 # the config on the hub, as of this edition
@@ -38,7 +38,7 @@ def methods(k: int) -> dict[str, Method]:
 def parser(description: str) -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(
-        prog="python -m benchmarks.paper_scale",
+        prog="python -m sae_experiments.paper_scale",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -30,7 +30,7 @@ CLASSES: dict[str, Callable[[str], bool]] = {
 def token_classes(tokenizer: Any, tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
     """Which tokens belong to each of ``CLASSES``: by name, bool, as many as tokens (N,).
 
-    >>> from sae_lib.experiments.token_classes import token_classes
+    >>> from sae_experiments.token_classes import token_classes
     >>> tokens = model.tokenizer.encode("x_1 (")
     >>> token_classes(model.tokenizer, tokens)["bracket"]
     array([False, False, False, False,  True])

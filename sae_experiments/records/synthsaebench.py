@@ -1,7 +1,7 @@
 """GBA and SAELens's own autoencoders on SynthSAEBench: the record that chapter 8 shows.
 
-    python benchmarks/synthsaebench.py                  # 1,024 features, about 35 minutes of one CPU core
-    python benchmarks/synthsaebench.py --size 16k       # the published configuration, on one GPU
+    python -m sae_experiments.records.synthsaebench              # 1,024 features, 35 minutes of one CPU core
+    python -m sae_experiments.records.synthsaebench --size 16k   # the published configuration, on one GPU
 
 Finished runs are kept in runs/synthsaebench; started again, the script goes on where it stopped.
 
@@ -26,11 +26,11 @@ from typing import Any
 import torch
 
 import sae_lib
+from sae_experiments.synthsaebench import PUBLISHED_TRAINING, Benchmark, train_sae_lens
 from sae_lib import records
 from sae_lib.sweeps import sweep, tune
-from sae_lib.synthsaebench import PUBLISHED_TRAINING, Benchmark, train_sae_lens
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SIZES: dict[str, dict[str, Any]] = {
     # a sixteenth of the features, trees and latents, 128 of the 768 dimensions; 262,144 distinct rows
     "small": {

@@ -7,12 +7,12 @@ import torch
 from lm_fixtures import D_MODEL, FAMILIES, language_model, random_blocks
 
 import sae_lib
+from sae_experiments import null_models
+from sae_experiments.concepts import NAMES, code_concepts
+from sae_experiments.null_models import PARTS
+from sae_experiments.testbed import contestant
 from sae_lib import metrics
 from sae_lib.corpora import Corpus, Document, token_blocks
-from sae_lib.experiments import model_nulls
-from sae_lib.experiments.concepts import NAMES, code_concepts
-from sae_lib.experiments.model_nulls import PARTS
-from sae_lib.experiments.testbed import contestant
 from sae_lib.language_models import first_blocks, reinitialised
 
 SOURCE = "def f(a, b1):\n    return [a, 'text'.join(b1)]  # why {}\n\n"
@@ -24,7 +24,7 @@ def corpus(n=12):
 
 
 def text(model, **sizes):
-    return model_nulls.code_text(
+    return null_models.code_text(
         corpus(), model, **{"train": 6, "half": 3, "apart": 2, "block_size": 32} | sizes
     )
 
@@ -85,9 +85,9 @@ def test_the_text_is_every_other_block_with_its_labels():
 def test_rows_of_several_sites_are_those_of_each():
     model = language_model()
     read = text(model)
-    together = model_nulls.rows_of(model, read, ["resid_post.0", "resid_post.2"])
+    together = null_models.rows_of(model, read, ["resid_post.0", "resid_post.2"])
     for site in together:
-        alone = model_nulls.rows_of(model, read, [site])[site]
+        alone = null_models.rows_of(model, read, [site])[site]
         for part in PARTS:
             assert torch.equal(together[site][part], alone[part])
             raw = model.activations(read.blocks[part], site)
@@ -102,7 +102,7 @@ def test_rows_of_several_sites_are_those_of_each():
 def test_purity_counts_the_most_common_token():
     model = language_model()
     read = text(model)
-    rows = model_nulls.rows_of(model, read, ["resid_post.1"])["resid_post.1"]["train"]
+    rows = null_models.rows_of(model, read, ["resid_post.1"])["resid_post.1"]["train"]
     sae = sae_lib.SparseAutoencoder(D_MODEL, 40, seed=1)
     codes = sae.encode(rows)
     expected = []
@@ -110,25 +110,25 @@ def test_purity_counts_the_most_common_token():
         if (codes[:, m] > 0).sum() >= 20:
             top = codes[:, m].topk(20).indices
             expected.append(Counter(read.tokens["train"][top].tolist()).most_common(1)[0][1] / 20)
-    assert model_nulls.purities(sae, rows, read.tokens["train"]).tolist() == pytest.approx(expected)
+    assert null_models.purities(sae, rows, read.tokens["train"]).tolist() == pytest.approx(expected)
     sae.bias.data.fill_(-1e9)
-    assert len(model_nulls.purities(sae, rows, read.tokens["train"])) == 0
+    assert len(null_models.purities(sae, rows, read.tokens["train"])) == 0
 
 
 def test_measure_says_what_the_metrics_say_and_repeats():
     model = reinitialised(language_model(), 3)
     read = text(model)
-    rows = model_nulls.rows_of(model, read, ["resid_post.1"])["resid_post.1"]
+    rows = null_models.rows_of(model, read, ["resid_post.1"])["resid_post.1"]
     method = sae_lib.TopK(k=3, centre=True)
-    found, sae = model_nulls.measure(rows, read, method, seed=5, **TRAINING)
-    again, _ = model_nulls.measure(rows, read, method, seed=5, **TRAINING)
+    found, sae = null_models.measure(rows, read, method, seed=5, **TRAINING)
+    again, _ = null_models.measure(rows, read, method, seed=5, **TRAINING)
     assert found == again
     held_out = torch.cat([rows["choose"], rows["score"]])
     assert found["nmse"] == pytest.approx(metrics.reconstruction(sae, held_out).nmse, abs=1e-5)
     assert found["l0"] == pytest.approx(3, abs=0.2)
     assert len(found["phi"]) == len(found["latent"]) == len(NAMES)
     assert 0 < found["pw_mcc"] < 1
-    other, _ = model_nulls.measure(rows, read, method, seed=6, **TRAINING)
+    other, _ = null_models.measure(rows, read, method, seed=6, **TRAINING)
     assert other["phi"] != found["phi"]
 
 
@@ -140,7 +140,7 @@ def test_probes_see_what_the_rows_hold():
         part: torch.cat([read.labels[part].float(), torch.zeros(len(read.labels[part]), 3)], dim=1)
         for part in PARTS
     }
-    scores = dict(zip(NAMES, model_nulls.probe_scores(rows, read), strict=True))
+    scores = dict(zip(NAMES, null_models.probe_scores(rows, read), strict=True))
     present = [name for i, name in enumerate(NAMES) if read.labels["score"][:, i].any()]
     assert min(scores[name] for name in present) > 0.95
 
@@ -149,12 +149,12 @@ def test_a_draw_is_the_whole_search_on_one_model(monkeypatch):
     model = language_model()
     read = text(model)
     monkeypatch.setattr(
-        model_nulls, "opened", lambda blocks, train, half: (first_blocks(model, blocks), read)
+        null_models, "opened", lambda blocks, train, half: (first_blocks(model, blocks), read)
     )
     settings = {"methods": {"gba": [0.2, 0.01], "topk": [3, 0.006]}, "layers": [0, 2], **TRAINING}
     del settings["lr"]
     for number, network, seed in ((None, model, 0), (4, None, 5)):
-        found = model_nulls.draw(number, **settings)["found"]
+        found = null_models.draw(number, **settings)["found"]
         assert [(f["layer"], f["method"]) for f in found] == [
             (0, "gba"),
             (0, "topk"),
@@ -162,11 +162,11 @@ def test_a_draw_is_the_whole_search_on_one_model(monkeypatch):
             (2, "topk"),
         ]
         network = network or reinitialised(first_blocks(model, 3), number)
-        rows = model_nulls.rows_of(network, read, ["resid_post.2"])["resid_post.2"]
-        alone, _ = model_nulls.measure(
+        rows = null_models.rows_of(network, read, ["resid_post.2"])["resid_post.2"]
+        alone, _ = null_models.measure(
             rows, read, contestant("topk", 3), seed=seed, **TRAINING | {"lr": 0.006}
         )
         assert found[3] == {"layer": 2, "method": "topk", **alone}
-    embedded = model_nulls.draw(4, **settings, keep_embedding=True)["found"]
+    embedded = null_models.draw(4, **settings, keep_embedding=True)["found"]
     assert embedded != found
-    assert embedded == model_nulls.draw(4, **settings, keep_embedding=True)["found"]
+    assert embedded == null_models.draw(4, **settings, keep_embedding=True)["found"]

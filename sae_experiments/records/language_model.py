@@ -1,11 +1,13 @@
 """Seven methods on the language-model testbed, on two CPU cores: the records that chapter 10 shows.
 
-    python -m benchmarks.language_model search       # rates and knobs for every method, 12 minutes; first
-    python -m benchmarks.language_model frontier     # three more sparsities, three seeds, 12 minutes
-    python -m benchmarks.language_model ablation     # groups and frequencies of GBA, 2 minutes
-    python -m benchmarks.language_model seeds        # what it found, three seeds, 2 minutes
-    python -m benchmarks.language_model losses       # the model's loss with each of those in it, 2 minutes
-    python -m benchmarks.language_model places       # what it found elsewhere, three seeds, 12 minutes
+    python -m sae_experiments.records.language_model STAGE
+
+    search       rates and knobs for every method, 12 minutes; first
+    frontier     three more sparsities, three seeds, 12 minutes
+    ablation     groups and frequencies of GBA, 2 minutes
+    seeds        what it found, three seeds, 2 minutes
+    losses       the model's loss with each of those in it, 2 minutes
+    places       what it found elsewhere, three seeds, 12 minutes
 
 Finished runs are kept in runs/10; started again, a stage goes on where it stopped. The search and the
 frontier keep what their records hold already and add what is missing; delete a record to make it anew.
@@ -19,7 +21,6 @@ counts. Elsewhere the learning rate is kept and only the knob is turned again.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import time
@@ -28,10 +29,11 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks import consistency
+from sae_experiments import testbed
+from sae_experiments.records import consistency
+from sae_experiments.records.common import BUDGET, SLOPES, TRIAL_SEED, miss, options, setting, towards
+from sae_experiments.testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib import GroupBiasAdaptation, load, metrics, records, train
-from sae_lib.experiments import testbed
-from sae_lib.experiments.testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib.language_models import LanguageModel
 from sae_lib.methods import Method
 from sae_lib.metrics.faithfulness import faithfulness
@@ -39,23 +41,16 @@ from sae_lib.sweeps import sweep
 
 STORES, CACHE, RESULTS = "runs/language", "runs/10", "book/results"
 RATES = (0.001, 0.003, 0.01, 0.03)
-TRIAL_SEED, BUDGET, STOP, ACCEPT, TARGET = 100, 4, 0.05, 0.1, 32
+STOP, ACCEPT, TARGET = 0.05, 0.1, 32
 SEEDS, TARGETS = (0, 1, 2), (20, 60, 200)
 PLACES = [(corpus, layer) for corpus in CORPORA for layer in LAYERS.values()]
 MIDDLE = ("code", LAYERS["middle"])
-# where each search begins, for L0 = 32, and how L0 goes with the knob: L0 ~ knob ** slope
+# where each search begins, for L0 = 32
 START = {
-    "gba": (0.3, 0.85), "ba": (0.15, 0.55), "topk": (32, 1.0), "batch_topk": (31, 1.0),
-    "matryoshka": (30, 1.0), "l1": (0.045, -1.9), "jumprelu": (1e-3, -0.8),
-}  # fmt: skip
-K_METHODS = ("topk", "batch_topk", "matryoshka")
-# where a knob ends: frequencies at 1, K well below the width
-HIGHEST = {
-    "gba": 1.0, "ba": 1.0, "l1": math.inf, "jumprelu": math.inf,
-    **dict.fromkeys(K_METHODS, 512),
+    "gba": 0.3, "ba": 0.15, "topk": 32, "batch_topk": 31, "matryoshka": 30, "l1": 0.045, "jumprelu": 1e-3,
 }  # fmt: skip
 # at the rates that the search finds, L0 is nearly proportional to the frequencies
-SLOPES = {name: slope for name, (_, slope) in START.items()} | {"gba": 0.95, "ba": 0.9}
+FOUND_SLOPES = SLOPES | {"gba": 0.95, "ba": 0.9}
 
 
 open_place = functools.cache(testbed.open_place)
@@ -78,20 +73,20 @@ def seek(
     By secants on logarithmic axes; the method's usual slope stands in for the first one, and for one that
     noise has turned round. A training that leaves nine latents in ten dead ends it: the rate is too high.
     """
-    usual, trials, knob = START[method][1], [], start
+    usual, knob = SLOPES[method], start
+    trials: list[dict[str, Any]] = []
     while len(trials) < BUDGET:
         trials.append({"knob": knob, **fit(contestant(method, knob), lr, corpus, layer, TRIAL_SEED)})
-        miss = sorted(trials, key=lambda t: abs(math.log(max(t["l0"], 0.1) / target)))
-        best = miss[0]
+        nearest = sorted(trials, key=lambda t: miss(t["l0"], target))
+        best = nearest[0]
         if abs(best["l0"] / target - 1) <= STOP or trials[-1]["dead"] > 0.9:
             break
         slope = usual
-        if len(miss) > 1:
-            rise = math.log(max(best["l0"], 0.1) / max(miss[1]["l0"], 0.1))
-            slope = rise / math.log(best["knob"] / miss[1]["knob"])
+        if len(nearest) > 1:
+            rise = math.log(max(best["l0"], 0.1) / max(nearest[1]["l0"], 0.1))
+            slope = rise / math.log(best["knob"] / nearest[1]["knob"])
             slope = slope if 1 / 3 < slope / usual < 3 else usual
-        knob = best["knob"] * (target / max(best["l0"], 0.1)) ** (1 / slope)
-        knob = min(round(knob) if method in K_METHODS else float(f"{knob:.3g}"), HIGHEST[method])
+        knob = setting(method, towards(best["knob"], best["l0"], target, slope))
         if any(t["knob"] == knob for t in trials):
             break
     return {"trials": trials}
@@ -141,7 +136,7 @@ def search(workers: int) -> list[dict[str, Any]]:
     corpus, layer = MIDDLE
     if MIDDLE not in done:
         at = {"corpus": corpus, "layer": layer, "target": TARGET}
-        cells = [{"method": m, "lr": lr, **at, "start": START[m][0]} for m in METHODS for lr in RATES]
+        cells = [{"method": m, "lr": lr, **at, "start": START[m]} for m in METHODS for lr in RATES]
         rows = rows + searched(cells, workers)
     best = settings(rows, *MIDDLE)
     cells = [
@@ -177,8 +172,7 @@ def frontier(workers: int) -> list[dict[str, Any]]:
     done = {(row["method"], row["lr"], row["knob"], row["seed"]) for row in rows}
     for name, at in settings(found_by_search(), *MIDDLE).items():
         for target in TARGETS:
-            knob = at["knob"] * (target / TARGET) ** (1 / SLOPES[name])
-            knob = min(round(knob) if name in K_METHODS else float(f"{knob:.3g}"), HIGHEST[name])
+            knob = setting(name, towards(at["knob"], TARGET, target, FOUND_SLOPES[name]))
             new = [seed for seed in SEEDS if (name, at["lr"], knob, seed) not in done]
             cells += [{**at, "knob": knob, "seed": seed} for seed in new]
     return rows + sweep(single, cells, folder=CACHE, workers=workers)
@@ -267,25 +261,18 @@ GROWING = ("search", "frontier")
 
 def main(arguments: list[str] | None = None) -> None:
     """One stage; its record goes to book/results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.language_model",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each; default 2")
-    options = parser.parse_args(arguments)
+    asked = options("language_model", __doc__, STAGES, arguments)
     started = time.perf_counter()
     testbed.open_testbed("quick", STORES)
-    path = Path(RESULTS, f"10_{options.stage}.json")
-    rows = STAGES[options.stage](options.workers)
-    before = records.read(path).made["seconds"] if options.stage in GROWING and path.exists() else 0
+    path = Path(RESULTS, f"10_{asked.stage}.json")
+    rows = STAGES[asked.stage](asked.workers)
+    before = records.read(path).made["seconds"] if asked.stage in GROWING and path.exists() else 0
     records.write(path, rows, seconds=before + time.perf_counter() - started)
     print(path)
 
 
 if __name__ == "__main__":
     # under the module's own name, so that other processes find what it defines
-    from benchmarks import language_model
+    from sae_experiments.records import language_model
 
     language_model.main()

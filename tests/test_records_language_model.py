@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from benchmarks import language_model
-from benchmarks.language_model import START, chosen, seek
+from sae_experiments.records import language_model
+from sae_experiments.records.common import K_METHODS, SLOPES
+from sae_experiments.records.language_model import START, chosen, seek
+from sae_experiments.testbed import METHODS
 from sae_lib import records
-from sae_lib.experiments.testbed import METHODS
 
 # each method's L0 at its starting knob is off by this factor, and its slope by that one
 OFF, STEEPER = 2.1, 1.3
@@ -17,7 +18,7 @@ def law(method, lr, corpus, layer, seed):
     """L0 as a power of the knob that ``describe`` shows; the error is least at a rate of 0.003."""
     text = method.describe()
     name = text["name"]
-    start, slope = START[name]
+    start, slope = START[name], SLOPES[name]
     names = {"gba": "htf", "ba": "target_frequency", "l1": "coefficient", "jumprelu": "coefficient"}
     knob = text[names.get(name, "k")]
     l0 = knob if name == "topk" else 32 * OFF * (knob / start) ** (STEEPER * slope)
@@ -36,16 +37,16 @@ def made_up(monkeypatch, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("target", [20, 32, 60])
 def test_the_search_finds_the_knob_in_four_trainings(made_up, method, target):
-    trials = seek(method, 0.003, "code", 14, target, START[method][0])["trials"]
+    trials = seek(method, 0.003, "code", 14, target, START[method])["trials"]
     assert len(trials) <= 4
     best = chosen([{"lr": 0.003, **trial} for trial in trials], target)
     # K is a whole number: half a step off at the least
-    coarse = 0.7 / target if method in language_model.K_METHODS else 0
+    coarse = 0.7 / target if method in K_METHODS else 0
     assert abs(best["l0"] / target - 1) <= 0.05 + 1.4 * coarse
 
 
 def test_a_frequency_stays_below_one_and_the_search_ends_there(made_up):
-    trials = seek("gba", 0.003, "code", 14, 10_000, START["gba"][0])["trials"]
+    trials = seek("gba", 0.003, "code", 14, 10_000, START["gba"])["trials"]
     assert trials[-1]["knob"] == 1.0
     assert len({trial["knob"] for trial in trials}) == len(trials)
 

@@ -1,12 +1,15 @@
-"""Do seeds agree on a language model's activations? The records that chapter 11 shows.
+"""Do seeds agree on a language model's activations? The records that chapters 10 and 11 show.
 
-    python -m benchmarks.consistency short     # GBA, TopK and L1, six seeds; the chapter repeats three
-    python -m benchmarks.consistency others    # the other four methods, six seeds
-    python -m benchmarks.consistency layers    # GBA, TopK and L1 at the early and the late layer, three seeds
-    python -m benchmarks.consistency twin      # the same three on a Gaussian twin of the activations
-    python -m benchmarks.consistency long      # the same three, three times as many steps
-    python -m benchmarks.consistency longer    # the same three, 12 times as many steps on four times the rows
-    python -m benchmarks.consistency untied    # GBA with a decoder of its own
+    python -m sae_experiments.records.consistency STAGE
+
+    short        GBA, TopK and L1, six seeds; chapter 11 repeats three
+    others       the other four methods, six seeds
+    layers       GBA, TopK and L1 at the early and the late layer, three seeds
+    twin         the same three on a Gaussian twin of the activations
+    long         the same three, three times as many steps
+    longer       the same three, 12 times as many steps on four times the rows
+    untied       GBA with a decoder of its own
+    agreement    directions that pairs of three seeds of GBA share, there and on the twin; for chapter 10
 
 Each stage takes two CPU cores one to ten minutes, the one with four times the rows a quarter of an hour, and
 writes a record of its own. Trained autoencoders and finished runs are kept in runs/consistency; started
@@ -21,9 +24,7 @@ of the rows, nothing else.
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ from filelock import FileLock
 from torch import Tensor
 
 import sae_lib
+from sae_experiments import testbed
+from sae_experiments.records import common
 from sae_lib import activations, language_models, metrics, records
 from sae_lib.batches import BatchSource, Rows
-from sae_lib.experiments import testbed
 from sae_lib.metrics import spectrum
 from sae_lib.metrics.recovery import directions
 from sae_lib.sweeps import sweep
@@ -44,12 +46,8 @@ RUNS = "runs/consistency"
 STORES = "runs/language"
 RESULTS = "book/results"
 SEARCH = "book/results/10_search.json"
-TARGET, TRIAL_SEED = 32.0, 100
+TARGET = 32.0
 MORE_ROWS = "four times the rows"
-# L0 goes about as the knob to this power; of the TopK family K is the L0
-SLOPES = {"gba": 0.85, "ba": 0.55, "l1": -1.9, "jumprelu": -0.8}
-# a frequency is at most 1
-HIGHEST = {"gba": 1.0, "ba": 1.0}
 SIZE = testbed.SIZES["quick"]
 SHORT, LONG, LONGER = (times * SIZE["steps"] for times in (1, 3, 12))
 THREE = ("gba", "topk", "l1")
@@ -58,6 +56,8 @@ THRESHOLDS = (0.9, 0.7, 0.5)
 TOP = (1, 2, 3, 5, 8, 13, 20, 32, 51, 82, 128, 205, 328, 512, 717, 1024)
 # bins of the firing rate; below the first edge a latent is silent on the 5,000 held-out rows
 EDGES = (1e-9, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 1.0)
+# the stage agreement: cosines above which two runs count as agreed, and bins of cosines from 0 to 1
+DATA, SEEDS, AGREED, BINS = ("activations", "gaussian twin"), (0, 1, 2), (0.5, 0.7, 0.9), 40
 
 
 def source(data: str, layer: int) -> tuple[BatchSource, Tensor]:
@@ -102,18 +102,18 @@ def settle(
     method: str, start: float, lr: float, data: str, layer: int, steps: int, tied: bool
 ) -> dict[str, Any]:
     """A knob for L0 within 10 % of 32, from ``start`` on, in at most four trainings; else the nearest."""
-    if method not in SLOPES:
+    if method in common.K_METHODS:
         return {"knob": start, "seconds": 0.0}
     trials: list[tuple[float, float]] = []
     knob, seconds = start, 0.0
-    while len(trials) < 4:
-        found = fit(method, knob, lr, TRIAL_SEED, data, layer, steps, tied)
-        trials.append((abs(math.log(max(found["l0"], 0.1) / TARGET)), knob))
+    while len(trials) < common.BUDGET:
+        found = fit(method, knob, lr, common.TRIAL_SEED, data, layer, steps, tied)
+        trials.append((common.miss(found["l0"], TARGET), knob))
         seconds += found["seconds"]
         if abs(found["l0"] / TARGET - 1) <= 0.1:
             break
-        step = (TARGET / max(found["l0"], 0.1)) ** (1 / SLOPES[method])
-        knob = min(float(f"{knob * min(max(step, 0.3), 3):.3g}"), HIGHEST.get(method, math.inf))
+        step = common.towards(1.0, found["l0"], TARGET, common.SLOPES[method])
+        knob = common.setting(method, knob * min(max(step, 0.3), 3))
     return {"knob": min(trials)[1], "seconds": seconds}
 
 
@@ -242,22 +242,47 @@ def compare(condition: dict[str, Any], workers: int) -> tuple[list[dict[str, Any
     return rows, sum(r["seconds"] for r in (*settled, *fits)) / workers
 
 
+def share(kept: list[str], data: str) -> dict[str, list[float]]:
+    """What two kept runs of the middle layer have in common.
+
+    directions: how many they agree on at each of AGREED. histogram: latents of the first by their largest
+    cosine with one of the second, in BINS bins.
+    """
+    _, held_out = source(data, testbed.LAYERS["middle"])
+    saes, rows = [sae_lib.load(at) for at in kept], held_out - held_out.mean(dim=0)
+    best = metrics.max_cosine_similarity(*saes)
+    found = [len(spectrum.estimate_frequencies(saes, rows, threshold=t)) for t in AGREED]
+    return {"directions": found, "histogram": torch.histc(best, BINS, min=0, max=1).int().tolist()}
+
+
+def shared_directions(workers: int) -> tuple[list[dict[str, Any]], float]:
+    """A row for each pair of seeds of GBA, at what the search chose for the activations, and the seconds."""
+    best = chosen()["gba", testbed.LAYERS["middle"]]
+    at = {name: best[name] for name in ("method", "knob", "lr", "layer")} | {"steps": SHORT}
+    cells = [{**at, "tied": True, "data": data, "seed": seed} for data in DATA for seed in SEEDS]
+    trained = sweep(fit, cells, folder=Path(RUNS, "results"), workers=workers)
+    kept = {(row["data"], row["seed"]): row["kept"] for row in trained}
+    started = time.perf_counter()
+    rows = [
+        {**at, "data": data, "seeds": [one, other], **share([kept[data, one], kept[data, other]], data)}
+        for data, (one, other) in itertools.product(DATA, itertools.combinations(SEEDS, 2))
+    ]
+    # the trainings may have been done on another day
+    return rows, sum(row["seconds"] for row in trained) / workers + time.perf_counter() - started
+
+
 def main(arguments: list[str] | None = None) -> None:
     """One stage; its record goes to book/results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.consistency",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("stage", choices=stages())
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each; default 2")
-    options = parser.parse_args(arguments)
+    asked = common.options("consistency", __doc__, (*stages(), "agreement"), arguments)
     testbed.open_testbed("quick", STORES, names=("code",))
-    path = Path(RESULTS, f"11_{options.stage}.json")
+    path = Path(RESULTS, f"{10 if asked.stage == 'agreement' else 11}_{asked.stage}.json")
     rows: list[dict[str, Any]] = []
     seconds = 0.0
-    for condition in stages()[options.stage]:
-        found, took = compare(condition, options.workers)
+    if asked.stage == "agreement":
+        rows, seconds = shared_directions(asked.workers)
+        records.write(path, rows, seconds=seconds)
+    for condition in stages().get(asked.stage, ()):
+        found, took = compare(condition, asked.workers)
         rows, seconds = rows + found, seconds + took
         records.write(path, rows, seconds=seconds)
     print(path)
@@ -265,6 +290,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     # under the module's own name, so that other processes find what it defines
-    from benchmarks import consistency
+    from sae_experiments.records import consistency
 
     consistency.main()

@@ -1,7 +1,7 @@
 """What Part IV of the book measures on, defined once: a model, two corpora, three layers, seven methods.
 
-The chapters and ``benchmarks`` open the same activations, train at the same sizes and turn the same knobs, to
-what the search of chapter 10 found.
+The chapters and ``sae_experiments.records`` open the same activations, train at the same sizes and turn the
+same knobs, to what the search of chapter 10 found.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _check(name: str, value: Any, choices: Sequence[Any]) -> None:
 def check_parameters(profile: str, corpus: str = "code", layer: int = LAYERS["middle"]) -> None:
     """Refuse what the testbed does not have. Raises ValueError naming the parameter and its choices.
 
-    >>> from sae_lib.experiments import testbed
+    >>> from sae_experiments import testbed
     >>> testbed.check_parameters("quick", corpus="prose")
     Traceback (most recent call last):
     ValueError: corpus is 'prose'; expected one of code, wikipedia

@@ -11,11 +11,11 @@ import torch
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
+from sae_experiments.probes import ridge_probes
+from sae_experiments.testbed import LanguageTestbed
+from sae_experiments.token_classes import token_classes
 from sae_lib import interventions
-from sae_lib.experiments.testbed import LanguageTestbed
-from sae_lib.experiments.token_classes import token_classes
 from sae_lib.metrics import predictions, reading, splitting
-from sae_lib.metrics.probes import ridge_probes
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 

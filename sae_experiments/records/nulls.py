@@ -1,7 +1,9 @@
 """What chapter 13 holds its findings against: re-initialised twins, and its own error rate.
 
-    python -m benchmarks.nulls twins             # trained model and its twins, layers 2 and 14; half an hour
-    python -m benchmarks.nulls false-positives   # the procedure on random models alone; 6 minutes
+    python -m sae_experiments.records.nulls WHAT
+
+    twins              trained model and its twins, layers 2 and 14; half an hour
+    false-positives    the procedure on random models alone; 6 minutes
 
 Run it from the repository's root. Finished runs are kept in runs/nulls; started again, the script goes on
 where it stopped. ``--seconds`` ends it in between two runs, to go on later.
@@ -21,13 +23,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import sae_lib
+from sae_experiments import null_models, testbed
+from sae_experiments.concept_search import permuted_scores, phi, search
 from sae_lib import language_models, records
-from sae_lib.experiments import model_nulls, testbed
-from sae_lib.experiments.concept_search import permuted_scores, phi, search
 from sae_lib.metrics import nulls
 from sae_lib.sweeps import sweep
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNS, RESULTS = ROOT / "runs" / "nulls", ROOT / "book" / "results"
 TRAINING = {"width": 256, "steps": 100, "batch_size": 256, "train": 12, "half": 8}
 # layer, twins, whether they keep the trained embedding
@@ -35,15 +37,15 @@ DRAWS = ((2, 19, False), (2, 19, True), (14, 19, False), (14, 19, True))
 
 
 def gba(layer: int) -> dict[str, tuple[float, float]]:
-    """Ladder and learning rate that chapter 10's search chose, as ``model_nulls.draw`` takes them."""
+    """Ladder and learning rate that chapter 10's search chose, as ``null_models.draw`` takes them."""
     rows = records.read(RESULTS / "10_search.json").rows
     chosen = testbed.settings(rows, "code", layer)["gba"]
     return {"gba": (chosen["knob"], chosen["lr"])}
 
 
 def twins() -> list[dict[str, Any]]:
-    """Cells of ``model_nulls.draw``: the trained model at every layer, then its twins."""
-    told = dict.fromkeys((layer, None, False) for layer, _, _ in DRAWS)
+    """Cells of ``null_models.draw``: the trained model at every layer, then its twins."""
+    told: dict[tuple[int, int | None, bool], None] = dict.fromkeys((at, None, False) for at, _, _ in DRAWS)
     told |= dict.fromkeys((layer, i, keep) for layer, many, keep in DRAWS for i in range(many))
     return [
         {
@@ -66,9 +68,9 @@ def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 @cache
-def tiny() -> tuple[language_models.LanguageModel, model_nulls.Text]:
+def tiny() -> tuple[language_models.LanguageModel, null_models.Text]:
     """A random Llama of 3 blocks, d = 64, and the text of its search."""
-    model, text = model_nulls.opened(1, 8, 6)
+    model, text = null_models.opened(1, 8, 6)
     config = LlamaConfig(
         vocab_size=model.vocabulary, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=4, intermediate_size=128, initializer_range=0.05, tie_word_embeddings=True,
@@ -91,12 +93,12 @@ def trial(number: int, draws: int = 19, permutations: int = 99) -> dict[str, Any
     for i in range(draws + 1):
         seed = number * (draws + 1) + i
         twin = language_models.reinitialised(model, seed)
-        rows = model_nulls.rows_of(twin, text, ["resid_post.2"])["resid_post.2"]
+        rows = null_models.rows_of(twin, text, ["resid_post.2"])["resid_post.2"]
         sae, _ = sae_lib.train(
             sae_lib.batches.Rows(rows["train"]), sae_lib.TopK(k=8, centre=True),
             lr=0.01, width=128, steps=40, batch_size=128, seed=seed, progress=False,
         )  # fmt: skip
-        halves = model_nulls.halves(sae, rows, text)
+        halves = null_models.halves(sae, rows, text)
         answer = search(*halves)
         chosen.append(answer.chosen.tolist())
         found.append(answer.score.tolist())
@@ -161,7 +163,7 @@ def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) ->
     RUNS.mkdir(parents=True, exist_ok=True)
     before, start = json.loads(clock.read_text()) if clock.exists() else 0.0, time.perf_counter()
     if what == "twins":
-        rows = collect(model_nulls.draw, twins(), seconds, workers)
+        rows = collect(null_models.draw, twins(), seconds, workers)
         rows = rows and flat(rows)
     else:
         rows = collect(trial, [{"number": i} for i in range(trials)], seconds, workers)
@@ -182,6 +184,6 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--trials", type=int, default=40)
     # under the module's own name, so that other processes find what it defines
-    from benchmarks import nulls as module
+    from sae_experiments.records import nulls as module
 
     module.main(**vars(parser.parse_args()))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.stats import binom
 
-from benchmarks import nulls as benchmark
+from sae_experiments.records import nulls as benchmark
 from sae_lib import records
 from sae_lib.metrics import nulls
 

@@ -32,7 +32,7 @@ class Probes:
 def ridge_probes(rows: Tensor, labels: Tensor, *, ridge: float = 1e-3) -> Probes:
     """Ridge regression of each class on the rows, with the threshold of the highest F1 on them.
 
-    >>> from sae_lib.metrics.probes import ridge_probes
+    >>> from sae_experiments.probes import ridge_probes
     >>> probes = ridge_probes(torch.tensor([[2.0], [1.0], [0.0]]), torch.tensor([[True], [False], [False]]))
     >>> probes.direction, probes.offset
     (tensor([[1.]]), tensor([1.5000]))

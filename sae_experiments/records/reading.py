@@ -1,8 +1,10 @@
 """Readings, splitting, absorption and interventions over seeds: the records that chapter 12 shows.
 
-    python -m benchmarks.reading readings        # book/results/12_readings.json, 2 minutes of two cores
-    python -m benchmarks.reading splitting       # book/results/12_splitting.json, 3 minutes of two cores
-    python -m benchmarks.reading interventions   # book/results/12_interventions.json, 2 minutes
+    python -m sae_experiments.records.reading WHAT
+
+    readings         book/results/12_readings.json, 2 minutes of two cores
+    splitting        book/results/12_splitting.json, 3 minutes of two cores
+    interventions    book/results/12_interventions.json, 2 minutes
 
 Run it from the repository's root. Finished runs are kept in runs/reading; started again, the command goes on
 where it stopped. Settings are the winners of chapter 10's search, book/results/10_search.json.
@@ -24,15 +26,15 @@ from typing import Any
 import numpy as np
 
 import sae_lib
+from sae_experiments import testbed
+from sae_experiments.latent_reading import Place, Read, intervene
 from sae_lib import records
-from sae_lib.experiments import testbed
-from sae_lib.experiments.reading import Place, Read, intervene
 from sae_lib.metrics import splitting
 from sae_lib.metrics.cooccurrence import Rho2, cooccurrence
 from sae_lib.metrics.reading import TokenTable, code_table, scattered
 from sae_lib.sweeps import sweep
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results"
 # the command is run from the repository's root
 STORES = "runs/language"
@@ -195,6 +197,6 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("readings", "splitting", "interventions"))
     parser.add_argument("--workers", type=int, default=2)
     # under the module's own name, so that other processes find what it defines
-    from benchmarks import reading
+    from sae_experiments.records import reading
 
     print(reading.main(**vars(parser.parse_args())))

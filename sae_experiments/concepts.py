@@ -135,7 +135,7 @@ def _labels(pieces: list[bytes]) -> np.ndarray:
 def code_concepts(blocks: Tensor, tokenizer: Any) -> Tensor:
     """Labels (B, T, F), bool, of token blocks (B, T), F concepts in the order of ``NAMES``.
 
-    >>> from sae_lib.experiments import concepts
+    >>> from sae_experiments import concepts
     >>> tokens = model.tokenizer.encode("f(x)  # same")
     >>> labels = concepts.code_concepts(torch.tensor([tokens]), model.tokenizer)
     >>> labels.shape, labels[0, :, concepts.NAMES.index("in comment")].sum()
