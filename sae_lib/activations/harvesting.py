@@ -155,7 +155,7 @@ def harvest_sites(
     batch_rows = batch_blocks * (block_size - skip_first)
     settings["blocks_per_shard"] = max(1, round(shard_rows / batch_rows)) * batch_blocks
 
-    world = World.joined(parallel)
+    world = World.join_all(parallel)
     with ExitStack() as locked:
 
         def begin() -> list[dict[str, Any]]:

@@ -5,8 +5,9 @@ they share out, rows or latents, is a :class:`World`.
 """
 
 from sae_lib.distributed.process_group import TIMEOUT, LostProcessError, join, launched, local, place
-from sae_lib.distributed.world import ALONE, WAYS, Axis, World
+from sae_lib.distributed.world import ALONE, WAYS, Partition, World
 
 __all__ = [
-    "ALONE", "TIMEOUT", "WAYS", "Axis", "LostProcessError", "World", "join", "launched", "local", "place",
+    "ALONE", "TIMEOUT", "WAYS", "LostProcessError", "Partition", "World", "join", "launched", "local",
+    "place",
 ]  # fmt: skip

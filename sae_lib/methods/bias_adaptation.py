@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sae_lib.distributed import ALONE, Axis
+from sae_lib.distributed import ALONE, Partition
 from sae_lib.kernels.sparse_codes import in_any_order
 from sae_lib.methods.base import Method, Run, Step
 from sae_lib.normalisation import Normalisation
@@ -50,7 +50,7 @@ def adapt_bias(
     *,
     gamma: float,
     epsilon: float,
-    latents: Axis = ALONE.latents,
+    latents: Partition = ALONE.latents,
 ) -> Tensor:
     """One application of the bias rule; returns the new bias (M,).
 

@@ -19,6 +19,7 @@ from sae_lib.files.atomic import parsed, replacing, short
 from sae_lib.files.tensors import read_metadata, read_tensors, tensors_sha256, write_tensors
 from sae_lib.methods.base import Run
 from sae_lib.sae import SparseAutoencoder
+from sae_lib.training.sharding import gathered, parted
 
 NAME = "checkpoint.safetensors"
 FORMAT = "sae_lib.checkpoint.2"
@@ -47,7 +48,7 @@ def write(
     tensors |= {f"run.{k}": v for k, v in run.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-    if (whole := world.gathered(tensors, _shared(sae, optimiser))) is None:
+    if (whole := gathered(world, tensors, _shared(sae, optimiser))) is None:
         return
     tensors = {k: v.detach().cpu() for k, v in whole.items()}
     content = json.dumps({"step": step, "settings": settings}, sort_keys=True)
@@ -143,7 +144,7 @@ def restore(
     world: World = ALONE,
 ) -> None:
     """Put the tensors of :func:`read` back where :func:`write` took them from."""
-    tensors = world.parted(tensors, _shared(sae, optimiser))
+    tensors = parted(world, tensors, _shared(sae, optimiser))
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -17,11 +17,10 @@ from tqdm import tqdm
 
 from sae_lib import distributed
 from sae_lib.batches import BatchSource, Rows
-from sae_lib.distributed import World
 from sae_lib.files.atomic import only_writer
 from sae_lib.methods.base import Method, Step
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.training import checkpoint
+from sae_lib.training import checkpoint, sharding
 from sae_lib.training.interruption import interruptible
 from sae_lib.training.log import TrainingLog, record
 
@@ -137,7 +136,7 @@ def train(
         steps=steps, batch_size=batch_size, lr=lr, schedule=schedule, warmup=warmup, log_every=log_every,
         weight_decay=weight_decay, checkpoint_every=checkpoint_every, resume=resume, folder=folder,
     )  # fmt: skip
-    world = World.sharing(parallel, method, batch_size=batch_size, width=width)
+    world = sharding.sharing(parallel, method, batch_size=batch_size, width=width)
     device = distributed.local(device)
     folder = None if folder is None else Path(folder)
     world.by_first(lambda: _check_folder(folder, resume))
@@ -148,10 +147,10 @@ def train(
     }  # fmt: skip
 
     sae = method.build(source.d_in, width, normalisation=source.normalisation, seed=seed)
-    sae = world.cut(sae).to(device)
+    sae = sharding.cut(world, sae).to(device)
     sae.metadata = {"training": settings}
     run = method.start(sae, _sample(source, batch_size, seed).to(device))
-    world.begin(sae, run)
+    sharding.begin(world, sae, run)
     parameters = [p for p in (*sae.parameters(), *run.parameters()) if p.requires_grad]
     optimiser = method.optimiser(parameters, lr, weight_decay)
     log, first = TrainingLog(), 0
@@ -183,7 +182,7 @@ def train(
             first, tensors = checkpoint.read_alike(folder, settings, world)
             checkpoint.restore(tensors, sae=sae, run=run, optimiser=optimiser, world=world)
             log = TrainingLog.read(folder, first)
-        batches = world.batches(source, batch_size, seed=seed, start=first)
+        batches = sharding.batches(world, source, batch_size, seed=seed, start=first)
         interrupted = held.enter_context(interruptible())
         bar = held.enter_context(_bar(shown, steps, first, method.name))
         for number in range(first + 1, steps + 1):
@@ -194,7 +193,7 @@ def train(
             step: Step = run(sae, x)._replace(world=world)
             optimiser.zero_grad()
             world.rows.share(step.loss).backward()
-            world.reduce_gradients(sae, parameters)
+            sharding.reduce_gradients(world, sae, parameters)
             optimiser.step()
             sae.unit_rows_()
             # an autocast around this call would go on with its copies of the weights as they were
@@ -216,7 +215,7 @@ def train(
                 check(number, world.rows.mean(step.loss.detach()).item())
                 save(number)
         save(steps)
-        world.whole(sae).eval().requires_grad_(False)
+        sharding.whole(world, sae).eval().requires_grad_(False)
         if folder and world.first:
             sae.save(folder)
         world.wait()
