@@ -14,7 +14,7 @@ import sae_lib
 from sae_lib import kernels
 from sae_lib.kernels import cpu, reference, support
 from sae_lib.methods import BatchTopK, JumpReLU, Matryoshka, bias_adaptation
-from sae_lib.methods.base import Run
+from sae_lib.methods.base import Trainer
 from sae_lib.methods.bias_adaptation import group_index, group_sums
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 150), st.integers(1, 20))
@@ -272,7 +272,7 @@ def test_training_by_sparse_steps_ends_where_dense_ones_do(name, monkeypatch):
     dense, dense_log = sae_lib.train(data, METHODS[name], **settings)
     monkeypatch.setitem(kernels.SMALLEST, "cpu", 0)
     monkeypatch.setitem(kernels.DENSEST, "cpu", 1.0)
-    monkeypatch.setattr(Run, "dense", None)  # not to be called
+    monkeypatch.setattr(Trainer, "dense", None)  # not to be called
     sparse, log = sae_lib.train(data, METHODS[name], **settings)
     torch.testing.assert_close(sparse.weight, dense.weight, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(sparse.bias, dense.bias, rtol=1e-3, atol=1e-4)
@@ -393,7 +393,7 @@ def test_a_backend_that_cannot_be_loaded_is_left_alone(untried, monkeypatch):
 
 @pytest.mark.filterwarnings("error")
 def test_a_backend_that_passes_is_used(untried, monkeypatch):
-    monkeypatch.setattr(Run, "dense", None)  # not to be called
+    monkeypatch.setattr(Trainer, "dense", None)  # not to be called
     state = torch.get_rng_state()
     data = sae_lib.synthetic.preset("imbalanced", n_rows=2000)
     sae_lib.train(data, METHODS["gba"], **SHORT)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_lib.distributed import ALONE, Partition
 from sae_lib.kernels.sparse_codes import in_any_order
-from sae_lib.methods.base import Method, Run, Step
+from sae_lib.methods.base import Method, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -116,15 +116,15 @@ class BiasRule(Method):
         """See :func:`unit_row_rate`."""
         return unit_row_rate(d_in)
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> BiasAdapter:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> BiasAdaptationTrainer:
         """Centre, set the starting bias from the sample, and attach fresh counters."""
         if self.centre:
             sae.centre_(sample)
-        adapter = BiasAdapter(self, sae.width, sae.block).to(sae.weight.device)
+        trainer = BiasAdaptationTrainer(self, sae.width, sae.block).to(sae.weight.device)
         if self.start_bias == "quantile":
             with torch.no_grad():
-                sae.bias.copy_(quantile_bias(sae, sample, adapter.target[adapter.group]))
-        return adapter
+                sae.bias.copy_(quantile_bias(sae, sample, trainer.target[trainer.group]))
+        return trainer
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ def _at_rank(values: Tensor, ranks: Tensor) -> Tensor:
     return found
 
 
-class BiasAdapter(Run):
+class BiasAdaptationTrainer(Trainer):
     """Counts firings and peaks over a buffer of ``every`` steps, then applies the rule."""
 
     fired: Tensor

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
-from sae_lib.methods.base import Method, Run, Step
+from sae_lib.methods.base import Method, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -133,12 +133,12 @@ class ModifiedBiasAdaptation(Method):
             )
         return SphericalStep(parameters, lr)
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Resonance:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> ResonanceTrainer:
         """Nothing to prepare: the gate is set from every batch."""
-        return Resonance(self.target_frequency).to(sae.weight.device)
+        return ResonanceTrainer(self.target_frequency).to(sae.weight.device)
 
 
-class Resonance(Run):
+class ResonanceTrainer(Trainer):
     """Gate at the quantile of each batch; −Σ_m J(w_m) as the loss."""
 
     def __init__(self, target_frequency: float) -> None:

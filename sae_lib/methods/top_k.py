@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.kernels import Support
-from sae_lib.methods.base import Baseline, Run, Step
+from sae_lib.methods.base import Baseline, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -85,13 +85,13 @@ class TopK(LargestCodes):
         """Rows; the largest codes of a row are chosen among all latents."""
         return ("data",)
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> AuxiliaryRun:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> AuxiliaryTrainer:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
         self.prepare(sae, sample)
-        return AuxiliaryRun(self, sae.width).to(sae.weight.device)
+        return AuxiliaryTrainer(self, sae.width).to(sae.weight.device)
 
 
-class AuxiliaryRun(Run):
+class AuxiliaryTrainer(Trainer):
     """Tracks when each latent last fired, and adds the auxiliary loss."""
 
     silent_steps: Tensor

@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_lib.distributed import ALONE, World
 from sae_lib.files.atomic import parsed, replacing, short
 from sae_lib.files.tensors import read_metadata, read_tensors, tensors_sha256, write_tensors
-from sae_lib.methods.base import Run
+from sae_lib.methods.base import Trainer
 from sae_lib.sae import SparseAutoencoder
 from sae_lib.training.sharding import gathered, parted
 
@@ -36,7 +36,7 @@ def write(
     step: int,
     settings: dict[str, Any],
     sae: SparseAutoencoder,
-    run: Run,
+    trainer: Trainer,
     optimiser: torch.optim.Optimizer,
     world: World = ALONE,
 ) -> None:
@@ -45,7 +45,7 @@ def write(
     Called by all processes of a world; the first one writes the whole state.
     """
     tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()}
-    tensors |= {f"run.{k}": v for k, v in run.state_dict().items()}
+    tensors |= {f"run.{k}": v for k, v in trainer.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
     if (whole := gathered(world, tensors, _shared(sae, optimiser))) is None:
@@ -139,7 +139,7 @@ def restore(
     tensors: dict[str, Tensor],
     *,
     sae: SparseAutoencoder,
-    run: Run,
+    trainer: Trainer,
     optimiser: torch.optim.Optimizer,
     world: World = ALONE,
 ) -> None:
@@ -151,7 +151,7 @@ def restore(
 
     try:
         sae.load_state_dict(part("sae."))
-        run.load_state_dict(part("run."))
+        trainer.load_state_dict(part("run."))
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in part("optimiser.").items():
             index, name = key.split(".", 1)

@@ -149,11 +149,12 @@ def train(
     sae = method.build(source.d_in, width, normalisation=source.normalisation, seed=seed)
     sae = sharding.cut(world, sae).to(device)
     sae.metadata = {"training": settings}
-    run = method.start(sae, _sample(source, batch_size, seed).to(device))
-    sharding.begin(world, sae, run)
-    parameters = [p for p in (*sae.parameters(), *run.parameters()) if p.requires_grad]
+    trainer = method.start(sae, _sample(source, batch_size, seed).to(device))
+    sharding.begin(world, sae, trainer)
+    parameters = [p for p in (*sae.parameters(), *trainer.parameters()) if p.requires_grad]
     optimiser = method.optimiser(parameters, lr, weight_decay)
     log, first = TrainingLog(), 0
+    state: dict[str, Any] = {"sae": sae, "trainer": trainer, "optimiser": optimiser, "world": world}
 
     def save(step: int) -> None:
         bad = [name for name, value in sae.named_parameters() if not torch.isfinite(value).all()]
@@ -163,9 +164,7 @@ def train(
         if folder:
             if world.first:
                 log.write(folder)
-            checkpoint.write(
-                folder, step=step, settings=settings, sae=sae, run=run, optimiser=optimiser, world=world
-            )
+            checkpoint.write(folder, step=step, settings=settings, **state)
 
     def check(number: int, loss: float) -> None:
         if not math.isfinite(loss):
@@ -180,7 +179,7 @@ def train(
         world.by_first(lambda: _take(folder, resume, held))
         if resume and folder:
             first, tensors = checkpoint.read_alike(folder, settings, world)
-            checkpoint.restore(tensors, sae=sae, run=run, optimiser=optimiser, world=world)
+            checkpoint.restore(tensors, **state)
             log = TrainingLog.read(folder, first)
         batches = sharding.batches(world, source, batch_size, seed=seed, start=first)
         interrupted = held.enter_context(interruptible())
@@ -190,7 +189,7 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             x = next(batches).to(device)
-            step: Step = run(sae, x)._replace(world=world)
+            step: Step = trainer(sae, x)._replace(world=world)
             optimiser.zero_grad()
             world.rows.share(step.loss).backward()
             sharding.reduce_gradients(world, sae, parameters)
@@ -198,9 +197,9 @@ def train(
             sae.unit_rows_()
             # an autocast around this call would go on with its copies of the weights as they were
             torch.clear_autocast_cache()
-            run.after_step(sae, step, number)
+            trainer.after_step(sae, step, number)
             if number % log_every == 0 or number == steps:
-                log.append(record(number, step, x, rate) | run.metrics(sae))
+                log.append(record(number, step, x, rate) | trainer.metrics(sae))
                 check(number, log[-1]["loss"])
                 bar.set_postfix(nmse=f"{log[-1]['nmse']:.4f}", l0=f"{log[-1]['l0']:.1f}", refresh=False)
                 if callback:

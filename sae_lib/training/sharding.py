@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sae_lib.batches import BatchSource
 from sae_lib.distributed import Partition, World
 from sae_lib.distributed.process_group import all_reduce, broadcast
-from sae_lib.methods.base import Method, Run
+from sae_lib.methods.base import Method, Trainer
 from sae_lib.sae import SparseAutoencoder
 
 # numbers from which on a tensor is sent by itself
@@ -62,15 +62,15 @@ def whole(world: World, sae: SparseAutoencoder) -> SparseAutoencoder:
     return sae
 
 
-def begin(world: World, sae: SparseAutoencoder, run: Run) -> None:
-    """Let the run know of the other processes, and start from the numbers of the first one."""
-    for part in cast("list[Run]", list(run.modules())):
+def begin(world: World, sae: SparseAutoencoder, trainer: Trainer) -> None:
+    """Let the trainer know of the other processes, and start from the numbers of the first one."""
+    for part in cast("list[Trainer]", list(trainer.modules())):
         part.world = world
     # machines of different make may differ in the last bit of a mean or a quantile
     shared: list[Tensor] = [sae.pre_bias] if world.latents.size > 1 else []
     if world.rows.size > 1:
         # buffers that are not saved, too: others are put back from them
-        shared = [tensor for part in (sae, run) for tensor in (*part.parameters(), *part.buffers())]
+        shared = [tensor for part in (sae, trainer) for tensor in (*part.parameters(), *part.buffers())]
     for tensor in shared:
         broadcast(tensor.detach(), 0)
 
