@@ -193,7 +193,8 @@ def intervene(place: Place, read: Read, n: int = 20, *, contexts: int = 4, seed:
     table = reading.TokenTable(
         read.codes[np.flatnonzero(following)], place.following[following], model.vocabulary
     )
-    sign = torch.sign(sae.scale.detach()).cpu()[latents]
+    # those chosen fire, so that none has a scale of 0
+    sign = torch.where(sae.scale < 0, -1.0, 1.0).cpu()[latents]
     written = (
         interventions.logit_weights(model, sae, torch.from_numpy(latents)).detach().cpu() * sign[:, None]
     )

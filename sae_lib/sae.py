@@ -93,6 +93,16 @@ class SparseAutoencoder(nn.Module):
         """Unit directions (M, d) the latents write; compare these with a dictionary of features."""
         return self.weight if self.decoder is None else self.decoder
 
+    @property
+    def directions(self) -> Tensor:
+        """Where each latent pushes when it fires, (M, d): its decoder row, turned round where a_m < 0."""
+        sign = torch.where(self.scale < 0, -1.0, 1.0)
+        return (self.decoder_rows * sign[:, None]).detach()
+
+    def magnitudes(self, x: Tensor) -> Tensor:
+        """Codes times |a_m|, (B, M), of normalised rows x (B, d): how far each latent pushes."""
+        return self.encode(x) * self.scale.abs()
+
     def project(self, x: Tensor) -> Tensor:
         """u = W (x − b_pre), (B, M): the pre-activations without the bias."""
         # as a bias of the product: the gradient of b_pre then costs a vector, not a third product

@@ -39,7 +39,6 @@ from sae_experiments.records import common
 from sae_lib import activations, language_models, metrics, records
 from sae_lib.batches import BatchSource, Rows
 from sae_lib.metrics import spectrum
-from sae_lib.metrics.recovery import directions
 from sae_lib.sweeps import sweep
 
 RUNS = "runs/consistency"
@@ -174,14 +173,14 @@ def by_rate(similarity: dict[tuple[int, int], Tensor], rates: list[Tensor]) -> d
 
 def doubles(sae: sae_lib.SparseAutoencoder, rate: Tensor) -> float:
     """Share of the latents that fire and have another firing latent of the run at cosine above 0.9."""
-    alive = directions(sae)[rate > 0]
+    alive = sae.directions[rate > 0]
     return (metrics.cosines(alive, alive).fill_diagonal_(-1).amax(dim=0) > 0.9).double().mean().item()
 
 
 def start(sae: sae_lib.SparseAutoencoder, seed: int) -> float:
     """Mean cosine of the latents with where they started: the same rows for every method."""
     before = sae_lib.SparseAutoencoder(sae.d_in, sae.width, seed=seed).weight.detach()
-    return torch.nn.functional.cosine_similarity(directions(sae), before).mean().item()
+    return torch.nn.functional.cosine_similarity(sae.directions, before).mean().item()
 
 
 def rounded(values: Tensor) -> list[float]:

@@ -112,8 +112,7 @@ def from_autoencoder(sae: SparseAutoencoder, rows: Tensor) -> Decomposition:
     b_pre is no feature and is left out: HV is the reconstruction less b_pre. A latent that fires on no row
     has no coefficients, and :func:`sae_lib.identifiability.certify` counts it as unused.
     """
-    sign = torch.where(sae.scale < 0, -1.0, 1.0)
-    return Decomposition(sae.encode(rows) * sae.scale.abs(), sae.decoder_rows * sign[:, None])
+    return Decomposition(sae.magnitudes(rows), sae.directions)
 
 
 def permute(

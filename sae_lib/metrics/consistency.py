@@ -59,7 +59,7 @@ def latent_statistics(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int =
         raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, {sae.d_in}) with N ≥ 1")
     fired, total, squares, peak = torch.zeros(4, sae.width, dtype=torch.float64, device=sae.weight.device)
     for x in rows.split(batch_size):
-        codes = (sae.encode(x.to(sae.weight.device)) * sae.scale.abs()).double()
+        codes = sae.magnitudes(x.to(sae.weight.device)).double()
         fired += (codes != 0).sum(dim=0)
         total += codes.sum(dim=0)
         squares += codes.square().sum(dim=0)

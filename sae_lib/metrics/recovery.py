@@ -13,12 +13,8 @@ from sae_lib.sae import SparseAutoencoder
 
 
 def directions(latents: SparseAutoencoder | Tensor) -> Tensor:
-    """Directions (M, d) the latents write: of an autoencoder its decoder rows, turned round where the output
-    scale is negative; a tensor is taken as it is."""
-    if not isinstance(latents, SparseAutoencoder):
-        return latents
-    sign = torch.where(latents.scale < 0, -1.0, 1.0)
-    return (latents.decoder_rows * sign[:, None]).detach()
+    """Directions (M, d) of an autoencoder's latents; a tensor is taken as it is."""
+    return latents.directions if isinstance(latents, SparseAutoencoder) else latents
 
 
 def cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:

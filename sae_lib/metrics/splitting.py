@@ -179,7 +179,7 @@ def absorption(
     found = np.flatnonzero(label & recognised)
     silent = codes[found][:, [main]].toarray().ravel() == 0
     # codes hold |a|; directions turn a row round where a is negative
-    writes = (directions(sae) @ direction.to(sae.weight)).detach().cpu().numpy()
+    writes = (sae.directions @ direction.to(sae.weight)).detach().cpu().numpy()
     # silent on every row that is looked at
     writes[main] = 0
     others, absorbers = codes if others is None else others, []
