@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_lib.checks import at_least
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
 
@@ -95,9 +96,7 @@ class Benchmark:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("n_features", "d_in"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        at_least(1, n_features=self.n_features, d_in=self.d_in)
         if not 0 <= 85 * self.roots <= self.n_features:
             raise ValueError(
                 f"roots is {self.roots}, each of 85 features; expected 0 … {self.n_features // 85} "

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_lib.checks import one_of
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.language_models.unembedding import through_final_norm
 from sae_lib.sae import SparseAutoencoder
@@ -107,8 +108,7 @@ def ablate(
     positions: bool (B, T), where to act; by default everywhere.
     """
     index = _chosen(sae, latents)
-    if error not in ERRORS:
-        raise ValueError(f"error is {error!r}; expected one of {', '.join(ERRORS)}")
+    one_of("error", error, ERRORS)
     values = torch.as_tensor(value, dtype=sae.weight.dtype, device=sae.weight.device)
     if values.shape not in ((), index.shape) or not values.isfinite().all():
         raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from sae_lib.checks import at_least, between, one_of
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
 
@@ -57,15 +58,12 @@ class SparseAutoencoder(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {"d_in": d_in, "width": width}.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+        at_least(1, d_in=d_in, width=width)
+        one_of("activation", activation, ACTIVATIONS)
         if (k is not None) != (activation == "topk"):
             raise ValueError(f"activation {activation!r} with k={k}; k belongs to 'topk' and to it alone")
-        if k is not None and not 1 <= k <= width:
-            raise ValueError(f"k is {k}; expected 1 … {width} (the width)")
+        if k is not None:
+            between(1, width, "the width", k=k)
         if tied and free_encoder:
             raise ValueError("a tied encoder has unit rows; free_encoder needs tied=False")
         self.d_in, self.width, self.block = d_in, width, (0, width)

@@ -19,6 +19,7 @@ from sae_lib.activations.manifest import DTYPES, MANIFEST, Manifest, Shard, chec
 from sae_lib.activations.positions import enough, origin
 from sae_lib.activations.shards import write_shards
 from sae_lib.activations.store import ActivationStore
+from sae_lib.checks import at_least, one_of
 from sae_lib.corpora import Corpus, token_blocks
 from sae_lib.distributed import World
 from sae_lib.files.atomic import only_writer, short
@@ -142,13 +143,9 @@ def harvest_sites(
         )
     if len({folder.resolve() for folder in where.values()}) < len(where):
         raise ValueError(f"folders are {[str(f) for f in where.values()]}; expected one of its own a site")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    if normalisation not in KINDS:
-        raise ValueError(f"normalisation is {normalisation!r}; expected one of {', '.join(KINDS)}")
-    for name, value in (("n_tokens", n_tokens), ("shard_rows", shard_rows)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1")
+    one_of("dtype", dtype, DTYPES)
+    one_of("normalisation", normalisation, KINDS)
+    at_least(1, n_tokens=n_tokens, shard_rows=shard_rows)
     settings = origin(model, corpus, next(iter(where)), block_size, batch_blocks, skip_first)
     settings |= {"n_tokens": n_tokens, "seed": seed, "dtype": dtype, "normalisation": normalisation}
     # shards are whole forward batches, so that a resumed run composes the same ones

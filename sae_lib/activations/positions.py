@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sae_lib.checks import at_least
 from sae_lib.corpora import Corpus, opening_ids, separator_id
 from sae_lib.language_models import LanguageModel, Site
 
@@ -24,8 +25,7 @@ def origin(
     """Everything that decides the rows, as plain JSON values. Raises ValueError for sizes out of range."""
     if not 0 <= skip_first < block_size:
         raise ValueError(f"skip_first is {skip_first}; expected 0..{block_size - 1} (block_size - 1)")
-    if batch_blocks < 1:
-        raise ValueError(f"batch_blocks is {batch_blocks}; expected at least 1")
+    at_least(1, batch_blocks=batch_blocks)
     return {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "site": str(site),

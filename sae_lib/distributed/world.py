@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sae_lib.checks import one_of
 from sae_lib.distributed.process_group import all_reduce, broadcast, join, launched
 
 WAYS = ("auto", "data", "latents", "off")
@@ -112,8 +113,7 @@ class World:
     @classmethod
     def join_all(cls, parallel: str) -> World:
         """All processes of the job, with nothing shared out; one process alone for ``"off"``."""
-        if parallel not in WAYS:
-            raise ValueError(f"parallel is {parallel!r}; expected one of {', '.join(WAYS)}")
+        one_of("parallel", parallel, WAYS)
         if parallel == "off" or not launched():
             return cls()
         join()

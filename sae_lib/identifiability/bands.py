@@ -17,6 +17,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sae_lib.checks import at_least, between, fraction
+
 
 @dataclass(frozen=True)
 class Band:
@@ -88,10 +90,8 @@ def summary_band(feature_frequency: float, d_in: int) -> Band:
 
     feature_frequency: f, in (0, 1]. d_in: d ≥ 1. Terms ``"noise"`` √f and ``"dimension"`` f d.
     """
-    if not 0 < feature_frequency <= 1:
-        raise ValueError(f"feature_frequency is {feature_frequency}; expected above 0, at most 1")
-    if d_in < 1:
-        raise ValueError(f"d_in is {d_in}; expected at least 1")
+    fraction(feature_frequency=feature_frequency)
+    at_least(1, d_in=d_in)
     return Band(
         feature_frequency, {"noise": math.sqrt(feature_frequency), "dimension": feature_frequency * d_in}
     )
@@ -106,8 +106,7 @@ def sufficient_width(
     necessary: chapter 4 recovers with a few latents a feature. ε in [0, 1). Raises ValueError otherwise.
     """
     _check_sizes(n_features, 1, sparsity)
-    if not 0 < target_frequency <= 1:
-        raise ValueError(f"target_frequency is {target_frequency}; expected above 0, at most 1")
+    fraction(target_frequency=target_frequency)
     if not 0 <= epsilon < 1:
         raise ValueError(f"epsilon is {epsilon}; expected 0 ≤ epsilon < 1")
     return n_features * target_frequency ** (-sparsity / (1 - epsilon) ** 2)
@@ -121,9 +120,6 @@ def sufficient_steps(varsigma: float) -> float:
 
 
 def _check_sizes(n_features: int, d_in: int, sparsity: int) -> None:
-    if n_features < 2:
-        raise ValueError(f"n_features is {n_features}; expected at least 2")
-    if d_in < 1:
-        raise ValueError(f"d_in is {d_in}; expected at least 1")
-    if not 1 <= sparsity <= n_features:
-        raise ValueError(f"sparsity is {sparsity}; expected 1 … {n_features} (the number of features)")
+    at_least(2, n_features=n_features)
+    at_least(1, d_in=d_in)
+    between(1, n_features, "the number of features", sparsity=sparsity)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.checks import at_least
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 from sae_lib.synthetic.data import SyntheticData
@@ -160,8 +161,7 @@ def split(
     counts = torch.as_tensor(pieces).expand(len(v)) if isinstance(pieces, int) else torch.as_tensor(pieces)
     if counts.shape != (len(v),) or (counts < 1).any():
         raise ValueError(f"pieces is {pieces}; expected a whole number above 0, or {len(v)} of them")
-    if not spread >= 0:
-        raise ValueError(f"spread is {spread}; expected at least 0")
+    at_least(0, spread=spread)
     draws = generator(seed, "split")
     owner = torch.repeat_interleave(torch.arange(len(v)), counts)
     if spread == 0:

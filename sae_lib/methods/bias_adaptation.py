@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sae_lib.checks import above_zero, at_least, fraction, one_of
 from sae_lib.distributed import ALONE, Partition
 from sae_lib.kernels.sparse_codes import in_any_order
 from sae_lib.methods.base import Method, Step, Trainer
@@ -85,17 +86,14 @@ class BiasRule(Method):
     tied: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; expected at least 1 optimiser step")
-        if not self.gamma > 0:
-            raise ValueError(f"gamma is {self.gamma}; expected above 0")
+        at_least(1, " optimiser step", every=self.every)
+        above_zero(gamma=self.gamma)
         lowest = self.targets.min().item()
         if not 0 <= self.epsilon < lowest:
             raise ValueError(
                 f"epsilon is {self.epsilon}; expected 0 ≤ epsilon < {lowest:g} (the lowest target)"
             )
-        if self.start_bias not in STARTS:
-            raise ValueError(f"start_bias is {self.start_bias!r}; expected one of {', '.join(STARTS)}")
+        one_of("start_bias", self.start_bias, STARTS)
 
     @property
     @abstractmethod
@@ -154,8 +152,7 @@ class GroupBiasAdaptation(BiasRule):
     name: ClassVar[str] = "gba"
 
     def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise ValueError(f"groups is {self.groups}; expected at least 1")
+        at_least(1, groups=self.groups)
         if not 0 < self.ltf <= self.htf <= 1:
             raise ValueError(f"htf={self.htf}, ltf={self.ltf}; expected 0 < ltf ≤ htf ≤ 1")
         super().__post_init__()
@@ -185,8 +182,7 @@ class BiasAdaptation(BiasRule):
     name: ClassVar[str] = "ba"
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_frequency <= 1:
-            raise ValueError(f"target_frequency is {self.target_frequency}; expected above 0, at most 1")
+        fraction(target_frequency=self.target_frequency)
         super().__post_init__()
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from sae_lib.checks import fraction, one_of
 from sae_lib.methods.base import Method, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
@@ -71,10 +72,8 @@ class Frozen(Method):
     def __post_init__(self) -> None:
         if not isinstance(self.base, Method):
             raise ValueError(f"base is {self.base!r}; expected a method, such as TopK(k=8)")
-        if self.part not in PARTS:
-            raise ValueError(f"part is {self.part!r}; expected one of {', '.join(PARTS)}")
-        if not 0 < self.cosine <= 1:
-            raise ValueError(f"cosine is {self.cosine}; expected above 0, at most 1")
+        one_of("part", self.part, PARTS)
+        fraction(cosine=self.cosine)
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
         """The autoencoder of the base method."""

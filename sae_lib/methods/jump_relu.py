@@ -15,6 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from sae_lib.checks import at_least
 from sae_lib.kernels import SparseCodes, Support
 from sae_lib.methods.base import MomentumFree, Step, Trainer
 from sae_lib.sae import SparseAutoencoder
@@ -84,8 +85,7 @@ class JumpReLU(MomentumFree):
         for name, value in {"bandwidth": self.bandwidth, "threshold": self.threshold}.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value}; expected a finite number above 0")
-        if self.warmup < 0:
-            raise ValueError(f"warmup is {self.warmup}; expected at least 0 steps")
+        at_least(0, " steps", warmup=self.warmup)
 
     def parallel(self) -> tuple[str, ...]:
         """Rows or latents."""

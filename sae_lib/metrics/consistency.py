@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.checks import at_least, cosine, matrix, one_of
 from sae_lib.metrics.recovery import cosines, directions, mean_correlation_coefficient
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
@@ -55,8 +56,7 @@ class LatentStatistics:
 @torch.no_grad()
 def latent_statistics(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int = 4096) -> LatentStatistics:
     """Measure ``sae`` on normalised rows (N, d)."""
-    if rows.ndim != 2 or rows.shape[1] != sae.d_in or len(rows) == 0:
-        raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, {sae.d_in}) with N ≥ 1")
+    matrix(rows, sae.d_in)
     fired, total, squares, peak = torch.zeros(4, sae.width, dtype=torch.float64, device=sae.weight.device)
     for x in rows.split(batch_size):
         codes = sae.magnitudes(x.to(sae.weight.device)).double()
@@ -80,10 +80,8 @@ def consistency_curve(
     rule: what "top" means: ``"firing rate"``, ``"peak"`` or ``"z-score"``, largest first; equal values in
         order of their index. Dead latents rank last but count.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
-    if not -1 <= threshold < 1:
-        raise ValueError(f"threshold is {threshold}; expected a cosine, −1 ≤ threshold < 1")
+    one_of("rule", rule, RULES)
+    cosine(threshold=threshold)
     score = getattr(statistics, RULES[rule])
     if score.shape != similarity.shape:
         raise ValueError(f"statistics of {len(score)} latents for a run of {len(similarity)}; need equal")
@@ -144,9 +142,7 @@ def random_dictionaries(width: int, d_in: int, number: int, *, seed: int = 0) ->
     What any of these scores gives to them is what it gives to nothing: the best of many random cosines is
     well above 0.
     """
-    for name, value in {"width": width, "d_in": d_in, "number": number}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1")
+    at_least(1, width=width, d_in=d_in, number=number)
     stream = generator(seed, "null dictionaries")
     return list(normalize(torch.randn(number, width, d_in, generator=stream), dim=2))
 
@@ -161,9 +157,7 @@ def row_dictionaries(rows: Tensor, width: int, number: int, *, seed: int = 0) ->
         directions that share the data's mean and covariance and nothing else, pass
         :func:`sae_lib.metrics.spectrum.gaussian_twin` of the rows.
     """
-    for name, value in {"width": width, "number": number}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1")
+    at_least(1, width=width, number=number)
     if rows.ndim != 2 or len(rows) < number * width:
         raise ValueError(
             f"rows have shape {tuple(rows.shape)}; expected (N, d) with N ≥ {number * width}, "

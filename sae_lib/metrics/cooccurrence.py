@@ -18,6 +18,7 @@ from scipy import sparse
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from sae_lib.checks import at_least, one_of
 from sae_lib.kernels import SparseCodes
 
 Codes: TypeAlias = Tensor | SparseCodes | csr_array
@@ -129,8 +130,7 @@ class Cooccurrence:
 
         A latent that fires once has P(j | i) = 1 with all that fire there: ρ₂ of rare latents is chance.
         """
-        if min_firings < 1:
-            raise ValueError(f"min_firings is {min_firings}; expected at least 1")
+        at_least(1, min_firings=min_firings)
         used = self.firings >= min_firings
         n = int(used.sum())
         if n == 0:
@@ -243,7 +243,6 @@ def _canonical(table: csr_array) -> csr_array:
 
 
 def _check(measure: str, min_count: int) -> None:
-    if measure not in MEASURES:
-        raise ValueError(f"measure is {measure!r}; expected one of {', '.join(MEASURES)}")
+    one_of("measure", measure, MEASURES)
     if min_count < 1:
         raise ValueError(f"min_count is {min_count}; expected at least 1: pairs never together are not held")

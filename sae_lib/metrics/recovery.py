@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.checks import cosine
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -50,8 +51,7 @@ def feature_recovery_rate(
 
     ``threshold`` is τ, in [−1, 1). The paper uses 0.8 and 0.9.
     """
-    if not -1 <= threshold < 1:
-        raise ValueError(f"threshold is {threshold}; expected a cosine, −1 ≤ threshold < 1")
+    cosine(threshold=threshold)
     return (best_cosines(latents, dictionary) > threshold).double().mean().item()
 
 

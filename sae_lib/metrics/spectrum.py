@@ -27,6 +27,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.checks import above_zero, matrix
 from sae_lib.metrics import recovery
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
@@ -75,10 +76,7 @@ def estimate_frequencies(
     Directions that never occur are left out; with no agreement at all the result is empty.
     """
     directions, agreement = agreed_directions(runs, threshold=threshold)
-    if rows.ndim != 2 or rows.shape[1] != directions.shape[1] or len(rows) == 0:
-        raise ValueError(
-            f"rows have shape {tuple(rows.shape)}; expected (N, {directions.shape[1]}) with N ≥ 1"
-        )
+    matrix(rows, directions.shape[1])
     codes = lasso_codes(rows, directions, penalty=penalty)
     frequency = (codes > half_level(codes)).double().mean(dim=0)
     order = frequency.argsort(descending=True, stable=True)
@@ -127,8 +125,7 @@ def lasso_codes(rows: Tensor, directions: Tensor, *, penalty: float = 0.05, batc
 
     Solved by the accelerated proximal gradient method of Beck and Teboulle (2009), 100 iterations.
     """
-    if not penalty > 0:
-        raise ValueError(f"penalty is {penalty}; expected above 0")
+    above_zero(penalty=penalty)
     if len(directions) == 0:
         return rows.new_zeros(len(rows), 0)
     size = penalty * rows.square().sum(dim=1).mean().sqrt()

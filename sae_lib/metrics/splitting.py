@@ -15,6 +15,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
+from sae_lib.checks import cosine
 from sae_lib.metrics.recovery import cosines, directions
 from sae_lib.sae import SparseAutoencoder
 
@@ -30,8 +31,7 @@ def near_latents(
 
     Decoder rows count. Given twice the same autoencoder, a latent finds itself too.
     """
-    if not -1 <= threshold < 1:
-        raise ValueError(f"threshold is {threshold}; expected a cosine, −1 ≤ threshold < 1")
+    cosine(threshold=threshold)
     return (cosines(wide, directions(narrow)) > threshold).sum(dim=1).cpu().numpy()
 
 

@@ -15,6 +15,7 @@ import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from sae_lib.checks import at_least
 from sae_lib.files.atomic import replacing
 from sae_lib.records.machine import library_sha256, versions
 from sae_lib.sweeps.fingerprint import fingerprint, plain_cell
@@ -58,8 +59,7 @@ def sweep(
     arguments = [dict(cell) for cell in cells]
     plain = [plain_cell(cell) for cell in arguments]
     workers = torch.get_num_threads() if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; expected at least 1")
+    at_least(1, workers=workers)
     store = _Store(Path(folder), run) if folder is not None else None
     results = [store.get(cell) if store else None for cell in plain]
     todo = [i for i, result in enumerate(results) if result is None]

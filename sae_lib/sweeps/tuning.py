@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sae_lib.checks import above_zero, at_least
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -41,10 +43,8 @@ def tune(
     """
     if not 0 < low < high:
         raise ValueError(f"low={low}, high={high}; expected 0 < low < high")
-    if not target > 0:
-        raise ValueError(f"target is {target}; expected above 0")
-    if budget < 2:
-        raise ValueError(f"budget is {budget}; expected at least 2 calls")
+    above_zero(target=target)
+    at_least(2, " calls", budget=budget)
     trials: list[tuple[float, float]] = []
 
     def miss(trial: tuple[float, float]) -> float:

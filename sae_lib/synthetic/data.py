@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.batches import Rows
+from sae_lib.checks import one_of
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
 
@@ -69,8 +70,7 @@ def compose(
         breaks condition H2).
     unit_norm: scale each row of H so that the row of X has norm 1 (empty rows stay 0). X = HV still holds.
     """
-    if coefficients not in COEFFICIENTS:
-        raise ValueError(f"coefficients is {coefficients!r}; expected one of {', '.join(COEFFICIENTS)}")
+    one_of("coefficients", coefficients, COEFFICIENTS)
     if dictionary.ndim != 2 or 0 in dictionary.shape:
         raise ValueError(f"dictionary has shape {tuple(dictionary.shape)}; expected (n, d), both at least 1")
     if support.ndim != 2 or len(support) == 0 or support.shape[1] != len(dictionary):

@@ -9,19 +9,19 @@ from scipy.optimize import brentq
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.checks import at_least
 from sae_lib.randomness import generator
-from sae_lib.synthetic.checks import at_least_one
 
 
 def gaussian_dictionary(n_features: int, d_in: int, *, seed: int = 0) -> Tensor:
     """Independent uniformly random directions (n, d): Gaussian rows scaled to unit norm."""
-    at_least_one(n_features=n_features, d_in=d_in)
+    at_least(1, n_features=n_features, d_in=d_in)
     return normalize(torch.randn(n_features, d_in, generator=generator(seed, "dictionary")), dim=1)
 
 
 def orthogonal_dictionary(n_features: int, d_in: int, *, seed: int = 0) -> Tensor:
     """Orthonormal rows (n, d), a random rotation. Needs n ≤ d: no superposition."""
-    at_least_one(n_features=n_features, d_in=d_in)
+    at_least(1, n_features=n_features, d_in=d_in)
     if n_features > d_in:
         raise ValueError(
             f"{n_features} orthogonal features do not fit in {d_in} dimensions; "
@@ -52,7 +52,7 @@ def clustered_dictionary(
     coherence: the cosine of two rows of one group, in expectation up to O(1/√d); 0 ≤ coherence < 1. Rows of
         different groups have cosine 0 in expectation. Row i belongs to group i mod ``clusters``.
     """
-    at_least_one(n_features=n_features, d_in=d_in, clusters=clusters)
+    at_least(1, n_features=n_features, d_in=d_in, clusters=clusters)
     if not 0 <= coherence < 1:
         raise ValueError(f"coherence is {coherence}; expected 0 ≤ coherence < 1")
     stream = generator(seed, "dictionary")
@@ -68,7 +68,7 @@ def rademacher_dictionary(n_features: int, d_in: int, *, density: float = 1.0, s
 
     density: chance that an entry is nonzero, above 0 and at most 1. Every row keeps at least one.
     """
-    at_least_one(n_features=n_features, d_in=d_in)
+    at_least(1, n_features=n_features, d_in=d_in)
     if not 0 < density <= 1:
         raise ValueError(f"density is {density}; expected above 0 and at most 1")
     stream = generator(seed, "dictionary")
@@ -83,7 +83,7 @@ def heavy_tailed_dictionary(n_features: int, d_in: int, *, degrees: int = 2, see
 
     degrees: degrees of freedom, at least 1 (1 is the Cauchy law; many come near :func:`gaussian_dictionary`).
     """
-    at_least_one(n_features=n_features, d_in=d_in, degrees=degrees)
+    at_least(1, n_features=n_features, d_in=d_in, degrees=degrees)
     stream = generator(seed, "dictionary")
     normal = torch.randn(n_features, d_in, generator=stream)
     square = torch.zeros_like(normal)
@@ -101,7 +101,7 @@ def anisotropic_dictionary(
     ``effective_dimension``, above 1 and at most d. Scaling the rows evens the variances out a little: the
     ratio of the unit rows is larger by about 1.
     """
-    at_least_one(n_features=n_features, d_in=d_in)
+    at_least(1, n_features=n_features, d_in=d_in)
     if not 1 < effective_dimension <= d_in:
         raise ValueError(
             f"effective_dimension is {effective_dimension}; expected above 1 and at most {d_in} (d_in)"

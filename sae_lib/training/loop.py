@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sae_lib import distributed
 from sae_lib.batches import BatchSource, Rows
+from sae_lib.checks import at_least, bad_row, between, one_of
 from sae_lib.files.atomic import only_writer
 from sae_lib.methods.base import Method, Step
 from sae_lib.sae import SparseAutoencoder
@@ -226,25 +227,22 @@ def _number_of_steps(steps: int | None, tokens: int | None, batch_size: int) -> 
         raise ValueError(
             f"steps={steps} and tokens={tokens} both set the length of the run; give one of them"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1")
+    at_least(1, batch_size=batch_size)
     if tokens is not None:
         return tokens // batch_size
     return 4000 if steps is None else steps
 
 
 def _check(**s: Any) -> None:
-    for name in ("steps", "log_every", "checkpoint_every"):
-        if s[name] < 1:
-            raise ValueError(f"{name} is {s[name]}; expected at least 1 (tokens: at least one batch)")
+    at_least(
+        1, " (tokens: at least one batch)",
+        steps=s["steps"], log_every=s["log_every"], checkpoint_every=s["checkpoint_every"],
+    )  # fmt: skip
     if not (math.isfinite(s["lr"]) and s["lr"] > 0):
         raise ValueError(f"lr is {s['lr']}; expected a finite number above 0")
-    if s["schedule"] not in SCHEDULES:
-        raise ValueError(f"schedule is {s['schedule']!r}; expected one of {', '.join(SCHEDULES)}")
-    if not 0 <= s["warmup"] <= s["steps"]:
-        raise ValueError(f"warmup is {s['warmup']}; expected 0 … {s['steps']} (the number of steps)")
-    if not s["weight_decay"] >= 0:
-        raise ValueError(f"weight_decay is {s['weight_decay']}; expected at least 0")
+    one_of("schedule", s["schedule"], SCHEDULES)
+    between(0, s["steps"], "the number of steps", warmup=s["warmup"])
+    at_least(0, weight_decay=s["weight_decay"])
     if s["resume"] and s["folder"] is None:
         raise ValueError("resume=True needs the folder of the run to resume")
 
@@ -268,8 +266,7 @@ def _advice(lr: float) -> str:
 def _bad_row(batches: Iterable[Tensor], first: int) -> str | None:
     """Say which row of batches number ``first``, … holds NaN or infinity, if one does."""
     for number, x in enumerate(batches, first + 1):
-        if not torch.isfinite(x).all():
-            row = int((~torch.isfinite(x)).any(dim=1).nonzero()[0])
+        if (row := bad_row(x)) is not None:
             return f"Row {row} of the batch of step {number} holds NaN or infinity; remove such rows"
     return None
 
