@@ -8,6 +8,8 @@ from tools.reach import Packages
 
 LAZY_INIT = """
 __version__ = "1"
+if TYPE_CHECKING:
+    from lib import lazy
 _EXPORTS: dict[str, str] = {"train": "training", "Gba": "methods.gba", "Top": ".methods.top"}
 def __getattr__(name): ...
 """
@@ -56,6 +58,10 @@ def package(tmp_path: Path) -> Packages:
 )
 def test_reaches_only_the_modules_behind_the_names(package: Packages, code: str, expected: str) -> None:
     assert set(package.reached_by(code)) == {f"lib.{name}" for name in expected.split()}
+
+
+def test_what_only_type_checkers_see_is_not_followed(package: Packages) -> None:
+    assert set(package.reached_by("import lib\nlib.__version__")) == {"lib"}
 
 
 @pytest.mark.parametrize("code", ["import lib\nhelp(lib)", "from lib import *"])

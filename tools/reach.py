@@ -53,7 +53,7 @@ class Packages:
 
     def _imports(self, tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
         """(bound name, dotted path) of every import from the packages."""
-        for node in ast.walk(tree):
+        for node in _executed(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     if self._is_own(alias.name):
@@ -133,3 +133,11 @@ class Packages:
 
     def _is_package(self, path: str) -> bool:
         return path in self.files and self.files[path].name == "__init__.py"
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a file without what stands under `if TYPE_CHECKING:`, which no run comes to."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")):
+            yield child
+            yield from _executed(child)

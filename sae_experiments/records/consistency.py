@@ -87,7 +87,7 @@ def fit(
     rows, held_out = source(data, layer)
     settings = {"tied": False} if method == "gba" and not tied else {}
     contestant = testbed.contestant(method, knob, **settings)
-    size = {"width": SIZE["width"], "batch_size": SIZE["batch_size"]}
+    size: dict[str, Any] = {"width": SIZE["width"], "batch_size": SIZE["batch_size"]}
     begun = time.perf_counter()
     sae, _ = sae_lib.train(rows, contestant, lr=lr, seed=seed, steps=steps, **size)
     kept = f"{RUNS}/{method}-{knob:g}-{lr:g}-{tied}-{data}-{layer}-{steps}-{seed}"

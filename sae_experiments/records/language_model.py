@@ -59,7 +59,7 @@ open_place = functools.cache(testbed.open_place)
 def fit(method: Method, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
     """Train one autoencoder and measure it on held-out rows."""
     store, rows = open_place(corpus, layer, STORES)
-    size = {name: SIZES["quick"][name] for name in ("width", "steps", "batch_size")}
+    size: dict[str, Any] = {name: SIZES["quick"][name] for name in ("width", "steps", "batch_size")}
     sae, _ = train(store, method, lr=lr, seed=seed, **size)
     found = metrics.reconstruction(sae, rows)
     return {"nmse": found.nmse, "l0": found.l0, "dead": found.dead_share}

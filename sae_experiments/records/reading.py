@@ -61,7 +61,7 @@ def cells(layer: int, methods: tuple[str, ...]) -> list[dict[str, Any]]:
 def fitted(where: Place, name: str, knob: float, lr: float, seed: int, width: int = 1024) -> Any:
     """One training run of the testbed; GBA's ceilings have the same sum at every width."""
     method = testbed.contestant(name, knob * (1024 / width if name == "gba" else 1))
-    sizes = where.bed.training | {"width": width}
+    sizes: dict[str, Any] = where.bed.training | {"width": width}
     return sae_lib.train(where.store, method, lr=lr, seed=seed, **sizes)[0]
 
 

@@ -77,7 +77,21 @@ def _progress(
 
 
 def harvest(
-    model: LanguageModel, corpus: Corpus, site: str | Site, folder: str | Path, **options: Any
+    model: LanguageModel,
+    corpus: Corpus,
+    site: str | Site,
+    folder: str | Path,
+    *,
+    n_tokens: int,
+    normalisation: str = "scale",
+    block_size: int = 256,
+    batch_blocks: int = 8,
+    dtype: str = "float16",
+    shard_rows: int = 65_536,
+    seed: int = 0,
+    skip_first: int = 2,
+    progress: bool | None = None,
+    parallel: str = "auto",
 ) -> ActivationStore:
     """Write the activations at one site to a store, or go on with one begun earlier.
 
@@ -88,9 +102,13 @@ def harvest(
     >>> sae, log = sae_lib.train(store, sae_lib.TopK(k=4), width=64, steps=10, batch_size=64)
 
     site: see :class:`sae_lib.language_models.Site`.
-    options: those of :func:`harvest_sites`, of which this is the short form; ``n_tokens`` is required.
+    All else as for :func:`harvest_sites`, of which this is the short form.
     """
-    return harvest_sites(model, corpus, {site: folder}, **options)[site]
+    return harvest_sites(
+        model, corpus, {site: folder}, n_tokens=n_tokens, normalisation=normalisation, block_size=block_size,
+        batch_blocks=batch_blocks, dtype=dtype, shard_rows=shard_rows, seed=seed, skip_first=skip_first,
+        progress=progress, parallel=parallel,
+    )[site]  # fmt: skip
 
 
 def harvest_sites(

@@ -34,8 +34,8 @@ def _storable(rows: Tensor, dtype: torch.dtype, model: LanguageModel, site: Site
                 'use dtype="bfloat16" or dtype="float32"'
             )
         raise ValueError(
-            f"{model.name} gives NaN or infinity at {site}, first in row {bad_row(rows)} of {len(rows)} of a batch; "
-            "load it with dtype=torch.float32 or torch.bfloat16"
+            f"{model.name} gives NaN or infinity at {site}, first in row {bad_row(rows)} of {len(rows)} "
+            "of a batch; load it with dtype=torch.float32 or torch.bfloat16"
         )
     return stored.cpu()
 

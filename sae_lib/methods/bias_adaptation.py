@@ -275,18 +275,11 @@ class BiasAdaptationTrainer(Trainer):
             return
         self.rate = self.fired.double() / self.rows
         peak = (self.highest + sae.bias).clamp(min=0.0)
-        sae.bias.copy_(
-            adapt_bias(
-                sae.bias,
-                self.rate,
-                peak,
-                self.group,
-                self.target,
-                gamma=self.method.gamma,
-                epsilon=self.method.epsilon,
-                latents=self.world.latents,
-            )
-        )
+        adapted = adapt_bias(
+            sae.bias, self.rate, peak, self.group, self.target,
+            gamma=self.method.gamma, epsilon=self.method.epsilon, latents=self.world.latents,
+        )  # fmt: skip
+        sae.bias.copy_(adapted)
         self.fired.zero_()
         self.rows.zero_()
         self.highest.fill_(-torch.inf)
