@@ -1,4 +1,4 @@
-"""Changing what a language model computes through the latents of an autoencoder, and reading the effect.
+"""Changing what a language model computes through the latents of an autoencoder.
 
 ``splice``, ``ablate`` and ``steer`` return context managers. While one is open, forward passes go on with the
 changed activations; they may be nested, and the one opened last acts last. Rows are taken in the model's own
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -156,12 +155,12 @@ def steer(
 ) -> AbstractContextManager[None]:
     """Add ``coefficient`` times the latent's unit decoder direction.
 
+    >>> from sae_lib.metrics import predictions
     >>> sae = sae_lib.SparseAutoencoder(model.d_model, width=64)
     >>> blocks = torch.arange(20).view(2, 10)
     >>> push = sae_lib.interventions.steer(model, "resid_post.1", sae, latent=5, coefficient=4.0)
-    >>> changes = sae_lib.interventions.log_prob_changes(model, blocks, push)
-    >>> up, down = sae_lib.interventions.top_tokens(model, changes, n=3)
-    >>> up[0].score > 0 > down[0].score
+    >>> changes = predictions.next_token_changes(model, blocks, [push])
+    >>> bool(changes.max() > 0 > changes.min())
     True
 
     coefficient: on the scale of the latent's own contribution a_m z_m, that is in normalised units. Undoing
@@ -179,59 +178,6 @@ def steer(
         return _moved(rows, sae.normalisation.invert(shift, x))
 
     return _at(model, site, sae, change, positions)
-
-
-@torch.no_grad()
-def log_prob_changes(
-    model: LanguageModel,
-    blocks: Tensor,
-    intervention: AbstractContextManager[None],
-    positions: Tensor | None = None,
-) -> Tensor:
-    """Change (vocabulary,) that an intervention makes to the log-probabilities of the next token, in nats.
-
-    blocks: tokens (B, T), read in one forward pass.
-    intervention: from this module or :meth:`LanguageModel.replaced`, not yet opened; it is used up.
-    positions: bool (B, T), the predictions to average over; by default after the last token of every block.
-    """
-    if positions is None:
-        positions = torch.zeros(blocks.shape, dtype=torch.bool)
-        positions[..., -1] = True
-    mask = _mask(positions, blocks.shape, model.device)
-    if not mask.any():
-        raise ValueError(f"0 of {mask.numel()} positions chosen; expected at least 1")
-    clean = model.logits(blocks)[mask].float().log_softmax(dim=-1)
-    with intervention:
-        changed = model.logits(blocks)[mask].float().log_softmax(dim=-1)
-    return (changed - clean).mean(dim=0)
-
-
-class TokenScore(NamedTuple):
-    """A token of the vocabulary, its text, and its score."""
-
-    token: int
-    text: str
-    score: float
-
-
-def top_tokens(
-    model: LanguageModel, scores: Tensor, n: int = 10
-) -> tuple[list[TokenScore], list[TokenScore]]:
-    """The n most promoted and the n most demoted tokens, the most extreme first.
-
-    scores: (vocabulary,), from :func:`log_prob_changes` or a row of :func:`logit_weights`.
-    """
-    if scores.shape != (model.vocabulary,):
-        raise ValueError(f"scores have shape {tuple(scores.shape)}; expected ({model.vocabulary},)")
-    if not 1 <= n <= model.vocabulary:
-        raise ValueError(f"n is {n}; expected 1..{model.vocabulary}")
-
-    def named(largest: bool) -> list[TokenScore]:
-        top = scores.topk(n, largest=largest)
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        return [TokenScore(token, model.tokenizer.decode([token]), score) for token, score in pairs]
-
-    return named(True), named(False)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lib.identifiability.bands import resonance_band, sufficient_steps, sufficient_width, summary_band
+from sae_lib.identifiability.bands import resonance_band, sufficient_width, summary_band
 
 
 def test_band_by_hand():
@@ -59,11 +59,10 @@ def test_summary_form():
     assert summary_band(1 / 64, 100).binding == "noise"
 
 
-def test_width_and_steps():
+def test_width():
     assert sufficient_width(128, 3, 3 / 128) == pytest.approx(128 * (128 / 3) ** 3)  # about 1e7
     assert 0.9e7 < sufficient_width(128, 3, 3 / 128) < 1.1e7
     assert sufficient_width(16, 1, 0.5, epsilon=0.5) == pytest.approx(16 * 2**4)
-    assert sufficient_steps(0.05) == pytest.approx(20)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,6 @@ def test_width_and_steps():
         (lambda: sufficient_width(8, 9, 0.1), "sparsity is 9"),
         (lambda: sufficient_width(8, 2, 0), "target_frequency is 0"),
         (lambda: sufficient_width(8, 2, 0.1, epsilon=1), "epsilon is 1"),
-        (lambda: sufficient_steps(0), "varsigma is 0"),
     ],
 )
 def test_bad_input_is_named(call, message):

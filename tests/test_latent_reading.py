@@ -88,7 +88,7 @@ def test_interventions_are_those_of_the_library_one_by_one(place, read):
         sign = float(sae.scale[latent].sign().detach())
         size = sign * np.sort(read.codes.toarray()[:, latent])[-20:].mean()
         steer = interventions.steer(model, site, sae, latent, size)
-        expected = interventions.log_prob_changes(model, common, steer, counted)
+        expected = lm_fixtures.log_prob_changes(model, common, steer, counted)
         torch.testing.assert_close(tried.steered[i], expected, rtol=1e-4, atol=1e-5)
         promoted = interventions.logit_weights(model, sae, [latent])[0] * sign
         assert tried.predicted["logit weights"][i].tolist() == promoted.topk(10).indices.tolist()
@@ -96,7 +96,7 @@ def test_interventions_are_those_of_the_library_one_by_one(place, read):
         blocks = place.contexts(rows)[:2]
         if len(blocks):
             silence = interventions.ablate(model, site, sae, [latent])
-            expected = interventions.log_prob_changes(model, blocks, silence)
+            expected = lm_fixtures.log_prob_changes(model, blocks, silence)
             torch.testing.assert_close(tried.ablated[i], expected, rtol=1e-4, atol=1e-5)
     # untrained, with the seed of the interventions: the random directions, each read by its own logit weights
     null = SparseAutoencoder(sae.d_in, 4, normalisation=sae.normalisation, seed=3)

@@ -112,13 +112,6 @@ def sufficient_width(
     return n_features * target_frequency ** (-sparsity / (1 - epsilon) ** 2)
 
 
-def sufficient_steps(varsigma: float) -> float:
-    """Number of steps 1/ς of Theorem 6.1 (published in summary); ς in (0, 1)."""
-    if not 0 < varsigma < 1:
-        raise ValueError(f"varsigma is {varsigma}; expected 0 < varsigma < 1")
-    return 1 / varsigma
-
-
 def _check_sizes(n_features: int, d_in: int, sparsity: int) -> None:
     at_least(2, n_features=n_features)
     at_least(1, d_in=d_in)

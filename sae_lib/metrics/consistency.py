@@ -9,7 +9,6 @@ agree may agree on something false. Two nulls for both: :func:`random_dictionari
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,31 +87,6 @@ def consistency_curve(
     top = score.sort(descending=True, stable=True).indices
     agreed = (similarity.cpu()[top] > threshold).double().cumsum(dim=0)
     return agreed / torch.arange(1, len(agreed) + 1)
-
-
-def share_consistent(
-    latents: SparseAutoencoder | Tensor,
-    other: SparseAutoencoder | Tensor,
-    statistics: LatentStatistics,
-    *,
-    rule: str = "firing rate",
-    alpha: float = 1.0,
-    threshold: float = 0.9,
-) -> float:
-    """Share, of the top-α latents of one run, whose MCS with another run is above ``threshold``.
-
-    alpha: share of all M latents taken, 0 < alpha ≤ 1, rounded up to whole latents.
-    statistics, rule: as for :func:`consistency_curve`, of which this is one point.
-
-    The paper leaves rule and α open (it reports the share above 0.9 for α from 0.05 % up); these are ours.
-    """
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; expected a share of the latents, 0 < alpha ≤ 1")
-    similarity = max_cosine_similarity(latents, other)
-    curve = consistency_curve(similarity, statistics, rule=rule, threshold=threshold)
-    # a hair less before rounding up: 0.07 · 100 is 7.000000000000001
-    taken = max(1, math.ceil(alpha * len(curve) - 1e-9))
-    return curve[taken - 1].item()
 
 
 def pair_correlations(runs: Sequence[SparseAutoencoder | Tensor]) -> Tensor:
