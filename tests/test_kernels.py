@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 import sae_lib
 from sae_lib import kernels
-from sae_lib.kernels import cpu, reference, support
+from sae_lib.kernels import cpu, reference, sparse_codes
 from sae_lib.methods import BatchTopK, JumpReLU, Matryoshka, bias_adaptation
 from sae_lib.methods.base import Trainer
 from sae_lib.methods.bias_adaptation import group_index, group_sums
@@ -98,7 +98,7 @@ def test_sparse_codes_answer_like_a_tensor():
 
 def in_fixed_order(monkeypatch):
     """Sums as they are taken on a GPU, where ``index_add`` has no fixed order."""
-    for module in (support, bias_adaptation):
+    for module in (sparse_codes, bias_adaptation):
         monkeypatch.setattr(module, "in_any_order", lambda values: values.is_floating_point())
 
 

@@ -118,7 +118,7 @@ def test_modules_of_the_experiments_count_with_what_they_import():
     assert "def search" in found["source of sae_experiments.concept_search"]
     assert not any("sae_lib" in name or "torch" in name for name in found)
     # a function of the experiments themselves
-    assert "source of sae_experiments.concept_search" in fingerprint(null_models.halves)
+    assert "source of sae_experiments.concept_search" in fingerprint(null_models.draw)
 
 
 step = object()  # not a plain value: a function that used it could not be cached
