@@ -79,8 +79,7 @@ class Trainer(nn.Module):
         width = self.world.latents.whole(sae.width) / self.world.latents.size
         if not (self.has_sparse_pass(sae) and kernels.supported(x, rows * width)):
             return self.dense(sae, x)
-        pays = kernels.pays(self.density.item(), x.device) and kernels.trusted(x)
-        step = self.sparse(sae, x) if pays else self.dense(sae, x)
+        step = self.sparse(sae, x) if kernels.pays(x, self.density.item()) else self.dense(sae, x)
         self.density.copy_(self.world.mean(self.entries(sae, step) / (len(x) * sae.width)))
         return step
 
