@@ -26,7 +26,7 @@ from benchmarks import report
 from benchmarks.step import seconds
 from sae_lib import activations, corpora, language_models
 from sae_lib.activations import ActivationStream
-from sae_lib.activations.rows import enough
+from sae_lib.activations.positions import enough
 
 # rows that a stream makes at a time; tokens are rounded to whole buffers, so that all three make as many
 BUFFER = 16_384

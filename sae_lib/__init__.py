@@ -6,7 +6,47 @@ Names load on first use, so that ``import sae_lib`` stays light.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+# the names below once more, where no program comes by: type checkers and editors follow nothing else
+if TYPE_CHECKING:
+    from sae_lib import (
+        activations as activations,
+        batches as batches,
+        corpora as corpora,
+        dashboards as dashboards,
+        distributed as distributed,
+        identifiability as identifiability,
+        interventions as interventions,
+        language_models as language_models,
+        methods as methods,
+        metrics as metrics,
+        normalisation as normalisation,
+        plotting as plotting,
+        records as records,
+        sae as sae,
+        storage as storage,
+        sweeps as sweeps,
+        synthetic as synthetic,
+        training as training,
+    )
+    from sae_lib.batches import BatchSource as BatchSource, Rows as Rows
+    from sae_lib.methods.batch_top_k import BatchTopK as BatchTopK
+    from sae_lib.methods.bias_adaptation import (
+        BiasAdaptation as BiasAdaptation,
+        GroupBiasAdaptation as GroupBiasAdaptation,
+    )
+    from sae_lib.methods.frozen import Frozen as Frozen
+    from sae_lib.methods.gated import Gated as Gated
+    from sae_lib.methods.jump_relu import JumpReLU as JumpReLU
+    from sae_lib.methods.l1 import L1 as L1
+    from sae_lib.methods.matryoshka import Matryoshka as Matryoshka
+    from sae_lib.methods.modified_bias_adaptation import ModifiedBiasAdaptation as ModifiedBiasAdaptation
+    from sae_lib.methods.top_k import TopK as TopK
+    from sae_lib.normalisation import Normalisation as Normalisation
+    from sae_lib.sae import SparseAutoencoder as SparseAutoencoder
+    from sae_lib.storage import load as load
+    from sae_lib.training.loop import train as train
 
 __version__ = "0.1.0"
 
@@ -27,16 +67,14 @@ _EXPORTS: dict[str, str] = {
     "SparseAutoencoder": "sae",
     "TopK": "methods.top_k",
     "load": "storage",
-    "train": "training",
+    "train": "training.loop",
 }
 _MODULES = (
     "activations",
     "batches",
-    "cooccurrence",
     "corpora",
     "dashboards",
     "distributed",
-    "experiments",
     "identifiability",
     "interventions",
     "language_models",
@@ -46,12 +84,9 @@ _MODULES = (
     "plotting",
     "records",
     "sae",
-    "spectrum",
     "storage",
     "sweeps",
     "synthetic",
-    "synthsaebench",
-    "theory",
     "training",
 )
 

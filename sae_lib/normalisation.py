@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_lib.checks import one_of
+
 KINDS = ("none", "scale", "unit")
 
 
@@ -30,8 +32,7 @@ class Normalisation:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"normalisation kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+        one_of("normalisation kind", self.kind, KINDS)
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"normalisation scale is {self.scale}; expected a finite number above 0")
         if self.kind != "scale" and self.scale != 1.0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from sae_lib.checks import at_least, between, one_of
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
 
@@ -57,15 +58,12 @@ class SparseAutoencoder(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {"d_in": d_in, "width": width}.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}; expected at least 1")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+        at_least(1, d_in=d_in, width=width)
+        one_of("activation", activation, ACTIVATIONS)
         if (k is not None) != (activation == "topk"):
             raise ValueError(f"activation {activation!r} with k={k}; k belongs to 'topk' and to it alone")
-        if k is not None and not 1 <= k <= width:
-            raise ValueError(f"k is {k}; expected 1 … {width} (the width)")
+        if k is not None:
+            between(1, width, "the width", k=k)
         if tied and free_encoder:
             raise ValueError("a tied encoder has unit rows; free_encoder needs tied=False")
         self.d_in, self.width, self.block = d_in, width, (0, width)
@@ -92,6 +90,16 @@ class SparseAutoencoder(nn.Module):
     def decoder_rows(self) -> Tensor:
         """Unit directions (M, d) the latents write; compare these with a dictionary of features."""
         return self.weight if self.decoder is None else self.decoder
+
+    @property
+    def directions(self) -> Tensor:
+        """Where each latent pushes when it fires, (M, d): its decoder row, turned round where a_m < 0."""
+        sign = torch.where(self.scale < 0, -1.0, 1.0)
+        return (self.decoder_rows * sign[:, None]).detach()
+
+    def magnitudes(self, x: Tensor) -> Tensor:
+        """Codes times |a_m|, (B, M), of normalised rows x (B, d): how far each latent pushes."""
+        return self.encode(x) * self.scale.abs()
 
     def project(self, x: Tensor) -> Tensor:
         """u = W (x − b_pre), (B, M): the pre-activations without the bias."""

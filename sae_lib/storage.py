@@ -30,10 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib.files import read_json, replacing, short
+from sae_lib.files.atomic import read_json, replacing, short
+from sae_lib.files.tensors import read_metadata, read_tensors, tensors_sha256, write_tensors
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.tensor_files import read_metadata, read_tensors, tensors_sha256, write_tensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 # our activation → SAELens's architecture

@@ -34,7 +34,7 @@ from sae_lib import (
     train,
 )
 from sae_lib.distributed import World
-from sae_lib.files import only_writer
+from sae_lib.files.atomic import only_writer
 from sae_lib.kernels import reference
 
 # neither divides by 4 or by 3

@@ -94,3 +94,15 @@ def text_corpus(n_documents: int = 12, seed: int = 0) -> Corpus:
 def random_blocks(n: int = 3, length: int = 20, seed: int = 0) -> torch.Tensor:
     """Token blocks (n, length)."""
     return torch.randint(0, VOCABULARY, (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def log_prob_changes(model, blocks, intervention, positions=None):
+    """What an intervention does to the next token's log-probabilities (V,), by two passes and one mean."""
+    if positions is None:
+        positions = torch.zeros(blocks.shape, dtype=torch.bool)
+        positions[:, -1] = True
+    clean = model.logits(blocks)[positions].log_softmax(dim=-1)
+    with intervention:
+        changed = model.logits(blocks)[positions].log_softmax(dim=-1)
+    return (changed - clean).mean(dim=0)

@@ -19,7 +19,7 @@ from sae_lib.activations import ActivationStore, ActivationStream, harvest
 from sae_lib.activations.manifest import Manifest, write_shard
 from sae_lib.batches import BatchSource
 from sae_lib.corpora import token_blocks
-from sae_lib.files import only_writer
+from sae_lib.files.atomic import only_writer
 from sae_lib.normalisation import Normalisation
 
 torch.set_num_threads(1)

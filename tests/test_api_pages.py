@@ -49,7 +49,7 @@ def test_every_link_has_one_target() -> None:
 @pytest.mark.parametrize(("module", "item"), ITEMS, ids=lambda value: getattr(value, "target", ""))
 def test_signature_is_the_one_that_python_sees(module: str, item: api.Item) -> None:
     """Names, order and keyword-only arguments, as `inspect` finds them in the imported module."""
-    found = getattr(importlib.import_module(f"sae_lib.{module}"), item.name)
+    found = getattr(importlib.import_module(api.full_name(module)), item.name)
     if not callable(found) or isinstance(found, dict):
         return
     shown = api.signature(item.node, item.home, LIBRARY.source)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tools.reach import Package
+from tools.reach import Packages
 
 LAZY_INIT = """
 __version__ = "1"
+if TYPE_CHECKING:
+    from lib import lazy
 _EXPORTS: dict[str, str] = {"train": "training", "Gba": "methods.gba", "Top": ".methods.top"}
 def __getattr__(name): ...
 """
@@ -25,12 +27,12 @@ FILES = {
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Package:
+def package(tmp_path: Path) -> Packages:
     for name, text in FILES.items():
         path = tmp_path / "lib" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return Package(tmp_path / "lib")
+    return Packages(tmp_path / "lib")
 
 
 @pytest.mark.parametrize(
@@ -54,15 +56,35 @@ def package(tmp_path: Path) -> Package:
         ("import lib\nlib.methods.make()", "methods methods.gba methods.top sae"),
     ],
 )
-def test_reaches_only_the_modules_behind_the_names(package: Package, code: str, expected: str) -> None:
+def test_reaches_only_the_modules_behind_the_names(package: Packages, code: str, expected: str) -> None:
     assert set(package.reached_by(code)) == {f"lib.{name}" for name in expected.split()}
 
 
+def test_what_only_type_checkers_see_is_not_followed(package: Packages) -> None:
+    assert set(package.reached_by("import lib\nlib.__version__")) == {"lib"}
+
+
 @pytest.mark.parametrize("code", ["import lib\nhelp(lib)", "from lib import *"])
-def test_unclear_use_reaches_everything(package: Package, code: str) -> None:
+def test_unclear_use_reaches_everything(package: Packages, code: str) -> None:
     assert set(package.reached_by(code)) == set(package.files)
+
+
+def test_imports_are_followed_from_one_package_to_the_other(tmp_path: Path) -> None:
+    for name, text in {
+        "lib/__init__.py": LAZY_INIT,
+        "lib/training.py": "",
+        "beside/__init__.py": "",
+        "beside/testbed.py": "import lib\nlib.train\n",
+        "beside/other.py": "",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    both = Packages(tmp_path / "lib", tmp_path / "beside")
+    for code in ("from beside import testbed", "import beside.testbed as t\nimport lib"):
+        assert set(both.reached_by(code)) == {"beside.testbed", "lib.training"}
 
 
 def test_folder_without_init_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no __init__\.py"):
-        Package(tmp_path / "lib").reached_by("import lib")
+        Packages(tmp_path / "lib").reached_by("import lib")

@@ -77,10 +77,10 @@ def test_stale_names_what_changed(book: Book) -> None:
     source = book.root / "chapters" / SOURCE
     assert provenance.stale(book, source) == []
 
-    (book.library / "two.py").write_text("# a module the chapter does not reach\n")
+    (book.packages[0] / "two.py").write_text("# a module the chapter does not reach\n")
     assert provenance.stale(book, source) == []
 
-    (book.library / "one.py").write_text("def alpha(): return 1\n")
+    (book.packages[0] / "one.py").write_text("def alpha(): return 1\n")
     source.write_text(source.read_text("utf8") + "\nMore.\n", "utf8")
     assert provenance.stale(book, source) == ["90_sample.md has changed", "sae_lib.one has changed"]
     (book.pages / "results").mkdir()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lib.experiments.concept_search import permuted_scores, phi, search
+from sae_experiments.concept_search import permuted_scores, phi, search
 from sae_lib.metrics import nulls
 
 

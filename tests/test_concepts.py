@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from lm_fixtures import tokenizer
 
 import sae_lib.corpora
-from sae_lib.byte_vocabulary import token_bytes
-from sae_lib.experiments import concepts
-from sae_lib.experiments.concepts import NAMES, code_concepts, places
+from sae_experiments import concepts
+from sae_experiments.concepts import NAMES, code_concepts, places
+from sae_lib.language_models.byte_vocabulary import token_bytes
 
 
 def labels_of(text, length=None):

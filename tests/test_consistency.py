@@ -89,36 +89,6 @@ def statistics(values):
     return metrics.LatentStatistics(firing_rate=values, peak=-values, z_score=values.abs())
 
 
-def test_share_consistent_counts_the_top_latents():
-    a = torch.eye(4)
-    other = torch.tensor([[1.0, 0, 0, 0], [0, 0.95, math.sqrt(1 - 0.95**2), 0]])
-    # similarities of a's latents: 1, 0.95, 0.312, 0; ranked by rate: 2, 1, 0, 3
-    stats = statistics([0.1, 0.2, 0.3, 0.0])
-
-    def share(**choice):
-        return metrics.share_consistent(a, other, stats, **choice)
-
-    assert share() == 0.5
-    assert share(threshold=0.97) == 0.25
-    assert share(alpha=0.25) == 0
-    assert share(alpha=0.26) == 0.5  # rounded up to two latents
-    assert share(alpha=0.75) == pytest.approx(2 / 3)
-    assert share(rule="peak", alpha=0.5) == 0.5  # latents 3 and 0
-    assert share(rule="z-score", alpha=0.25) == 0
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 1000), hundredths=st.integers(1, 100))
-def test_share_consistent_equals_a_plain_loop(seed, hundredths):
-    a, b = gaussian(100, 4, seed=seed), gaussian(60, 4, seed=seed + 1)
-    rate = gaussian(100, seed=seed + 2).round(decimals=1).abs()  # with ties
-    ranked = sorted(range(100), key=lambda m: (-rate[m].item(), m))[:hundredths]
-    table = cosine_table(a, b)
-    expected = np.mean([table[m].max() > 0.8 for m in ranked])
-    found = metrics.share_consistent(a, b, statistics(rate.tolist()), alpha=hundredths / 100, threshold=0.8)
-    assert found == pytest.approx(expected)
-
-
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 1000), rule=st.sampled_from(sorted(metrics.RULES)))
 def test_the_curve_counts_among_the_top_latents_one_by_one(seed, rule):
@@ -219,14 +189,13 @@ def test_bad_input_names_value_and_bound():
         metrics.pairwise_mcc([a])
     with pytest.raises(ValueError, match="dimension 3, features 4"):
         metrics.pairwise_mcc([a, torch.eye(4)])
-    with pytest.raises(ValueError, match=r"alpha is 0; .*0 < alpha ≤ 1"):
-        metrics.share_consistent(a, a, stats, alpha=0)
+    mcs = metrics.max_cosine_similarity(a, a)
     with pytest.raises(ValueError, match="rule is 'loudness'; expected one of firing rate, peak, z-score"):
-        metrics.share_consistent(a, a, stats, rule="loudness")
+        metrics.consistency_curve(mcs, stats, rule="loudness")
     with pytest.raises(ValueError, match="threshold is 1"):
-        metrics.share_consistent(a, a, stats, threshold=1)
+        metrics.consistency_curve(mcs, stats, threshold=1)
     with pytest.raises(ValueError, match="statistics of 3 latents for a run of 2"):
-        metrics.share_consistent(a[:2], a, stats)
+        metrics.consistency_curve(mcs[:2], stats)
     with pytest.raises(ValueError, match="0 latents"):
         metrics.max_cosine_similarity(a, a[:0])
     with pytest.raises(ValueError, match="3 features and 0 latents"):

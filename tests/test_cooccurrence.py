@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from sae_lib import cooccurrence
-from sae_lib.cooccurrence import MEASURES
 from sae_lib.identifiability import conditions
 from sae_lib.kernels import SparseCodes, reference
+from sae_lib.metrics import cooccurrence
+from sae_lib.metrics.cooccurrence import MEASURES
 
 N_WIDE, M_WIDE, L0_WIDE = 400, 65_536, 64
 

@@ -19,8 +19,8 @@ from sae_lib import dashboards, storage
 from sae_lib.activations import harvest
 from sae_lib.corpora import Corpus, Document
 from sae_lib.dashboards import Dashboards, passes
-from sae_lib.dashboards.running import RunningTop, priorities
-from sae_lib.dashboards.site import _inert
+from sae_lib.dashboards.page import _inert
+from sae_lib.dashboards.running_top import RunningTop, priorities
 from sae_lib.dashboards.tokens import texts, visible
 from sae_lib.interventions import logit_weights
 from sae_lib.sae import SparseAutoencoder
@@ -405,7 +405,7 @@ def test_an_interrupted_page_leaves_the_old_one(hostile, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sae_lib.files.os.replace", stop)
+    monkeypatch.setattr("sae_lib.files.atomic.os.replace", stop)
     with pytest.raises(KeyboardInterrupt):
         dashboards.html(board, path)
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 import sae_lib
 from sae_lib import Rows, distributed
 from sae_lib.activations import ActivationStore
-from sae_lib.distributed import Axis, World
+from sae_lib.distributed import Partition, World
+from sae_lib.training import sharding
 
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -243,7 +244,8 @@ def test_processes_read_their_own_rows_of_a_store_and_cut_other_batches(tmp_path
     for source in (store, rows):
         whole = source.batches(50, seed=1, start=3)
         parts = [
-            World(rank, 4, rows=Axis(50, rank, 4)).batches(source, 50, seed=1, start=3) for rank in range(4)
+            sharding.batches(World(rank, 4, rows=Partition(50, rank, 4)), source, 50, seed=1, start=3)
+            for rank in range(4)
         ]
         for _ in range(3):
             assert torch.equal(next(whole), torch.cat([next(part) for part in parts]))
@@ -255,14 +257,14 @@ def test_processes_read_their_own_rows_of_a_store_and_cut_other_batches(tmp_path
 def test_parts_cover_the_whole_in_order():
     for total in range(1, 12):
         for size in range(1, total + 1):
-            parts = [range(total)[Axis(total, rank, size).part()] for rank in range(size)]
+            parts = [range(total)[Partition(total, rank, size).part()] for rank in range(size)]
             assert [i for part in parts for i in part] == list(range(total))
             assert size == 1 or max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_one_process_gets_back_what_it_gives():
     world, value = World(), torch.randn(3, requires_grad=True)
-    for back in (world.rows.sum, world.rows.max, world.rows.mean, world.latents.once, world.latents.joined):
+    for back in (world.rows.sum, world.rows.max, world.rows.mean, world.latents.once, world.latents.gather):
         assert back(value) is value
     assert world.texts("ä") == ["ä"]
     assert world.any(True) is True

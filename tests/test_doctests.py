@@ -24,27 +24,27 @@ LONGEST = 8  # statements
 ENTRIES = {
     "activations": "harvest ActivationStore ActivationStream",
     "batches": "Rows",
-    "cooccurrence": "cooccurrence",
     "corpora": "folder",
     "dashboards": "measure",
-    "experiments.concepts": "code_concepts",
-    "experiments.token_classes": "token_classes",
     "identifiability": "certify conditions from_autoencoder",
+    "identifiability.bands": "resonance_band summary_band",
     "interventions": "ablate steer",
     "metrics": "best_cosines feature_recovery_rate mean_correlation_coefficient pairwise_mcc reconstruction",
+    "metrics.cooccurrence": "cooccurrence",
     "metrics.faithfulness": "faithfulness",
     "metrics.nulls": "benjamini_hochberg empirical_p_values",
-    "metrics.probes": "ridge_probes",
     "metrics.reading": "TokenTable purity",
+    "metrics.spectrum": "estimate_frequencies log_distance",
     "metrics.splitting": "near_latents",
     "normalisation": "Normalisation",
     "records": "read",
+    "sae_experiments.concepts": "code_concepts",
+    "sae_experiments.probes": "ridge_probes",
+    "sae_experiments.token_classes": "token_classes",
     "sae": "SparseAutoencoder SparseAutoencoder.save",
-    "spectrum": "estimate_frequencies log_distance",
     "storage": "load",
     "sweeps": "summary sweep tune",
     "synthetic": " independent preset uniform_support",
-    "theory": "resonance_band summary_band",
     "training": "train",
 }
 
@@ -75,7 +75,8 @@ def run(test: doctest.DocTest) -> list[str]:
 
 TESTS = [
     test
-    for path in sorted((REPOSITORY / "sae_lib").rglob("*.py"))
+    for folder in Book().packages
+    for path in sorted(folder.rglob("*.py"))
     for test in within(
         ast.parse(path.read_text("utf8")),
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"),
@@ -102,8 +103,8 @@ def test_example_is_short_and_shows_something(test: doctest.DocTest) -> None:
 def test_entry_points_have_examples(module: str) -> None:
     names = ENTRIES.get(module, " ".join(method.__name__ for method in METHODS.values()))
     for name in names.split():
-        found = pkgutil.resolve_name(f"sae_lib.{module}:{name}")
-        assert examples(found.__doc__ or "", name).examples, f"sae_lib.{module}.{name} shows no example"
+        found = pkgutil.resolve_name(f"{api.full_name(module)}:{name}")
+        assert examples(found.__doc__ or "", name).examples, f"{module}.{name} shows no example"
 
 
 @pytest.mark.parametrize("text", [">>> 1 + 1\n3", ">>> sae_lib.trian\n", ">>> data.rows"])

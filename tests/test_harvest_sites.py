@@ -1,5 +1,6 @@
 """Several sites harvested in one pass: the stores are those that single harvests write, whatever happens."""
 
+import inspect
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ from crashes import CrashError, crash_at
 from lm_fixtures import FAMILIES, language_model, text_corpus
 
 from sae_lib.activations import harvest, harvest_sites
-from sae_lib.files import only_writer
+from sae_lib.files.atomic import only_writer
 
 torch.set_num_threads(1)
 SITES = ("resid_post.2", "mlp_out.1", "resid_post.0")
@@ -54,6 +55,12 @@ def counting(lm):
         lambda _module, _args, kwargs: seen.append(kwargs["input_ids"].numpy().tobytes()), with_kwargs=True
     )
     return seen
+
+
+def test_one_site_has_the_options_of_several():
+    one, several = (dict(inspect.signature(f).parameters) for f in (harvest, harvest_sites))
+    named = {name: p for name, p in several.items() if p.kind is p.KEYWORD_ONLY}
+    assert {name: p for name, p in one.items() if p.kind is p.KEYWORD_ONLY} == named
 
 
 @pytest.mark.parametrize("family", FAMILIES)

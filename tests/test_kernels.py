@@ -13,9 +13,9 @@ from torch.nn.functional import normalize
 
 import sae_lib
 from sae_lib import kernels
-from sae_lib.kernels import cpu, reference, support
+from sae_lib.kernels import cpu, reference, sparse_codes
 from sae_lib.methods import BatchTopK, JumpReLU, Matryoshka, bias_adaptation
-from sae_lib.methods.base import Run
+from sae_lib.methods.base import Trainer
 from sae_lib.methods.bias_adaptation import group_index, group_sums
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 150), st.integers(1, 20))
@@ -114,7 +114,7 @@ def test_sparse_codes_answer_like_a_tensor():
 
 def in_fixed_order(monkeypatch):
     """Sums as they are taken on a GPU, where ``index_add`` has no fixed order."""
-    for module in (support, bias_adaptation):
+    for module in (sparse_codes, bias_adaptation):
         monkeypatch.setattr(module, "in_any_order", lambda values: values.is_floating_point())
 
 
@@ -311,7 +311,7 @@ def test_training_by_sparse_steps_ends_where_dense_ones_do(name, monkeypatch):
     dense, dense_log = sae_lib.train(data, InDouble(METHODS[name]), **settings)
     monkeypatch.setitem(kernels.SMALLEST, "cpu", 0)
     monkeypatch.setitem(kernels.DENSEST, "cpu", 1.0)
-    monkeypatch.setattr(Run, "dense", None)  # not to be called
+    monkeypatch.setattr(Trainer, "dense", None)  # not to be called
     sparse, log = sae_lib.train(data, InDouble(METHODS[name]), **settings)
     torch.testing.assert_close(sparse.weight, dense.weight, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(sparse.bias, dense.bias, rtol=1e-9, atol=1e-9)
@@ -427,12 +427,12 @@ def test_a_backend_that_cannot_be_loaded_is_left_alone(untried, monkeypatch):
 
     monkeypatch.setattr(kernels, "backend", missing)
     with pytest.warns(UserWarning, match="ImportError: no compiler"):
-        assert not kernels.trusted(torch.zeros(1))
+        assert not kernels.pays(torch.zeros(1), 0.0)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_backend_that_passes_is_used(untried, monkeypatch):
-    monkeypatch.setattr(Run, "dense", None)  # not to be called
+    monkeypatch.setattr(Trainer, "dense", None)  # not to be called
     state = torch.get_rng_state()
     data = sae_lib.synthetic.preset("imbalanced", n_rows=2000)
     sae_lib.train(data, METHODS["gba"], **SHORT)

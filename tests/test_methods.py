@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sae_lib import L1, BiasAdaptation, GroupBiasAdaptation, Normalisation, SparseAutoencoder, TopK, synthetic
 from sae_lib.methods import METHODS
-from sae_lib.methods.base import Run, Step
+from sae_lib.methods.base import Step, Trainer
 from sae_lib.methods.bias_adaptation import adapt_bias, group_index, group_targets, quantile_bias
 from sae_lib.metrics import best_cosines
 
@@ -285,9 +285,9 @@ def test_topk_auxiliary_loss_reaches_dead_latents_only_when_there_are_some():
     y = torch.relu(x @ sae.weight.T) * run.dead
     best = y.topk(1, dim=1)
     z = torch.zeros_like(y).scatter(1, best.indices, best.values)
-    target = x - Run()(sae, x).error - x  # minus the error
+    target = x - Trainer()(sae, x).error - x  # minus the error
     expected = ((z @ sae.decoder - target) ** 2).sum() / (target**2).sum()
-    torch.testing.assert_close(step.loss - Run()(sae, x).loss, expected)
+    torch.testing.assert_close(step.loss - Trainer()(sae, x).loss, expected)
     step.loss.backward()
     assert sae.weight.grad[2].abs().sum() > 0
 

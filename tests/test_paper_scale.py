@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from benchmarks import paper_cost, paper_scale, paper_setup
 from benchmarks.memory import STATUS, peak
+from sae_experiments.paper_scale import cost as paper_cost
+from sae_experiments.paper_scale import run as paper_scale
+from sae_experiments.paper_scale import setup as paper_setup
 from sae_lib import Normalisation, corpora, language_models, records
 
 torch.set_num_threads(1)
-ROOT = Path(paper_scale.__file__).resolve().parent.parent
+ROOT = Path(paper_scale.__file__).resolve().parents[2]
 CONFIG = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 48, "vocab_size": 49_152, "tie_word_embeddings": True,
@@ -225,7 +227,12 @@ def test_the_record_of_the_paper_is_for_its_size_alone():
 
 def test_killed_the_same_command_goes_on_to_the_same_weights(tiny, tmp_path, monkeypatch):
     one = {"layers": [1], "methods": ["gba"], "tokens": 64 * 900}
-    command = [sys.executable, "-m", "benchmarks.paper_scale", *arguments(tiny, tmp_path / "killed", **one)]
+    command = [
+        sys.executable,
+        "-m",
+        "sae_experiments.paper_scale",
+        *arguments(tiny, tmp_path / "killed", **one),
+    ]
     # as many threads as here, or the bits would differ
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment)

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score
 
-from sae_lib.metrics.probes import logistic_probes, ridge_probes
+from sae_experiments.probes import logistic_probes, ridge_probes
 
 
 def coins(n, m, seed):

@@ -283,7 +283,7 @@ def test_changes_with_one_clean_pass_are_those_of_one_intervention_at_a_time():
         ]
 
     for positions in (None, where):
-        one = [interventions.log_prob_changes(model, blocks, i, positions) for i in both()]
+        one = [lm_fixtures.log_prob_changes(model, blocks, i, positions) for i in both()]
         got = predictions.next_token_changes(model, blocks, both(), positions)
         torch.testing.assert_close(got, torch.stack(one), rtol=1e-4, atol=1e-5)
         later = predictions.next_token_changes(model, blocks, both(), positions, layer=2)

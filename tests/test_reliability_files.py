@@ -16,17 +16,17 @@ import sae_lib
 from sae_lib import (
     GroupBiasAdaptation,
     SparseAutoencoder,
-    checkpoint,
     records,
     storage,
     sweeps,
-    tensor_files,
 )
 from sae_lib.activations import ActivationStore, harvest
 from sae_lib.activations.manifest import Manifest
-from sae_lib.checkpoint import CheckpointError
-from sae_lib.files import only_writer, replacing
+from sae_lib.files import tensors as tensor_files
+from sae_lib.files.atomic import only_writer, replacing
 from sae_lib.storage import StorageError
+from sae_lib.training import checkpoint
+from sae_lib.training.checkpoint import CheckpointError
 
 METHOD = GroupBiasAdaptation(groups=2)
 RUN = {"width": 16, "steps": 30, "batch_size": 32, "checkpoint_every": 10, "log_every": 5}
@@ -171,7 +171,7 @@ def test_a_full_disk_at_any_write_of_training_leaves_a_run_to_resume(data, tmp_p
 HOLDER = """
 import sys
 from pathlib import Path
-from sae_lib.files import only_writer
+from sae_lib.files.atomic import only_writer
 with only_writer(Path(sys.argv[1]), "training in"):
     print("held", flush=True)
     sys.stdin.read()
@@ -197,7 +197,7 @@ def test_a_run_that_appears_while_another_starts_is_not_overwritten(data, tmp_pa
         (tmp_path / checkpoint.NAME).write_text("somebody else's")
         return only_writer(*arguments)
 
-    monkeypatch.setattr("sae_lib.training.only_writer", late)
+    monkeypatch.setattr("sae_lib.training.loop.only_writer", late)
     with pytest.raises(ValueError, match="already holds a training run"):
         sae_lib.train(data, METHOD, folder=tmp_path, **RUN)
     assert (tmp_path / checkpoint.NAME).read_text() == "somebody else's"
@@ -207,7 +207,7 @@ def test_without_locks_there_is_a_warning(data, tmp_path, monkeypatch):
     def none(*_):
         raise NotImplementedError
 
-    monkeypatch.setattr("sae_lib.files.FileLock.acquire", none)
+    monkeypatch.setattr("sae_lib.files.atomic.FileLock.acquire", none)
     with pytest.warns(UserWarning, match="a file system without locks; let only one process"):
         sae_lib.train(data, METHOD, folder=tmp_path, **RUN)
 

@@ -14,8 +14,8 @@ import sae_lib
 from sae_lib import GroupBiasAdaptation, SparseAutoencoder
 from sae_lib.activations import ActivationStore
 from sae_lib.activations.manifest import Manifest, write_shard
-from sae_lib.checkpoint import CheckpointError
 from sae_lib.storage import StorageError
+from sae_lib.training.checkpoint import CheckpointError
 
 RUN = {"width": 16, "steps": 20, "batch_size": 32, "log_every": 5}
 METHOD = GroupBiasAdaptation(groups=2)

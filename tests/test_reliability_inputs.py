@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sae_lib import GroupBiasAdaptation, Normalisation, TopK, train
-from sae_lib.checkpoint import NAME
 from sae_lib.training import NonFiniteLossError
+from sae_lib.training.checkpoint import NAME
 
 D, WIDTH = 6, 12
 METHODS = [GroupBiasAdaptation(groups=3, htf=0.3, ltf=0.05, every=5), TopK(k=2, dead_after=10, centre=True)]
@@ -48,7 +48,7 @@ def sound(sae):
 @pytest.mark.parametrize("step", [3, 87, 120])
 def test_a_bad_row_of_a_batch_is_named_and_no_checkpoint_holds_it(method, bad, step, tmp_path, monkeypatch):
     # a sample of 32 rows: the bad one comes later, except in the third batch
-    monkeypatch.setattr("sae_lib.training.SAMPLE_ROWS", 32)
+    monkeypatch.setattr("sae_lib.training.loop.SAMPLE_ROWS", 32)
 
     def spoil(number, x):
         if number == step:
@@ -59,7 +59,7 @@ def test_a_bad_row_of_a_batch_is_named_and_no_checkpoint_holds_it(method, bad, s
         train(Served(spoil), method, folder=tmp_path, checkpoint_every=40, **RUN)
     assert (tmp_path / NAME).exists() == (step > 40)
     if step > 40:
-        monkeypatch.setattr("sae_lib.training.SAMPLE_ROWS", 32)
+        monkeypatch.setattr("sae_lib.training.loop.SAMPLE_ROWS", 32)
         resumed, log = train(Served(), method, folder=tmp_path, checkpoint_every=40, resume=True, **RUN)
         whole, whole_log = train(Served(), method, **RUN)
         assert torch.equal(sound(resumed).weight, whole.weight)
@@ -80,7 +80,7 @@ def test_a_bad_row_of_the_sample_is_named(method):
 @by_method
 @pytest.mark.parametrize("times", [1e3, 1e12])
 def test_after_a_finite_spike_training_goes_on(method, times, monkeypatch):
-    monkeypatch.setattr("sae_lib.training.SAMPLE_ROWS", 32)
+    monkeypatch.setattr("sae_lib.training.loop.SAMPLE_ROWS", 32)
     _, calm_log = train(Served(), method, **RUN)
     spiked, log = train(Served(lambda number, x: x * times if number == 60 else x), method, **RUN)
     sound(spiked)

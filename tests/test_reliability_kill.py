@@ -21,7 +21,7 @@ import torch
 torch.set_num_threads(1)
 from lm_fixtures import language_model, text_corpus
 import sae_lib
-from sae_lib import tensor_files
+from sae_lib.files import tensors as tensor_files
 from sae_lib.activations import harvest
 
 data = sae_lib.synthetic.preset("uniform", n_features=24, d_in=12, n_rows=2000)

@@ -13,9 +13,9 @@ from lm_fixtures import D_MODEL, language_model, text_corpus, tokenizer
 import sae_lib
 from sae_lib import GroupBiasAdaptation, SparseAutoencoder, language_models, records, sweeps
 from sae_lib.activations import ActivationStore, harvest
-from sae_lib.checkpoint import CheckpointError
-from sae_lib.files import JSON_BYTES
+from sae_lib.files.atomic import JSON_BYTES
 from sae_lib.storage import StorageError
+from sae_lib.training.checkpoint import CheckpointError
 
 RUN = {"width": 16, "steps": 20, "batch_size": 32, "log_every": 5}
 METHOD = GroupBiasAdaptation(groups=2)
@@ -89,7 +89,7 @@ def test_no_source_can_run_code_from_a_file():
     assert list(unsafe_calls("import pickle\ntorch.load(x)\nyaml.load(x)\nnp.load(x, allow_pickle=True)"))
     found = {
         str(path.relative_to(root)): unsafe
-        for part in ("sae_lib", "tools", "benchmarks")
+        for part in ("sae_lib", "sae_experiments", "tools", "benchmarks")
         for path in (root / part).rglob("*.py")
         if (unsafe := list(unsafe_calls(path.read_text("utf8"))))
     }

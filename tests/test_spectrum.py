@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
-from sae_lib import spectrum, synthetic
-from sae_lib.sae import SparseAutoencoder
-from sae_lib.spectrum import (
+from sae_lib import synthetic
+from sae_lib.metrics import spectrum
+from sae_lib.metrics.spectrum import (
     agreed_directions,
     estimate_frequencies,
     gaussian_twin,
@@ -18,6 +18,7 @@ from sae_lib.spectrum import (
     lasso_codes,
     log_distance,
 )
+from sae_lib.sae import SparseAutoencoder
 
 
 def toy(seed=0, n_rows=8000, **rows):

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sae_experiments import null_models
 from sae_lib import L1, TopK, records, sweeps
 from sae_lib.sweeps import SweepError, spread, summary, sweep, tune
+from sae_lib.sweeps.fingerprint import fingerprint
 
 FACTOR = 3
 
@@ -92,9 +94,9 @@ def test_a_damaged_cache_file_is_computed_again(tmp_path):
 
 
 def test_what_the_function_uses_is_part_of_the_key(monkeypatch):
-    before = sweeps.fingerprint(noisy)
+    before = fingerprint(noisy)
     monkeypatch.setitem(noisy.__globals__, "FACTOR", 4)
-    assert sweeps.fingerprint(noisy) != before
+    assert fingerprint(noisy) != before
 
 
 def _uses_helper(x):
@@ -102,8 +104,21 @@ def _uses_helper(x):
 
 
 def test_helpers_of_the_same_module_are_traced():
-    found = sweeps.fingerprint(_uses_helper)
+    found = fingerprint(_uses_helper)
     assert "file.write" in found["_counted"]
+
+
+def _uses_experiments(x):
+    return null_models.halves(x)
+
+
+def test_modules_of_the_experiments_count_with_what_they_import():
+    found = fingerprint(_uses_experiments)
+    assert "def halves" in found["source of sae_experiments.null_models"]
+    assert "def search" in found["source of sae_experiments.concept_search"]
+    assert not any("sae_lib" in name or "torch" in name for name in found)
+    # a function of the experiments themselves
+    assert "source of sae_experiments.concept_search" in fingerprint(null_models.draw)
 
 
 step = object()  # not a plain value: a function that used it could not be cached
@@ -114,7 +129,7 @@ def _uses_attribute(x):
 
 
 def test_an_attribute_is_not_taken_for_a_variable_of_the_same_name():
-    assert list(sweeps.fingerprint(_uses_attribute)) == ["_uses_attribute"]
+    assert list(fingerprint(_uses_attribute)) == ["_uses_attribute"]
 
 
 def _uses_variable_inside(x):
@@ -122,7 +137,7 @@ def _uses_variable_inside(x):
 
 
 def test_variables_inside_a_comprehension_count():
-    assert sweeps.fingerprint(_uses_variable_inside)["FACTOR"] == FACTOR
+    assert fingerprint(_uses_variable_inside)["FACTOR"] == FACTOR
 
 
 def test_a_value_that_is_not_finite_spoils_the_summary_and_nothing_else():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import sae_lib
-from sae_lib.synthsaebench import Benchmark, train_sae_lens
+from sae_experiments.records import synthsaebench as record
+from sae_experiments.synthsaebench import Benchmark, train_sae_lens
 
 sae_lens = pytest.importorskip("sae_lens", reason="optional extra: pip install sae_lib[bench]")
 
@@ -273,18 +274,11 @@ def test_untrained_and_never_firing(tmp_path):
 
 @pytest.fixture
 def script(monkeypatch):
-    """benchmarks/synthsaebench.py at a size of seconds."""
-    import importlib.util
-    from pathlib import Path
-
-    path = Path(__file__).parent.parent / "benchmarks" / "synthsaebench.py"
-    spec = importlib.util.spec_from_file_location("synthsaebench_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """What makes the record, at a size of seconds."""
     data = {"n_features": 192, "d_in": 32, "roots": 2, "distinct": 4}
     tiny = {"data": data, "width": 64, "batch_size": 128, "steps": 30, "rows": 2000, "target": 4.0}
-    monkeypatch.setitem(module.SIZES, "small", module.SIZES["small"] | tiny)
-    return module
+    monkeypatch.setitem(record.SIZES, "small", record.SIZES["small"] | tiny)
+    return record
 
 
 def test_the_script_trains_every_method_and_variant(script):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import nulls, reading
+from sae_experiments import testbed
+from sae_experiments.records import nulls, reading
+from sae_experiments.testbed import LAYERS, METHODS, LanguageTestbed
 from sae_lib import activations, records
-from sae_lib.experiments import testbed
-from sae_lib.experiments.testbed import LAYERS, METHODS, LanguageTestbed
 from tests import lm_fixtures
 from tools.layout import REPOSITORY
 
@@ -72,7 +72,7 @@ def test_settings_are_the_chosen_rows_of_a_place():
         testbed.settings([], "code", 14)
 
 
-def test_benchmarks_run_at_what_the_search_chose():
+def test_records_are_made_at_what_the_search_chose():
     rows = records.read(SEARCH).rows
     places = testbed.searched_places(rows)
     assert {("code", layer) for layer in LAYERS.values()} <= set(places)

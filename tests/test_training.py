@@ -22,17 +22,16 @@ from sae_lib import (
     Normalisation,
     Rows,
     TopK,
-    checkpoint,
     distributed,
     metrics,
     synthetic,
     train,
 )
-from sae_lib.checkpoint import CheckpointError
-from sae_lib.files import only_writer
-from sae_lib.interruption import interruptible
-from sae_lib.tensor_files import read_metadata
-from sae_lib.training import NonFiniteLossError, learning_rate
+from sae_lib.files.atomic import only_writer
+from sae_lib.files.tensors import read_metadata
+from sae_lib.training import NonFiniteLossError, checkpoint, learning_rate
+from sae_lib.training.checkpoint import CheckpointError
+from sae_lib.training.interruption import interruptible
 
 METHODS = [
     GroupBiasAdaptation(groups=3, every=7),
@@ -355,7 +354,7 @@ def test_a_second_ctrl_c_while_a_checkpoint_is_written_keeps_the_one_before(data
 
 def test_under_torchrun_ctrl_c_is_heard_twice_before_it_ends_at_once(monkeypatch):
     """It passes on what the terminal has told all processes already."""
-    monkeypatch.setattr("sae_lib.interruption.launched", lambda: True)
+    monkeypatch.setattr("sae_lib.training.interruption.launched", lambda: True)
     with interruptible() as event:
         press_ctrl_c()
         press_ctrl_c()

@@ -1,7 +1,8 @@
-"""The pages of the API reference, from the library's sources: signatures, docstrings, links.
+"""The pages of the API reference, from the sources of library and experiments: signatures, docstrings, links.
 
 Nothing is imported: the pages are the same on every machine. Public is what `sae_lib.__all__` offers: the
 modules, and of each what its `__all__` names or, without one, whatever does not begin with an underscore.
+Of the experiments the modules named here are public.
 """
 
 import ast
@@ -17,28 +18,31 @@ from tools.signatures import Definition, Source, docstring, is_class, signature
 # the data's way through the library; a public module that is not named here comes last
 CONTENTS = {
     "data": ("Data and models", (
-        "synthetic", "synthsaebench", "corpora", "language_models", "activations", "batches", "normalisation",
+        "synthetic", "corpora", "language_models", "activations", "batches", "normalisation",
     )),
     "training": ("Autoencoders and training", (
         "sae", "methods", "training", "distributed", "storage",
     )),
     "measuring": ("Measuring", (
-        "metrics", "metrics.faithfulness", "metrics.nulls", "metrics.predictions", "metrics.probes",
-        "metrics.reading", "metrics.splitting", "identifiability", "theory", "spectrum", "cooccurrence",
-        "sweeps", "records",
+        "metrics", "metrics.cooccurrence", "metrics.faithfulness", "metrics.nulls", "metrics.predictions",
+        "metrics.reading", "metrics.spectrum", "metrics.splitting", "identifiability",
+        "identifiability.bands", "sweeps", "records",
     )),
     "reading": ("Reading, showing, experiments", (
-        "interventions", "dashboards", "plotting", "experiments", "experiments.testbed",
-        "experiments.reading", "experiments.token_classes", "experiments.concepts",
-        "experiments.concept_search", "experiments.model_nulls",
+        "interventions", "dashboards", "plotting", "sae_experiments", "sae_experiments.testbed",
+        "sae_experiments.latent_reading", "sae_experiments.token_classes", "sae_experiments.concepts",
+        "sae_experiments.probes", "sae_experiments.concept_search", "sae_experiments.null_models",
+        "sae_experiments.synthsaebench",
     )),
 }  # fmt: skip
 LAST = list(CONTENTS)[-1]
+EXPERIMENTS = "sae_experiments"
 
 INDEX = """\
 # API reference
 
-What `sae_lib` offers, in the order in which data flow through it. Written by the build from the docstrings.
+What `sae_lib` offers, in the order in which data flow through it, and what the book's own experiments
+(`sae_experiments`, installed with it) add. Written by the build from the docstrings.
 Names in `sae_lib` itself load on first use:
 
 {exports}
@@ -64,10 +68,11 @@ Part of the [API reference](api.md). {contents}
 
 
 class Library:
-    """The public part of `sae_lib`, read from its sources."""
+    """The public part of `sae_lib` and of the experiments, read from their sources."""
 
     def __init__(self, book: Book) -> None:
-        self.root = book.library
+        self.library, *others = book.packages
+        self.roots = {folder.name: folder for folder in others}
         self._sources: dict[str, Source] = {}
         self.known: dict[str, str] = {}  # full name → target, of all that has a place on a page
         for part in CONTENTS:
@@ -79,7 +84,8 @@ class Library:
     def source(self, module: str) -> Source:
         """The source of a module by its name without `sae_lib.`; a package is its `__init__.py`."""
         if module not in self._sources:
-            path = self.root.joinpath(*module.split("."))
+            top, *inner = module.split(".")
+            path = self.roots.get(top, self.library / top).joinpath(*inner)
             path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
             self._sources[module] = Source(path.read_text("utf8"), path.name == "__init__.py")
         return self._sources[module]
@@ -98,7 +104,8 @@ class Library:
 
     def modules(self, part: str) -> list[str]:
         """The modules of a part, as far as the library has them."""
-        listed = [module for module in CONTENTS[part][1] if module.partition(".")[0] in self.public_modules]
+        public = (*self.public_modules, *self.roots)
+        listed = [module for module in CONTENTS[part][1] if module.partition(".")[0] in public]
         if part == LAST:
             named = {module for _, modules in CONTENTS.values() for module in modules}
             listed += [module for module in self.public_modules if module not in named]
@@ -166,7 +173,7 @@ class Page:
 
     def text(self, book: Book) -> str:
         """The page as Markdown; empty for a book whose library is not `sae_lib`."""
-        if not (book.library / "training.py").is_file():
+        if not (book.packages[0] / "training" / "loop.py").is_file():
             return ""
         library = Library(book)
         if not self.name:
@@ -194,9 +201,14 @@ def _contents(library: Library) -> str:
         lines.append(f"## [{title}](#api-part-{part})\n")
         for module in library.modules(part):
             names = ", ".join(f"[`{item.name}`](#{item.target})" for item in library.items(module))
-            lines.append(f"- [`sae_lib.{module}`](#{library.known[module]}){names and ': '}{names}")
+            lines.append(f"- [`{full_name(module)}`](#{library.known[module]}){names and ': '}{names}")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def full_name(module: str) -> str:
+    """The name that one imports."""
+    return module if module.partition(".")[0] == EXPERIMENTS else f"sae_lib.{module}"
 
 
 def _first_sentence(node: Definition) -> str:
@@ -205,7 +217,7 @@ def _first_sentence(node: Definition) -> str:
 
 
 def _module(library: Library, module: str) -> Iterator[str]:
-    yield f"({library.known[module]})=\n## `sae_lib.{module}`"
+    yield f"({library.known[module]})=\n## `{full_name(module)}`"
     yield markdown(docstring(library.source(module).tree), partial(library.address, module))
     items = library.items(module)
     if constants := [item for item in items if isinstance(item.node, ast.expr)]:

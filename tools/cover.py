@@ -4,7 +4,7 @@ import base64
 
 import nbformat
 
-from sae_lib.files import replacing
+from sae_lib.files.atomic import replacing
 from tools.layout import Book
 
 PICTURE = "_static/cover.png"

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from sae_lib.files import replacing
+from sae_lib.files.atomic import replacing
 from tools import api, claims, front, quizzes, status
 from tools.layout import Book
 

@@ -33,9 +33,10 @@ class Book:
         return self.root / "book"
 
     @property
-    def library(self) -> Path:
-        """The package whose changes make a notebook stale."""
-        return self.root / "sae_lib"
+    def packages(self) -> list[Path]:
+        """The packages whose changes make a notebook stale: the library, and the experiments if there are."""
+        library, experiments = self.root / "sae_lib", self.root / "sae_experiments"
+        return [library, experiments] if experiments.is_dir() else [library]
 
     def threads(self, source: Path, profile: str = "quick") -> int:
         """Threads for a chapter's kernel."""

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
 
-from sae_lib.files import replacing
+from sae_lib.files.atomic import replacing
 from tools.layout import REPOSITORY
 
 EXTRAS = ("gguf", "bench", "book", "dev")

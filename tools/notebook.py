@@ -12,7 +12,7 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
-from sae_lib.files import replacing
+from sae_lib.files.atomic import replacing
 from sae_lib.plotting import small_png
 from tools.layout import REPOSITORY
 

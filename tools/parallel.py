@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from sae_lib.machine import hardware
+from sae_lib.records.machine import hardware
 from tools.layout import REPOSITORY
 
 # what every kernel sees, whether it executes a chapter or checks it

@@ -12,9 +12,9 @@ from typing import Any
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
-from sae_lib import machine
+from sae_lib.records import machine
 from tools.layout import Book, read_source
-from tools.reach import Package
+from tools.reach import Packages
 
 
 def sha256(content: bytes) -> str:
@@ -114,7 +114,7 @@ def surroundings(profile: str) -> dict[str, Any]:
 
 def _library_modules(book: Book, source: Path) -> dict[str, Path]:
     cells = [cell for cell in read_source(source).cells if cell.cell_type == "code"]
-    return Package(book.library).reached_by("\n".join(_plain_python(cell) for cell in cells))
+    return Packages(*book.packages).reached_by("\n".join(_plain_python(cell) for cell in cells))
 
 
 def _plain_python(cell: NotebookNode) -> str:

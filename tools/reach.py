@@ -1,4 +1,4 @@
-"""Which modules of a package a piece of code reaches, found without running it.
+"""Which modules of some packages a piece of code reaches, found without running it.
 
 Names are followed to the module that defines them: through `from package.module import name` lines in
 an `__init__.py`, and through a dictionary `_EXPORTS = {name: module}` there (a lazy `__getattr__`).
@@ -11,23 +11,23 @@ from functools import cached_property
 from pathlib import Path
 
 
-class Package:
-    """The modules of one package, read from its folder."""
+class Packages:
+    """The modules of packages that may import from each other, read from their folders."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.name = folder.name
+    def __init__(self, *folders: Path) -> None:
+        self.folders = {folder.name: folder for folder in folders}
         self._exports: dict[str, dict[str, str]] = {}
 
     @cached_property
     def files(self) -> dict[str, Path]:
         """Dotted module name → file; a package's name stands for its `__init__.py`."""
-        if not (self.folder / "__init__.py").is_file():
-            raise ValueError(f"{self.folder} is not a package: it has no __init__.py")
         found = {}
-        for path in sorted(self.folder.rglob("*.py")):
-            parts = [self.name, *path.relative_to(self.folder).with_suffix("").parts]
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        for name, folder in self.folders.items():
+            if not (folder / "__init__.py").is_file():
+                raise ValueError(f"{folder} is not a package: it has no __init__.py")
+            for path in sorted(folder.rglob("*.py")):
+                parts = [name, *path.relative_to(folder).with_suffix("").parts]
+                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
         return found
 
     def reached_by(self, code: str) -> dict[str, Path]:
@@ -52,12 +52,13 @@ class Package:
             yield from self._resolve(path)
 
     def _imports(self, tree: ast.Module, module: str) -> Iterator[tuple[str, str]]:
-        """(bound name, dotted path) of every import from the package."""
-        for node in ast.walk(tree):
+        """(bound name, dotted path) of every import from the packages."""
+        for node in _executed(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     if self._is_own(alias.name):
-                        yield (alias.asname, alias.name) if alias.asname else (self.name, self.name)
+                        top = alias.name.partition(".")[0]
+                        yield (alias.asname, alias.name) if alias.asname else (top, top)
                         # `import package.module` runs the module even when only `package` is bound
                         if not alias.asname:
                             yield f"import {alias.name}", alias.name
@@ -128,7 +129,15 @@ class Package:
         return self._exports[package]
 
     def _is_own(self, path: str) -> bool:
-        return path == self.name or path.startswith(f"{self.name}.")
+        return path.partition(".")[0] in self.folders
 
     def _is_package(self, path: str) -> bool:
         return path in self.files and self.files[path].name == "__init__.py"
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a file without what stands under `if TYPE_CHECKING:`, which no run comes to."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")):
+            yield child
+            yield from _executed(child)

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from sae_lib.activations.manifest import DTYPES, MANIFEST, Manifest, Shard, check_shard, shard_name
-from sae_lib.activations.rows import enough, origin
+from sae_lib.activations.positions import enough, origin
 from sae_lib.activations.shards import write_shards
 from sae_lib.activations.store import ActivationStore
+from sae_lib.checks import at_least, one_of
 from sae_lib.corpora import Corpus, token_blocks
 from sae_lib.distributed import World
-from sae_lib.files import only_writer, short
+from sae_lib.files.atomic import only_writer, short
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.normalisation import KINDS
 
@@ -76,7 +77,21 @@ def _progress(
 
 
 def harvest(
-    model: LanguageModel, corpus: Corpus, site: str | Site, folder: str | Path, **options: Any
+    model: LanguageModel,
+    corpus: Corpus,
+    site: str | Site,
+    folder: str | Path,
+    *,
+    n_tokens: int,
+    normalisation: str = "scale",
+    block_size: int = 256,
+    batch_blocks: int = 8,
+    dtype: str = "float16",
+    shard_rows: int = 65_536,
+    seed: int = 0,
+    skip_first: int = 2,
+    progress: bool | None = None,
+    parallel: str = "auto",
 ) -> ActivationStore:
     """Write the activations at one site to a store, or go on with one begun earlier.
 
@@ -87,9 +102,13 @@ def harvest(
     >>> sae, log = sae_lib.train(store, sae_lib.TopK(k=4), width=64, steps=10, batch_size=64)
 
     site: see :class:`sae_lib.language_models.Site`.
-    options: those of :func:`harvest_sites`, of which this is the short form; ``n_tokens`` is required.
+    All else as for :func:`harvest_sites`, of which this is the short form.
     """
-    return harvest_sites(model, corpus, {site: folder}, **options)[site]
+    return harvest_sites(
+        model, corpus, {site: folder}, n_tokens=n_tokens, normalisation=normalisation, block_size=block_size,
+        batch_blocks=batch_blocks, dtype=dtype, shard_rows=shard_rows, seed=seed, skip_first=skip_first,
+        progress=progress, parallel=parallel,
+    )[site]  # fmt: skip
 
 
 def harvest_sites(
@@ -142,20 +161,16 @@ def harvest_sites(
         )
     if len({folder.resolve() for folder in where.values()}) < len(where):
         raise ValueError(f"folders are {[str(f) for f in where.values()]}; expected one of its own a site")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    if normalisation not in KINDS:
-        raise ValueError(f"normalisation is {normalisation!r}; expected one of {', '.join(KINDS)}")
-    for name, value in (("n_tokens", n_tokens), ("shard_rows", shard_rows)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1")
+    one_of("dtype", dtype, DTYPES)
+    one_of("normalisation", normalisation, KINDS)
+    at_least(1, n_tokens=n_tokens, shard_rows=shard_rows)
     settings = origin(model, corpus, next(iter(where)), block_size, batch_blocks, skip_first)
     settings |= {"n_tokens": n_tokens, "seed": seed, "dtype": dtype, "normalisation": normalisation}
     # shards are whole forward batches, so that a resumed run composes the same ones
     batch_rows = batch_blocks * (block_size - skip_first)
     settings["blocks_per_shard"] = max(1, round(shard_rows / batch_rows)) * batch_blocks
 
-    world = World.joined(parallel)
+    world = World.join_all(parallel)
     with ExitStack() as locked:
 
         def begin() -> list[dict[str, Any]]:

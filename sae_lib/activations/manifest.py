@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib.files import read_json, replacing, short
+from sae_lib.files.atomic import read_json, replacing, short
+from sae_lib.files.tensors import write_tensors
 from sae_lib.normalisation import Normalisation
-from sae_lib.tensor_files import write_tensors
 
 FORMAT = "sae_lib activations"
 VERSION = 1

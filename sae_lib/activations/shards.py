@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_lib.activations.manifest import DTYPES, Manifest, Shard, write_shard
-from sae_lib.activations.rows import forward, kept
+from sae_lib.activations.positions import forward, kept
+from sae_lib.checks import bad_row
 from sae_lib.distributed import World
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.normalisation import Normalisation
@@ -32,10 +33,9 @@ def _storable(rows: Tensor, dtype: torch.dtype, model: LanguageModel, site: Site
                 f"an activation of {rows.abs().max().item():.4g} at {site} does not fit {dtype}; "
                 'use dtype="bfloat16" or dtype="float32"'
             )
-        bad = int((~torch.isfinite(rows)).any(dim=1).nonzero()[0])
         raise ValueError(
-            f"{model.name} gives NaN or infinity at {site}, first in row {bad} of {len(rows)} of a batch; "
-            "load it with dtype=torch.float32 or torch.bfloat16"
+            f"{model.name} gives NaN or infinity at {site}, first in row {bad_row(rows)} of {len(rows)} "
+            "of a batch; load it with dtype=torch.float32 or torch.bfloat16"
         )
     return stored.cpu()
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sae_lib.activations.manifest import RESUME, Manifest, check_shard
+from sae_lib.files.tensors import read_tensors
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
-from sae_lib.tensor_files import read_tensors
 
 
 class ActivationStore:

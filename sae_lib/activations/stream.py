@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sae_lib.activations.rows import enough, forward, origin
+from sae_lib.activations.positions import enough, forward, origin
 from sae_lib.corpora import Corpus, token_blocks
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.normalisation import Normalisation

@@ -62,7 +62,7 @@ def source_of(data: str, data_seed: int, *, model: str, corpus: str, site: str, 
 
 def say(text: str) -> None:
     """Print a line, once for all processes."""
-    if not distributed.launched() or distributed.World.joined("auto").first:
+    if not distributed.launched() or distributed.World.join_all("auto").first:
         typer.echo(text)
 
 

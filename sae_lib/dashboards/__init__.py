@@ -5,7 +5,7 @@ from sae_lib.dashboards.figures import figure
 from sae_lib.dashboards.fragments import fragment, side_by_side
 from sae_lib.dashboards.matching import Match, match
 from sae_lib.dashboards.measuring import measure
-from sae_lib.dashboards.site import html
+from sae_lib.dashboards.page import html
 from sae_lib.dashboards.tokens import visible
 
 __all__ = [

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from sae_lib.files import parsed, replacing, short
+from sae_lib.files.atomic import parsed, replacing, short
 
 FORMAT = "sae_lib.dashboards.1"
 

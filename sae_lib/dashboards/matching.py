@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sae_lib.metrics import recovery
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -18,11 +17,6 @@ class Match(NamedTuple):
 
     number: int
     cosine: float
-
-
-def signed_directions(sae: SparseAutoencoder) -> Tensor:
-    """Where each latent pushes when it fires: unit decoder rows, turned where a_m < 0. (M, d) float32."""
-    return normalize(recovery.directions(sae).float(), dim=1)
 
 
 @torch.no_grad()
@@ -37,7 +31,7 @@ def match(
     """
     if not autoencoders:
         raise ValueError("0 autoencoders given; expected at least one")
-    directions = {name: signed_directions(sae).cpu() for name, sae in autoencoders.items()}
+    directions = {name: normalize(sae.directions.float(), dim=1).cpu() for name, sae in autoencoders.items()}
     dimensions = {name: rows.shape[1] for name, rows in directions.items()}
     if len(set(dimensions.values())) > 1:
         raise ValueError(f"the autoencoders have d_in {dimensions}; expected equal ones, of the same site")

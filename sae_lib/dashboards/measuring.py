@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_lib.activations.rows import vocabulary_sha256
+from sae_lib.activations.positions import vocabulary_sha256
 from sae_lib.activations.store import ActivationStore
-from sae_lib.cooccurrence import Cooccurrence
+from sae_lib.checks import at_least
 from sae_lib.dashboards.data import Dashboards, Latent
 from sae_lib.dashboards.passes import Seen, first_pass, second_pass
 from sae_lib.dashboards.tokens import texts
 from sae_lib.dashboards.weights import Pairs, nearest, token_scores
 from sae_lib.language_models import LanguageModel
+from sae_lib.metrics.cooccurrence import Cooccurrence
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 
@@ -69,9 +70,7 @@ def measure(
     quantiles = tuple(quantiles)
     if not all(0 <= q <= 1 for q in quantiles) or list(quantiles) != sorted(quantiles, reverse=True):
         raise ValueError(f"quantiles are {quantiles}; expected numbers between 0 and 1, the largest first")
-    for setting, value in {"n_top": n_top, "cooccurrence_rows": cooccurrence_rows}.items():
-        if value < 1:
-            raise ValueError(f"{setting} is {value}; expected at least 1")
+    at_least(1, n_top=n_top, cooccurrence_rows=cooccurrence_rows)
     chosen = None if latents is None or isinstance(latents, int) else _numbers(latents, sae.width)
     seen = first_pass(sae, store, chosen, n_top, cooccurrence_rows, seed)
     if isinstance(latents, int):

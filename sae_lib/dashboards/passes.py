@@ -15,9 +15,9 @@ import torch
 from scipy.sparse import csr_array
 
 from sae_lib.activations.store import ActivationStore
-from sae_lib.cooccurrence import Cooccurrence, cooccurrence
 from sae_lib.dashboards.data import Context
-from sae_lib.dashboards.running import RunningTop, priorities
+from sae_lib.dashboards.running_top import RunningTop, priorities
+from sae_lib.metrics.cooccurrence import Cooccurrence, cooccurrence
 from sae_lib.sae import SparseAutoencoder
 
 # firings of each latent in the random sample that lower contexts and purity come from

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-from sae_lib.byte_vocabulary import piece_bytes
+from sae_lib.language_models.byte_vocabulary import piece_bytes
 
 # what a sentencepiece vocabulary writes for a space, which decoding drops at the start of a text
 _SENTENCEPIECE_SPACE = "\u2581"

@@ -7,8 +7,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from sae_lib.dashboards.matching import signed_directions
 from sae_lib.interventions import logit_weights
 from sae_lib.language_models import LanguageModel
 from sae_lib.sae import SparseAutoencoder
@@ -47,7 +47,7 @@ def token_scores(
 @torch.no_grad()
 def nearest(sae: SparseAutoencoder, numbers: np.ndarray, k: int) -> list[Pairs]:
     """The k latents whose signed decoder directions have the largest cosine with that of each."""
-    directions = signed_directions(sae)
+    directions = normalize(sae.directions.float(), dim=1)
     found: list[Pairs] = []
     for chunk in torch.from_numpy(numbers).to(directions.device).split(max(1, _NUMBERS // sae.width)):
         cosines = directions[chunk] @ directions.T

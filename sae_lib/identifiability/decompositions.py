@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.checks import at_least
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.synthetic.rows import SyntheticData
+from sae_lib.synthetic.data import SyntheticData
 
 # numbers of H looked at together: 16 M float32 are 64 MB, so that 100,000 rows of 4,096 features pass
 _CHUNK_NUMBERS = 2**24
@@ -112,8 +113,7 @@ def from_autoencoder(sae: SparseAutoencoder, rows: Tensor) -> Decomposition:
     b_pre is no feature and is left out: HV is the reconstruction less b_pre. A latent that fires on no row
     has no coefficients, and :func:`sae_lib.identifiability.certify` counts it as unused.
     """
-    sign = torch.where(sae.scale < 0, -1.0, 1.0)
-    return Decomposition(sae.encode(rows) * sae.scale.abs(), sae.decoder_rows * sign[:, None])
+    return Decomposition(sae.magnitudes(rows), sae.directions)
 
 
 def permute(
@@ -161,8 +161,7 @@ def split(
     counts = torch.as_tensor(pieces).expand(len(v)) if isinstance(pieces, int) else torch.as_tensor(pieces)
     if counts.shape != (len(v),) or (counts < 1).any():
         raise ValueError(f"pieces is {pieces}; expected a whole number above 0, or {len(v)} of them")
-    if not spread >= 0:
-        raise ValueError(f"spread is {spread}; expected at least 0")
+    at_least(0, spread=spread)
     draws = generator(seed, "split")
     owner = torch.repeat_interleave(torch.arange(len(v)), counts)
     if spread == 0:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from sae_lib.kernels import check, reference
 from sae_lib.kernels.autograd import Pass
-from sae_lib.kernels.support import SparseCodes, Support
+from sae_lib.kernels.sparse_codes import SparseCodes, Support
 
-__all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported", "trusted"]
+__all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported"]
 
 # Both by type of device: "cpu" measured (chapter 14), "cuda" ESTIMATED, no GPU having been at hand.
 # Multiplications in the encoder product (batch × d × width) from which on the sparse pass is considered.
@@ -67,20 +67,15 @@ def supported(x: Tensor, codes: float) -> bool:
     return fast and x.shape[1] * codes >= SMALLEST[kind]
 
 
-def pays(density: float, device: torch.device) -> bool:
-    """Whether the sparse step is faster than the dense one when this share of the codes is nonzero.
+def pays(x: Tensor, density: float) -> bool:
+    """Whether a supported step on rows x is to be sparse when this share of the codes is nonzero.
 
-    On CUDA an estimate, not measured.
-    """
-    return density <= DENSEST[device.type]
-
-
-def trusted(x: Tensor) -> bool:
-    """Whether the backend gives right results where x lies; on a GPU it is put to the test, once a process.
-
-    A backend that fails is not used: a warning says so, once, and steps stay dense.
+    It is where that is faster (on CUDA an estimate, not measured) and the backend gives right results. On a
+    GPU that is put to the test, once a process: if it fails, a warning says so and steps stay dense.
     """
     kind = x.device.type
+    if density > DENSEST[kind]:
+        return False
     if kind not in UNTRIED:
         return True
     return _passes(x.device, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sae_lib.kernels.support import Support
+from sae_lib.kernels.sparse_codes import Support
 
 
 class Pass:
@@ -48,53 +48,54 @@ class Pass:
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, run: Pass, values: Tensor, centred: Tensor, weight: Tensor, pre_bias: Tensor
+        ctx: Any, sparse_pass: Pass, values: Tensor, centred: Tensor, weight: Tensor, pre_bias: Tensor
     ) -> Tensor:
-        ctx.run = run
+        ctx.sparse_pass = sparse_pass
         ctx.save_for_backward(centred, weight)
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        run: Pass = ctx.run
+        sparse_pass: Pass = ctx.sparse_pass
         centred, weight = ctx.saved_tensors
         of_weight = of_pre_bias = None
         if ctx.needs_input_grad[3]:
             of_weight = torch.zeros_like(weight)
-            run.backend.accumulate(gradient, run.support, centred, of_weight)
-            for codes, support, errors in run.decoded:
-                run.backend.accumulate(codes, support, errors, of_weight)
-            run.decoded.clear()
+            sparse_pass.backend.accumulate(gradient, sparse_pass.support, centred, of_weight)
+            for codes, support, errors in sparse_pass.decoded:
+                sparse_pass.backend.accumulate(codes, support, errors, of_weight)
+            sparse_pass.decoded.clear()
         if ctx.needs_input_grad[4]:
-            of_pre_bias = -(run.support.by_latent(gradient) @ weight)
+            of_pre_bias = -(sparse_pass.support.by_latent(gradient) @ weight)
         return None, None, None, of_weight, of_pre_bias
 
 
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, run: Pass, values: Tensor, directions: Tensor, sizes: Sequence[int]
+        ctx: Any, sparse_pass: Pass, values: Tensor, directions: Tensor, sizes: Sequence[int]
     ) -> tuple[Tensor, ...]:
-        ctx.run, ctx.parts = run, run.support.parts(sizes)
+        ctx.sparse_pass, ctx.parts = sparse_pass, sparse_pass.support.parts(sizes)
         ctx.save_for_backward(values, directions)
-        return tuple(run.backend.decode(values[here], part, directions) for here, part in ctx.parts)
+        return tuple(sparse_pass.backend.decode(values[here], part, directions) for here, part in ctx.parts)
 
     @staticmethod
     def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
-        run: Pass = ctx.run
+        sparse_pass: Pass = ctx.sparse_pass
         values, directions = ctx.saved_tensors
         parts = [
             (here, part, error.contiguous()) for (here, part), error in zip(ctx.parts, errors, strict=True)
         ]
         of_values = of_directions = None
         if ctx.needs_input_grad[1]:
-            of_values = torch.cat([run.backend.dots(error, part, directions) for _, part, error in parts])
+            dots = sparse_pass.backend.dots
+            of_values = torch.cat([dots(error, part, directions) for _, part, error in parts])
         if ctx.needs_input_grad[2]:
-            if run.tied:
+            if sparse_pass.tied:
                 # the codes depend on the weight, so the backward pass comes to _Encode after this
-                run.decoded += [(values[here], part, error) for here, part, error in parts]
+                sparse_pass.decoded += [(values[here], part, error) for here, part, error in parts]
             else:
                 of_directions = torch.zeros_like(directions)
                 for here, part, error in parts:
-                    run.backend.accumulate(values[here], part, error, of_directions)
+                    sparse_pass.backend.accumulate(values[here], part, error, of_directions)
         return None, of_values, of_directions, None

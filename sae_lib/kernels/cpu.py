@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae_lib.kernels import loops
 from sae_lib.kernels.loops import LANES
-from sae_lib.kernels.support import Support
+from sae_lib.kernels.sparse_codes import Support
 
 # latents encoded at a time: large enough for the product to run at full speed, small enough for
 # 1,024 rows of pre-activations (4 MiB) to stay in cache until they have been looked through

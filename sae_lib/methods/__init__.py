@@ -1,6 +1,6 @@
 """Ways of enforcing sparsity, one a file."""
 
-from sae_lib.methods.base import Method, Run, Step
+from sae_lib.methods.base import Method, Step, Trainer
 from sae_lib.methods.batch_top_k import BatchTopK
 from sae_lib.methods.bias_adaptation import BiasAdaptation, GroupBiasAdaptation
 from sae_lib.methods.frozen import Frozen
@@ -39,7 +39,7 @@ __all__ = [
     "Matryoshka",
     "Method",
     "ModifiedBiasAdaptation",
-    "Run",
     "Step",
     "TopK",
+    "Trainer",
 ]

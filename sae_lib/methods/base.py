@@ -53,7 +53,7 @@ class Step(NamedTuple):
         return self.world.rows.max(peak)
 
 
-class Run(nn.Module):
+class Trainer(nn.Module):
     """A method at work on one autoencoder.
 
     Its buffers are its counters, its parameters are trained with those of the autoencoder; checkpoints hold
@@ -79,8 +79,7 @@ class Run(nn.Module):
         width = self.world.latents.whole(sae.width) / self.world.latents.size
         if not (self.has_sparse_pass(sae) and kernels.supported(x, rows * width)):
             return self.dense(sae, x)
-        pays = kernels.pays(self.density.item(), x.device) and kernels.trusted(x)
-        step = self.sparse(sae, x) if pays else self.dense(sae, x)
+        step = self.sparse(sae, x) if kernels.pays(x, self.density.item()) else self.dense(sae, x)
         self.density.copy_(self.world.mean(self.entries(sae, step) / (len(x) * sae.width)))
         return step
 
@@ -101,18 +100,18 @@ class Run(nn.Module):
 
     def sparse(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """The same pass, working only where codes are nonzero; equal up to rounding."""
-        route, u, peak = self.route(sae, x)
-        codes = SparseCodes(self.values(sae, u, route.support), route.support)
-        errors = self.sparse_errors(sae, route, codes, x)
+        sparse_pass, u, peak = self.begin_pass(sae, x)
+        codes = SparseCodes(self.values(sae, u, sparse_pass.support), sparse_pass.support)
+        errors = self.sparse_errors(sae, sparse_pass, codes, x)
         return Step(self.loss(codes, errors), None, codes.detach(), errors[-1].detach(), peak)
 
-    def route(self, sae: SparseAutoencoder, x: Tensor) -> tuple[kernels.Pass, Tensor, Tensor | None]:
+    def begin_pass(self, sae: SparseAutoencoder, x: Tensor) -> tuple[kernels.Pass, Tensor, Tensor | None]:
         """Begin a sparse pass over x (B, d): the pass, u (E,) on its support, and peaks (M,) if known."""
         backend = kernels.backend(x.device)
         centred = x - sae.pre_bias.detach()
         peak, support, u = self.select(sae, backend, centred)
-        route = kernels.Pass(backend, support, tied=sae.tied)
-        return route, route.encode(u, centred, sae.weight, sae.pre_bias), peak
+        sparse_pass = kernels.Pass(backend, support, tied=sae.tied)
+        return sparse_pass, sparse_pass.encode(u, centred, sae.weight, sae.pre_bias), peak
 
     @torch.no_grad()
     def select(
@@ -123,11 +122,11 @@ class Run(nn.Module):
         return backend.scan(centred, sae.weight, bar)
 
     def sparse_errors(
-        self, sae: SparseAutoencoder, route: kernels.Pass, codes: SparseCodes, x: Tensor
+        self, sae: SparseAutoencoder, sparse_pass: kernels.Pass, codes: SparseCodes, x: Tensor
     ) -> list[Tensor]:
         """What :meth:`errors` gives, from sparse codes."""
-        scaled = codes.values * route.support.at_latents(sae.scale)
-        written = self.world.latents.sum(route.decode(scaled, sae.decoder_rows))
+        scaled = codes.values * sparse_pass.support.at_latents(sae.scale)
+        written = self.world.latents.sum(sparse_pass.decode(scaled, sae.decoder_rows))
         return [written + (self.world.latents.once(sae.pre_bias) - x)]
 
     def values(self, sae: SparseAutoencoder, u: Tensor, support: Support) -> Tensor:
@@ -186,7 +185,7 @@ class Method(ABC):
         """A fresh autoencoder of the kind this method trains."""
 
     @abstractmethod
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
         """Prepare ``sae`` for training on data like the normalised rows ``sample`` (N, d)."""
 
     def learning_rate(self, d_in: int) -> float:
@@ -203,7 +202,7 @@ class Method(ABC):
         """What processes that train together may share out: ``"data"``, ``"latents"``; by default nothing.
 
         Data: loss and gradient are means over rows, and ``after_step`` learns of them through the
-        :class:`Step` alone. Latents: what they have in common goes through ``Run.world.latents``.
+        :class:`Step` alone. Latents: what they have in common goes through ``Trainer.world.latents``.
         """
         return ()
 

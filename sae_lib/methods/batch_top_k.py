@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sae_lib.kernels import SparseCodes, Support
 from sae_lib.methods.base import Step
-from sae_lib.methods.top_k import AuxiliaryRun, LargestCodes
+from sae_lib.methods.top_k import AuxiliaryTrainer, LargestCodes
 from sae_lib.sae import SparseAutoencoder
 
 # share of a new batch in the running mean of the threshold: about the last hundred batches count
@@ -69,13 +69,13 @@ class BatchTopK(LargestCodes):
         """A gate with bias and threshold."""
         return super().kind() | {"activation": "threshold"}
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> BatchTopKRun:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> BatchTopKTrainer:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
         self.prepare(sae, sample)
-        return BatchTopKRun(self, sae.width).to(sae.weight.device)
+        return BatchTopKTrainer(self, sae.width).to(sae.weight.device)
 
 
-class BatchTopKRun(AuxiliaryRun):
+class BatchTopKTrainer(AuxiliaryTrainer):
     """Lets a batch share its codes while training, and tracks the threshold that stands in for this later.
 
     lowest: running mean of the smallest positive code of a batch, from 0. weight: what its terms add up to.

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sae_lib.distributed import ALONE, Axis
-from sae_lib.kernels.support import in_any_order
-from sae_lib.methods.base import Method, Run, Step
+from sae_lib.checks import above_zero, at_least, fraction, one_of
+from sae_lib.distributed import ALONE, Partition
+from sae_lib.kernels.sparse_codes import in_any_order
+from sae_lib.methods.base import Method, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -50,7 +51,7 @@ def adapt_bias(
     *,
     gamma: float,
     epsilon: float,
-    latents: Axis = ALONE.latents,
+    latents: Partition = ALONE.latents,
 ) -> Tensor:
     """One application of the bias rule; returns the new bias (M,).
 
@@ -85,17 +86,14 @@ class BiasRule(Method):
     tied: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; expected at least 1 optimiser step")
-        if not self.gamma > 0:
-            raise ValueError(f"gamma is {self.gamma}; expected above 0")
+        at_least(1, " optimiser step", every=self.every)
+        above_zero(gamma=self.gamma)
         lowest = self.targets.min().item()
         if not 0 <= self.epsilon < lowest:
             raise ValueError(
                 f"epsilon is {self.epsilon}; expected 0 ≤ epsilon < {lowest:g} (the lowest target)"
             )
-        if self.start_bias not in STARTS:
-            raise ValueError(f"start_bias is {self.start_bias!r}; expected one of {', '.join(STARTS)}")
+        one_of("start_bias", self.start_bias, STARTS)
 
     @property
     @abstractmethod
@@ -116,15 +114,15 @@ class BiasRule(Method):
         """See :func:`unit_row_rate`."""
         return unit_row_rate(d_in)
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> BiasAdapter:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> BiasAdaptationTrainer:
         """Centre, set the starting bias from the sample, and attach fresh counters."""
         if self.centre:
             sae.centre_(sample)
-        adapter = BiasAdapter(self, sae.width, sae.block).to(sae.weight.device)
+        trainer = BiasAdaptationTrainer(self, sae.width, sae.block).to(sae.weight.device)
         if self.start_bias == "quantile":
             with torch.no_grad():
-                sae.bias.copy_(quantile_bias(sae, sample, adapter.target[adapter.group]))
-        return adapter
+                sae.bias.copy_(quantile_bias(sae, sample, trainer.target[trainer.group]))
+        return trainer
 
 
 @dataclass(frozen=True)
@@ -154,8 +152,7 @@ class GroupBiasAdaptation(BiasRule):
     name: ClassVar[str] = "gba"
 
     def __post_init__(self) -> None:
-        if self.groups < 1:
-            raise ValueError(f"groups is {self.groups}; expected at least 1")
+        at_least(1, groups=self.groups)
         if not 0 < self.ltf <= self.htf <= 1:
             raise ValueError(f"htf={self.htf}, ltf={self.ltf}; expected 0 < ltf ≤ htf ≤ 1")
         super().__post_init__()
@@ -185,8 +182,7 @@ class BiasAdaptation(BiasRule):
     name: ClassVar[str] = "ba"
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_frequency <= 1:
-            raise ValueError(f"target_frequency is {self.target_frequency}; expected above 0, at most 1")
+        fraction(target_frequency=self.target_frequency)
         super().__post_init__()
 
     @property
@@ -245,7 +241,7 @@ def _at_rank(values: Tensor, ranks: Tensor) -> Tensor:
     return found
 
 
-class BiasAdapter(Run):
+class BiasAdaptationTrainer(Trainer):
     """Counts firings and peaks over a buffer of ``every`` steps, then applies the rule."""
 
     fired: Tensor
@@ -283,18 +279,11 @@ class BiasAdapter(Run):
             return
         self.rate = self.fired.double() / self.rows
         peak = (self.highest + sae.bias).clamp(min=0.0)
-        sae.bias.copy_(
-            adapt_bias(
-                sae.bias,
-                self.rate,
-                peak,
-                self.group,
-                self.target,
-                gamma=self.method.gamma,
-                epsilon=self.method.epsilon,
-                latents=self.world.latents,
-            )
-        )
+        adapted = adapt_bias(
+            sae.bias, self.rate, peak, self.group, self.target,
+            gamma=self.method.gamma, epsilon=self.method.epsilon, latents=self.world.latents,
+        )  # fmt: skip
+        sae.bias.copy_(adapted)
         self.fired.zero_()
         self.rows.zero_()
         self.highest.fill_(-torch.inf)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from sae_lib.methods.base import Method, Run, Step
+from sae_lib.checks import fraction, one_of
+from sae_lib.methods.base import Method, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -71,10 +72,8 @@ class Frozen(Method):
     def __post_init__(self) -> None:
         if not isinstance(self.base, Method):
             raise ValueError(f"base is {self.base!r}; expected a method, such as TopK(k=8)")
-        if self.part not in PARTS:
-            raise ValueError(f"part is {self.part!r}; expected one of {', '.join(PARTS)}")
-        if not 0 < self.cosine <= 1:
-            raise ValueError(f"cosine is {self.cosine}; expected above 0, at most 1")
+        one_of("part", self.part, PARTS)
+        fraction(cosine=self.cosine)
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
         """The autoencoder of the base method."""
@@ -86,9 +85,9 @@ class Frozen(Method):
             )
         return sae
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> FrozenRun:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> FrozenTrainer:
         """Start the base method, then take the frozen rows away from the gradient."""
-        run = self.base.start(sae, sample)
+        trainer = self.base.start(sae, sample)
         rows = self.rows(sae)
         if not rows.requires_grad:
             raise ValueError(
@@ -99,11 +98,11 @@ class Frozen(Method):
             rows.requires_grad_(False)
             if self.part == "encoder":
                 sae.scale.requires_grad_(True)
-            if not any(p.requires_grad for p in (*sae.parameters(), *run.parameters())):
+            if not any(p.requires_grad for p in (*sae.parameters(), *trainer.parameters())):
                 raise ValueError(
                     f"method {self.base.name} trains nothing but its {self.part}; nothing is left"
                 )
-        return FrozenRun(self, run, rows).to(rows.device)
+        return FrozenTrainer(self, trainer, rows).to(rows.device)
 
     def rows(self, sae: SparseAutoencoder) -> nn.Parameter:
         """The rows (M, d) that are held."""
@@ -129,12 +128,12 @@ class Frozen(Method):
         return {"name": self.name, "part": self.part, **soft, "base": self.base.describe()}
 
 
-class FrozenRun(Run):
+class FrozenTrainer(Trainer):
     """The base method's run, with the rows put back after every step."""
 
     rows: Tensor
 
-    def __init__(self, method: Frozen, base: Run, rows: Tensor) -> None:
+    def __init__(self, method: Frozen, base: Trainer, rows: Tensor) -> None:
         super().__init__()
         self.method, self.base = method, base
         # not kept in checkpoints: the seed gives them again

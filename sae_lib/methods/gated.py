@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sae_lib.methods.base import MomentumFree, Run, Step
+from sae_lib.methods.base import MomentumFree, Step, Trainer
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -44,16 +44,16 @@ class Gated(MomentumFree):
         """Rows."""
         return ("data",)
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
         """Hand the encoder over to the two paths; centre on the sample if asked to."""
         sae.weight.requires_grad_(False)
         self.prepare(sae, sample)
-        run = GatedRun(self, sae).to(sae.weight.device)
-        run.fold(sae)
-        return run
+        trainer = GatedTrainer(self, sae).to(sae.weight.device)
+        trainer.fold(sae)
+        return trainer
 
 
-class GatedRun(Run):
+class GatedTrainer(Trainer):
     """Trains the two paths, and folds them into the autoencoder after every step.
 
     gate_weight: (M, d) W_gate. log_ratio: (M,) r, the logarithm of magnitude row over gate row.

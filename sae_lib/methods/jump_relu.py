@@ -15,8 +15,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from sae_lib.checks import at_least
 from sae_lib.kernels import SparseCodes, Support
-from sae_lib.methods.base import MomentumFree, Run, Step
+from sae_lib.methods.base import MomentumFree, Step, Trainer
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -84,22 +85,21 @@ class JumpReLU(MomentumFree):
         for name, value in {"bandwidth": self.bandwidth, "threshold": self.threshold}.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value}; expected a finite number above 0")
-        if self.warmup < 0:
-            raise ValueError(f"warmup is {self.warmup}; expected at least 0 steps")
+        at_least(0, " steps", warmup=self.warmup)
 
     def parallel(self) -> tuple[str, ...]:
         """Rows or latents."""
         return ("data", "latents")
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
         """Turn on the gradients of the biases, set the thresholds; centre on the sample if asked to."""
         self.prepare(sae, sample)
-        run = JumpReLURun(self, sae.width).to(sae.weight.device)
-        run.publish(sae)
-        return run
+        trainer = JumpReLUTrainer(self, sae.width).to(sae.weight.device)
+        trainer.publish(sae)
+        return trainer
 
 
-class JumpReLURun(Run):
+class JumpReLUTrainer(Trainer):
     """Trains log θ; the autoencoder is given θ = exp(log θ) after every step.
 
     log_threshold: (M,), trained.
@@ -149,11 +149,11 @@ class JumpReLURun(Run):
 
     def sparse(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """The same from the selected entries."""
-        route, u, peak = self.route(sae, x)
-        threshold = route.support.at_latents(self.log_threshold.exp())
-        values, fires = jump(self.values(sae, u, route.support), threshold, self.method.bandwidth)
-        codes = SparseCodes(values, route.support)
-        errors = self.sparse_errors(sae, route, codes, x)
+        sparse_pass, u, peak = self.begin_pass(sae, x)
+        threshold = sparse_pass.support.at_latents(self.log_threshold.exp())
+        values, fires = jump(self.values(sae, u, sparse_pass.support), threshold, self.method.bandwidth)
+        codes = SparseCodes(values, sparse_pass.support)
+        errors = self.sparse_errors(sae, sparse_pass, codes, x)
         fired = self.world.latents.sum(fires.sum())
         loss = self.loss(codes, errors) + self.coefficient() * fired / len(x)
         return Step(loss, None, codes.detach(), errors[-1].detach(), peak)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sae_lib.kernels import SparseCodes
-from sae_lib.methods.base import Penalised, Run
+from sae_lib.methods.base import Penalised, Trainer
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -41,13 +41,13 @@ class L1(Penalised):
         """Rows or latents."""
         return ("data", "latents")
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Run:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
         self.prepare(sae, sample)
-        return L1Run(self.coefficient).to(sae.weight.device)
+        return L1Trainer(self.coefficient).to(sae.weight.device)
 
 
-class L1Run(Run):
+class L1Trainer(Trainer):
     """The loss with its penalty."""
 
     def __init__(self, coefficient: float) -> None:

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from sae_lib.kernels import Pass, SparseCodes
-from sae_lib.methods.batch_top_k import BatchTopK, BatchTopKRun
+from sae_lib.methods.batch_top_k import BatchTopK, BatchTopKTrainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -81,13 +81,13 @@ class Matryoshka(BatchTopK):
         prefix_sizes(self.prefixes, width)
         return super().build(d_in, width, normalisation=normalisation, seed=seed)
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> MatryoshkaRun:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> MatryoshkaTrainer:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
         self.prepare(sae, sample)
-        return MatryoshkaRun(self, sae.width).to(sae.weight.device)
+        return MatryoshkaTrainer(self, sae.width).to(sae.weight.device)
 
 
-class MatryoshkaRun(BatchTopKRun):
+class MatryoshkaTrainer(BatchTopKTrainer):
     """BatchTopK with an error for every prefix."""
 
     def __init__(self, method: Matryoshka, width: int) -> None:
@@ -106,12 +106,12 @@ class MatryoshkaRun(BatchTopKRun):
         return errors
 
     def sparse_errors(
-        self, sae: SparseAutoencoder, route: Pass, codes: SparseCodes, x: Tensor
+        self, sae: SparseAutoencoder, sparse_pass: Pass, codes: SparseCodes, x: Tensor
     ) -> list[Tensor]:
         """The same from sparse codes."""
-        scaled = codes.values * route.support.at_latents(sae.scale)
+        scaled = codes.values * sparse_pass.support.at_latents(sae.scale)
         error, errors = sae.pre_bias - x, []
-        for part in route.decode_parts(scaled, sae.decoder_rows, self.sizes):
+        for part in sparse_pass.decode_parts(scaled, sae.decoder_rows, self.sizes):
             error = error + part
             errors.append(error)
         return errors

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
-from sae_lib.methods.base import Method, Run, Step
+from sae_lib.checks import fraction
+from sae_lib.methods.base import Method, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -114,8 +115,7 @@ class ModifiedBiasAdaptation(Method):
     name: ClassVar[str] = "modified_ba"
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_frequency <= 1:
-            raise ValueError(f"target_frequency is {self.target_frequency}; expected above 0, at most 1")
+        fraction(target_frequency=self.target_frequency)
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
         """A tied autoencoder with a JumpReLU gate; only its directions are trained."""
@@ -133,12 +133,12 @@ class ModifiedBiasAdaptation(Method):
             )
         return SphericalStep(parameters, lr)
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> Resonance:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> ResonanceTrainer:
         """Nothing to prepare: the gate is set from every batch."""
-        return Resonance(self.target_frequency).to(sae.weight.device)
+        return ResonanceTrainer(self.target_frequency).to(sae.weight.device)
 
 
-class Resonance(Run):
+class ResonanceTrainer(Trainer):
     """Gate at the quantile of each batch; −Σ_m J(w_m) as the loss."""
 
     def __init__(self, target_frequency: float) -> None:

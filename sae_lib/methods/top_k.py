@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sae_lib.checks import above_zero, at_least
 from sae_lib.kernels import Support
-from sae_lib.methods.base import Baseline, Run, Step
+from sae_lib.methods.base import Baseline, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -31,12 +32,9 @@ class LargestCodes(Baseline):
     tied: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.k > 0:
-            raise ValueError(f"k is {self.k}; expected above 0")
-        if self.dead_after < 1:
-            raise ValueError(f"dead_after is {self.dead_after}; expected at least 1 step")
-        if not self.aux_coefficient >= 0:
-            raise ValueError(f"aux_coefficient is {self.aux_coefficient}; expected at least 0")
+        above_zero(k=self.k)
+        at_least(1, " step", dead_after=self.dead_after)
+        at_least(0, aux_coefficient=self.aux_coefficient)
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
         """An autoencoder of ``kind``; untied, its encoder rows are free and start equal to the decoder's."""
@@ -85,13 +83,13 @@ class TopK(LargestCodes):
         """Rows; the largest codes of a row are chosen among all latents."""
         return ("data",)
 
-    def start(self, sae: SparseAutoencoder, sample: Tensor) -> AuxiliaryRun:
+    def start(self, sae: SparseAutoencoder, sample: Tensor) -> AuxiliaryTrainer:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
         self.prepare(sae, sample)
-        return AuxiliaryRun(self, sae.width).to(sae.weight.device)
+        return AuxiliaryTrainer(self, sae.width).to(sae.weight.device)
 
 
-class AuxiliaryRun(Run):
+class AuxiliaryTrainer(Trainer):
     """Tracks when each latent last fired, and adds the auxiliary loss."""
 
     silent_steps: Tensor

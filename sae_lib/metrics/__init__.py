@@ -10,7 +10,6 @@ from sae_lib.metrics.consistency import (
     pairwise_mcc,
     random_dictionaries,
     row_dictionaries,
-    share_consistent,
 )
 from sae_lib.metrics.reconstruction import Reconstruction, reconstruction
 from sae_lib.metrics.recovery import (
@@ -44,5 +43,4 @@ __all__ = [
     "random_dictionaries",
     "reconstruction",
     "row_dictionaries",
-    "share_consistent",
 ]

@@ -9,7 +9,6 @@ agree may agree on something false. Two nulls for both: :func:`random_dictionari
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.checks import at_least, cosine, matrix, one_of
 from sae_lib.metrics.recovery import cosines, directions, mean_correlation_coefficient
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
@@ -55,11 +55,10 @@ class LatentStatistics:
 @torch.no_grad()
 def latent_statistics(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int = 4096) -> LatentStatistics:
     """Measure ``sae`` on normalised rows (N, d)."""
-    if rows.ndim != 2 or rows.shape[1] != sae.d_in or len(rows) == 0:
-        raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, {sae.d_in}) with N ≥ 1")
+    matrix(rows, sae.d_in)
     fired, total, squares, peak = torch.zeros(4, sae.width, dtype=torch.float64, device=sae.weight.device)
     for x in rows.split(batch_size):
-        codes = (sae.encode(x.to(sae.weight.device)) * sae.scale.abs()).double()
+        codes = sae.magnitudes(x.to(sae.weight.device)).double()
         fired += (codes != 0).sum(dim=0)
         total += codes.sum(dim=0)
         squares += codes.square().sum(dim=0)
@@ -80,41 +79,14 @@ def consistency_curve(
     rule: what "top" means: ``"firing rate"``, ``"peak"`` or ``"z-score"``, largest first; equal values in
         order of their index. Dead latents rank last but count.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
-    if not -1 <= threshold < 1:
-        raise ValueError(f"threshold is {threshold}; expected a cosine, −1 ≤ threshold < 1")
+    one_of("rule", rule, RULES)
+    cosine(threshold=threshold)
     score = getattr(statistics, RULES[rule])
     if score.shape != similarity.shape:
         raise ValueError(f"statistics of {len(score)} latents for a run of {len(similarity)}; need equal")
     top = score.sort(descending=True, stable=True).indices
     agreed = (similarity.cpu()[top] > threshold).double().cumsum(dim=0)
     return agreed / torch.arange(1, len(agreed) + 1)
-
-
-def share_consistent(
-    latents: SparseAutoencoder | Tensor,
-    other: SparseAutoencoder | Tensor,
-    statistics: LatentStatistics,
-    *,
-    rule: str = "firing rate",
-    alpha: float = 1.0,
-    threshold: float = 0.9,
-) -> float:
-    """Share, of the top-α latents of one run, whose MCS with another run is above ``threshold``.
-
-    alpha: share of all M latents taken, 0 < alpha ≤ 1, rounded up to whole latents.
-    statistics, rule: as for :func:`consistency_curve`, of which this is one point.
-
-    The paper leaves rule and α open (it reports the share above 0.9 for α from 0.05 % up); these are ours.
-    """
-    if not 0 < alpha <= 1:
-        raise ValueError(f"alpha is {alpha}; expected a share of the latents, 0 < alpha ≤ 1")
-    similarity = max_cosine_similarity(latents, other)
-    curve = consistency_curve(similarity, statistics, rule=rule, threshold=threshold)
-    # a hair less before rounding up: 0.07 · 100 is 7.000000000000001
-    taken = max(1, math.ceil(alpha * len(curve) - 1e-9))
-    return curve[taken - 1].item()
 
 
 def pair_correlations(runs: Sequence[SparseAutoencoder | Tensor]) -> Tensor:
@@ -144,9 +116,7 @@ def random_dictionaries(width: int, d_in: int, number: int, *, seed: int = 0) ->
     What any of these scores gives to them is what it gives to nothing: the best of many random cosines is
     well above 0.
     """
-    for name, value in {"width": width, "d_in": d_in, "number": number}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1")
+    at_least(1, width=width, d_in=d_in, number=number)
     stream = generator(seed, "null dictionaries")
     return list(normalize(torch.randn(number, width, d_in, generator=stream), dim=2))
 
@@ -159,11 +129,9 @@ def row_dictionaries(rows: Tensor, width: int, number: int, *, seed: int = 0) ->
 
     rows: (N, d) with N ≥ number · width; their mean is taken off before they are scaled to unit norm. For
         directions that share the data's mean and covariance and nothing else, pass
-        :func:`sae_lib.spectrum.gaussian_twin` of the rows.
+        :func:`sae_lib.metrics.spectrum.gaussian_twin` of the rows.
     """
-    for name, value in {"width": width, "number": number}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1")
+    at_least(1, width=width, number=number)
     if rows.ndim != 2 or len(rows) < number * width:
         raise ValueError(
             f"rows have shape {tuple(rows.shape)}; expected (N, d) with N ≥ {number * width}, "

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sae_lib.activations.rows import forward, kept
+from sae_lib.activations.positions import forward, kept
 from sae_lib.language_models import LanguageModel, Site
 
 # rows of logits turned to float32 log-probabilities at a time: 256 × 49,152 numbers are 50 MB

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from sae_lib.randomness import generator
@@ -118,13 +119,7 @@ def benjamini_hochberg(p: Tensor) -> Tensor:
     p: (F,). From R draws they are at least 1/(R + 1), so k discoveries among F need R + 1 ≥ F/(kq):
         19 draws and q = 0.05 find all or nothing.
     """
-    p = _probabilities(p)
-    ordered, order = p.sort()
-    # F/k first: F/F = 1 leaves the largest p as it is
-    scaled = ordered * (len(p) / torch.arange(1, len(p) + 1, dtype=p.dtype))
-    adjusted = torch.empty_like(p)
-    adjusted[order] = scaled.flip(0).cummin(dim=0).values.flip(0)
-    return adjusted.clamp(max=1)
+    return torch.from_numpy(false_discovery_control(_probabilities(p).numpy()))
 
 
 def discoveries(p: Tensor, level: float = 0.05) -> Tensor:

@@ -31,8 +31,7 @@ def next_token_changes(
 ) -> Tensor:
     """Mean change of the next token's log-probabilities under each of n interventions: (n, vocabulary), nats.
 
-    As :func:`sae_lib.interventions.log_prob_changes`, with one clean pass for all of them, and logits only
-    where they are asked for.
+    One clean pass serves all of them, and logits are computed only where they are asked for.
 
     blocks: tokens (B, T). interventions: not yet opened; they are used up.
     positions: bool (B, T), the predictions to average over; by default after the last token of every block.

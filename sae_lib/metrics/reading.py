@@ -26,7 +26,7 @@ def code_table(sae: SparseAutoencoder, rows: Tensor | Iterable[Tensor]) -> csr_a
     batches = rows.split(4096) if isinstance(rows, Tensor) else rows
     tables = []
     for batch in batches:
-        codes = (sae.encode(batch.to(sae.weight.device)) * sae.scale.abs()).float().cpu()
+        codes = sae.magnitudes(batch.to(sae.weight.device)).float().cpu()
         tables.append(csr_array(codes.numpy()))
     if not tables:
         raise ValueError("no rows; expected at least one batch of rows (n, d)")

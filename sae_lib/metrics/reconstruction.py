@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sae_lib.checks import matrix
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -39,8 +40,7 @@ def reconstruction(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int = 40
     >>> measured.l0, measured.nmse > 0, measured.firing_rate.shape
     (4.0, True, torch.Size([64]))
     """
-    if rows.ndim != 2 or rows.shape[1] != sae.d_in or len(rows) == 0:
-        raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, {sae.d_in}) with N ≥ 1")
+    matrix(rows, sae.d_in)
     device = sae.weight.device
     error = torch.zeros((), dtype=torch.float64, device=device)
     fired = torch.zeros(sae.width, dtype=torch.int64, device=device)

@@ -9,16 +9,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_lib.checks import cosine
 from sae_lib.sae import SparseAutoencoder
 
 
 def directions(latents: SparseAutoencoder | Tensor) -> Tensor:
-    """Directions (M, d) the latents write: of an autoencoder its decoder rows, turned round where the output
-    scale is negative; a tensor is taken as it is."""
-    if not isinstance(latents, SparseAutoencoder):
-        return latents
-    sign = torch.where(latents.scale < 0, -1.0, 1.0)
-    return (latents.decoder_rows * sign[:, None]).detach()
+    """Directions (M, d) of an autoencoder's latents; a tensor is taken as it is."""
+    return latents.directions if isinstance(latents, SparseAutoencoder) else latents
 
 
 def cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
@@ -54,8 +51,7 @@ def feature_recovery_rate(
 
     ``threshold`` is τ, in [−1, 1). The paper uses 0.8 and 0.9.
     """
-    if not -1 <= threshold < 1:
-        raise ValueError(f"threshold is {threshold}; expected a cosine, −1 ≤ threshold < 1")
+    cosine(threshold=threshold)
     return (best_cosines(latents, dictionary) > threshold).double().mean().item()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
+from sae_lib.checks import cosine
 from sae_lib.metrics.recovery import cosines, directions
 from sae_lib.sae import SparseAutoencoder
 
@@ -30,8 +31,7 @@ def near_latents(
 
     Decoder rows count. Given twice the same autoencoder, a latent finds itself too.
     """
-    if not -1 <= threshold < 1:
-        raise ValueError(f"threshold is {threshold}; expected a cosine, −1 ≤ threshold < 1")
+    cosine(threshold=threshold)
     return (cosines(wide, directions(narrow)) > threshold).sum(dim=1).cpu().numpy()
 
 
@@ -160,7 +160,7 @@ def absorption(
 
     chosen_on: codes (N₀, M) and label (N₀,) of the rows on which main and specific latents are chosen.
     codes: (N, M) of other rows, times |a|, with their label and whether the probe ``recognised`` them, (N,).
-    direction: (d,) of the probe (:func:`sae_lib.metrics.probes.ridge_probes`).
+    direction: (d,) of the probe (:func:`sae_experiments.probes.ridge_probes`).
     others: (N, M) codes of the latents beside the main one, if not those in ``codes``: for the null,
         :func:`sae_lib.metrics.reading.scattered` ones, with which a specific latent is there by chance.
 
@@ -179,7 +179,7 @@ def absorption(
     found = np.flatnonzero(label & recognised)
     silent = codes[found][:, [main]].toarray().ravel() == 0
     # codes hold |a|; directions turn a row round where a is negative
-    writes = (directions(sae) @ direction.to(sae.weight)).detach().cpu().numpy()
+    writes = (sae.directions @ direction.to(sae.weight)).detach().cpu().numpy()
     # silent on every row that is looked at
     writes[main] = 0
     others, absorbers = codes if others is None else others, []

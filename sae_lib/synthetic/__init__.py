@@ -10,14 +10,16 @@ parts are drawn separately, so that each condition of the theory can be varied a
 (torch.Size([1000, 128]), True)
 """
 
+from sae_lib.synthetic.data import (
+    COEFFICIENTS,
+    SyntheticData,
+    compose,
+)
 from sae_lib.synthetic.dictionaries import (
-    anisotropic_dictionary,
     clustered_dictionary,
     coherent_dictionary,
     gaussian_dictionary,
-    heavy_tailed_dictionary,
     orthogonal_dictionary,
-    rademacher_dictionary,
 )
 from sae_lib.synthetic.frequencies import (
     geometric_frequencies,
@@ -37,11 +39,6 @@ from sae_lib.synthetic.presets import (
     uniform,
     zipf,
 )
-from sae_lib.synthetic.rows import (
-    COEFFICIENTS,
-    SyntheticData,
-    compose,
-)
 from sae_lib.synthetic.supports import (
     bernoulli_support,
     block_support,
@@ -53,7 +50,6 @@ __all__ = [
     "PRESETS",
     "SPECTRA",
     "SyntheticData",
-    "anisotropic_dictionary",
     "bernoulli_support",
     "block_support",
     "clustered_dictionary",
@@ -64,13 +60,11 @@ __all__ = [
     "gaussian_dictionary",
     "geometric",
     "geometric_frequencies",
-    "heavy_tailed_dictionary",
     "imbalanced",
     "independent",
     "orthogonal_dictionary",
     "power_law_frequencies",
     "preset",
-    "rademacher_dictionary",
     "sanity_check",
     "uniform",
     "uniform_support",

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sae_lib.checks import at_least
 from sae_lib.randomness import generator
-from sae_lib.synthetic.checks import at_least_one
 
 
 def zipf_frequencies(n_features: int, *, mean_active: float, exponent: float = 1.0) -> Tensor:
     """Frequencies (n,) proportional to rank^−exponent, with ``mean_active`` features a row on average."""
-    at_least_one(n_features=n_features)
+    at_least(1, n_features=n_features)
     ranks = torch.arange(1, n_features + 1, dtype=torch.float64)
     return _with_mean(ranks**-exponent, mean_active)
 
@@ -30,7 +30,7 @@ def geometric_frequencies(n_features: int, *, mean_active: float, span: float = 
     span: most common over rarest frequency (before any is cut off at 1); at least 1, and 1 makes all equal.
     mean_active: mean number of active features a row, above 0 and at most n.
     """
-    at_least_one(n_features=n_features)
+    at_least(1, n_features=n_features)
     if not 1 <= span < float("inf"):
         raise ValueError(f"span is {span}; expected a finite number of at least 1")
     exponents = torch.linspace(0, 1, n_features, dtype=torch.float64)
@@ -52,7 +52,7 @@ def power_law_frequencies(
     low, high: 0 < low ≤ high ≤ 1.
     mean_active: if given, all frequencies are multiplied by one factor so that they sum to it.
     """
-    at_least_one(n_features=n_features)
+    at_least(1, n_features=n_features)
     if not 0 < low <= high <= 1:
         raise ValueError(f"low={low}, high={high}; expected 0 < low ≤ high ≤ 1")
     u = torch.rand(n_features, generator=generator(seed, "frequencies"), dtype=torch.float64)

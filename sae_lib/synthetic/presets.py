@@ -9,10 +9,11 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from sae_lib.checks import at_least, one_of
 from sae_lib.randomness import generator
+from sae_lib.synthetic.data import SyntheticData, compose
 from sae_lib.synthetic.dictionaries import gaussian_dictionary
 from sae_lib.synthetic.frequencies import geometric_frequencies, power_law_frequencies, zipf_frequencies
-from sae_lib.synthetic.rows import SyntheticData, compose
 from sae_lib.synthetic.supports import bernoulli_support, uniform_support
 
 SPECTRA = ("constant", "log-uniform")
@@ -111,8 +112,7 @@ def continuous(
 
     exponent: of the density; at 1, the default, each decade of frequencies holds as many features.
     """
-    if not span >= 1:
-        raise ValueError(f"span is {span}; expected at least 1")
+    at_least(1, span=span)
     f = power_law_frequencies(
         n_features, low=1 / span, high=1.0, exponent=exponent, mean_active=mean_active, seed=seed
     )
@@ -137,8 +137,7 @@ def sanity_check(
 
     At the published size H takes 0.64 GB, and about three times that while it is drawn.
     """
-    if spectrum not in SPECTRA:
-        raise ValueError(f"spectrum is {spectrum!r}; expected one of {', '.join(SPECTRA)}")
+    one_of("spectrum", spectrum, SPECTRA)
     low, high = (1.0, 1.0) if spectrum == "constant" else (10**-5.5, 10**-1.2)
     f = power_law_frequencies(n_features, low=low, high=high, mean_active=mean_active, seed=seed)
     settings: RowSettings = {"coefficients": "lognormal", **rows}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sae_lib.checks import at_least, between
 from sae_lib.randomness import generator
-from sae_lib.synthetic.checks import as_frequencies, at_least_one
 
 
 def uniform_support(n_rows: int, n_features: int, *, sparsity: int, seed: int = 0) -> Tensor:
@@ -18,9 +18,8 @@ def uniform_support(n_rows: int, n_features: int, *, sparsity: int, seed: int = 
     >>> support.shape, support.sum(dim=1)
     (torch.Size([5, 100]), tensor([3, 3, 3, 3, 3]))
     """
-    at_least_one(n_rows=n_rows, n_features=n_features)
-    if not 0 <= sparsity <= n_features:
-        raise ValueError(f"sparsity is {sparsity}; expected 0 … {n_features} (the number of features)")
+    at_least(1, n_rows=n_rows, n_features=n_features)
+    between(0, n_features, "the number of features", sparsity=sparsity)
     scores = torch.rand(n_rows, n_features, generator=generator(seed, "support"))
     chosen = scores.topk(sparsity, dim=1).indices
     return torch.zeros(n_rows, n_features, dtype=torch.bool).scatter_(1, chosen, True)
@@ -28,8 +27,8 @@ def uniform_support(n_rows: int, n_features: int, *, sparsity: int, seed: int = 
 
 def bernoulli_support(n_rows: int, frequencies: Tensor | Sequence[float], *, seed: int = 0) -> Tensor:
     """Boolean (N, n): feature i occurs in each row independently with probability ``frequencies[i]``."""
-    f = as_frequencies(frequencies)
-    at_least_one(n_rows=n_rows)
+    f = _as_frequencies(frequencies)
+    at_least(1, n_rows=n_rows)
     return torch.rand(n_rows, len(f), generator=generator(seed, "support")) < f
 
 
@@ -52,8 +51,8 @@ def block_support(
     co_occurrence: ρ, from the largest frequency (all features independent) to 1 (a block is all or nothing).
     block: features in a block; divides n.
     """
-    f = as_frequencies(frequencies)
-    at_least_one(n_rows=n_rows, block=block)
+    f = _as_frequencies(frequencies)
+    at_least(1, n_rows=n_rows, block=block)
     if len(f) % block:
         raise ValueError(f"block is {block}; expected a divisor of the number of features, {len(f)}")
     most = f.max().item()
@@ -65,3 +64,16 @@ def block_support(
     on = torch.rand(n_rows, len(leading), generator=draws) < leading / co_occurrence
     chance = co_occurrence * f / leading.repeat_interleave(block)
     return on.repeat_interleave(block, dim=1) & (torch.rand(n_rows, len(f), generator=draws) < chance)
+
+
+def _as_frequencies(frequencies: Tensor | Sequence[float]) -> Tensor:
+    """Float32 frequencies (n,); ValueError unless there are some and all lie in (0, 1]."""
+    f = torch.as_tensor(frequencies, dtype=torch.float32)
+    if f.ndim != 1 or len(f) == 0:
+        raise ValueError(f"frequencies have shape {tuple(f.shape)}; expected (n,) with n at least 1")
+    # written so that NaN counts as outside
+    outside = ~((f > 0) & (f <= 1))
+    if outside.any():
+        i = int(outside.nonzero()[0])
+        raise ValueError(f"frequency {i} is {f[i]:g}; expected above 0 and at most 1")
+    return f

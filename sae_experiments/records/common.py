@@ -1,0 +1,47 @@
+"""What the commands for records share: their options, and how a knob is turned towards a mean L0."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Collection
+
+# trainings of a search, on a seed that is used for nothing else
+BUDGET, TRIAL_SEED = 4, 100
+K_METHODS = ("topk", "batch_topk", "matryoshka")
+# L0 goes about as the knob to this power; of the TopK family K is the L0
+SLOPES = {"gba": 0.85, "ba": 0.55, **dict.fromkeys(K_METHODS, 1.0), "l1": -1.9, "jumprelu": -0.8}
+# where a knob ends: frequencies at 1, K well below the width
+HIGHEST = {
+    "gba": 1.0, "ba": 1.0, "l1": math.inf, "jumprelu": math.inf,
+    **dict.fromkeys(K_METHODS, 512),
+}  # fmt: skip
+
+
+def miss(l0: float, target: float) -> float:
+    """How far an L0 is from the target, on a logarithmic axis."""
+    return abs(math.log(max(l0, 0.1) / target))
+
+
+def towards(knob: float, l0: float, target: float, slope: float) -> float:
+    """The knob at which L0 meets the target if it goes as the knob to the power ``slope``."""
+    return knob * (target / max(l0, 0.1)) ** (1 / slope)
+
+
+def setting(method: str, knob: float) -> float:
+    """A knob as it is tried: K a whole number, others with three digits, none beyond its end."""
+    return min(round(knob) if method in K_METHODS else float(f"{knob:.3g}"), HIGHEST[method])
+
+
+def options(
+    name: str, description: str | None, stages: Collection[str], arguments: list[str] | None
+) -> argparse.Namespace:
+    """The stage that is asked for, and the number of workers."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m sae_experiments.records.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=stages)
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each; default 2")
+    return parser.parse_args(arguments)

@@ -1,0 +1,202 @@
+"""Readings, splitting, absorption and interventions over seeds: the records that chapter 12 shows.
+
+    python -m sae_experiments.records.reading WHAT
+
+    readings         book/results/12_readings.json, 2 minutes of two cores
+    splitting        book/results/12_splitting.json, 3 minutes of two cores
+    interventions    book/results/12_interventions.json, 2 minutes
+
+Run it from the repository's root. Finished runs are kept in runs/reading; started again, the command goes on
+where it stopped. Settings are the winners of chapter 10's search, book/results/10_search.json.
+
+Readings: three methods on code, middle layer; purity, what readings predict, which latents fire together,
+and what steering and ablating four latents does. Splitting: GBA and TopK on code, middle layer, at three
+widths. TopK has the same K at all of them, GBA the same sum of ceilings: HTF falls as the width grows.
+Interventions: 20 latents of three methods, late layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import sae_lib
+from sae_experiments import testbed
+from sae_experiments.latent_reading import Place, Read, intervene
+from sae_lib import records
+from sae_lib.metrics import splitting
+from sae_lib.metrics.cooccurrence import Rho2, cooccurrence
+from sae_lib.metrics.reading import TokenTable, code_table, scattered
+from sae_lib.sweeps import sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "book" / "results"
+# the command is run from the repository's root
+STORES = "runs/language"
+WIDTHS = (512, 1024, 2048)
+SEEDS = (0, 1, 2)
+METHODS = ("gba", "topk", "jumprelu")
+
+
+@cache
+def place(layer: int) -> Place:
+    """The testbed's rows of code at a layer, opened once a process."""
+    return Place(testbed.open_testbed("quick", STORES, layers=(layer,), names=("code",)), "code", layer)
+
+
+def cells(layer: int, methods: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Every method with the settings of the search, every seed."""
+    chosen = testbed.settings(records.read(RESULTS / "10_search.json").rows, "code", layer)
+    return [
+        {"method": m, "knob": chosen[m]["knob"], "lr": chosen[m]["lr"], "layer": layer, "seed": s}
+        for s in SEEDS for m in methods
+    ]  # fmt: skip
+
+
+def fitted(where: Place, name: str, knob: float, lr: float, seed: int, width: int = 1024) -> Any:
+    """One training run of the testbed; GBA's ceilings have the same sum at every width."""
+    method = testbed.contestant(name, knob * (1024 / width if name == "gba" else 1))
+    sizes: dict[str, Any] = where.bed.training | {"width": width}
+    return sae_lib.train(where.store, method, lr=lr, seed=seed, **sizes)[0]
+
+
+def verdicts(where: Place, read: Read) -> dict[str, dict[str, float]]:
+    """Mean held-out scores of three kinds of reading; latents with 5 held-out firings or more."""
+    vocabulary = where.bed.model.vocabulary
+    table = TokenTable(read.codes, where.tokens, vocabulary)
+    held_out = TokenTable(read.test_codes, where.test_tokens, vocabulary)
+    kept = held_out.firings[read.latents] >= 5
+    latents, top = read.latents[kept], [np.unique(tokens) for tokens in read.strongest[kept]]
+    said = {
+        "its strongest tokens": top, "the best list": [table.best_reading(m) for m in latents],
+        "another latent's": top[1:] + top[:1],
+    }  # fmt: skip
+    found = {kind: held_out.score(latents, lists) for kind, lists in said.items()}
+    return {
+        kind: {name: float(getattr(score, name).mean()) for name in ("precision", "recall", "f1")}
+        for kind, score in found.items()
+    }
+
+
+def together(found: Rho2) -> dict[str, float]:
+    """What chapter 12 tells of co-occurrence."""
+    return {
+        "latents": found.n_latents, "largest": float(np.nanmedian(found.largest)), "mean": found.mean,
+        "rho2_sqrt_n": found.rho2_sqrt_n,
+    }  # fmt: skip
+
+
+def told(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[str, Any]:
+    """Train one autoencoder and say what chapter 12 asks of it."""
+    start, where = time.perf_counter(), place(layer)
+    read = where.read(fitted(where, method, knob, lr, seed))
+    tried = intervene(where, read, 4, contexts=2, seed=seed)
+    pushed = {
+        f"{kind} {name}": values.tolist()
+        for kind in tried.predicted for name, values in tried.scores(kind).items()
+    }  # fmt: skip
+    return {
+        "l0": read.test_codes.nnz / len(where.test), "alive": len(read.latents) / read.sae.width,
+        "purity": float(read.purity.mean()), "pure": float((read.purity >= 0.9).mean()),
+        "readings": verdicts(where, read),
+        "together": together(cooccurrence(read.codes).rho2(min_firings=50)),
+        "together, null": together(cooccurrence(scattered(read.codes, seed=seed)).rho2(min_firings=50)),
+        **pushed, "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+
+
+def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str, Any]:
+    """Splitting of one autoencoder in another, and in one whose latents fire at random."""
+    found = splitting.splitting(narrow_codes, wide_codes)
+    null = splitting.splitting(narrow_codes, scattered(wide_codes))
+    near = splitting.near_latents(narrow, wide, 0.5)[found.parents]
+    return {
+        "parents": len(found.parents), "children": found.children.mean(), "split": found.split().mean(),
+        "near": near.mean(), "covered": found.covered.mean(),
+        "histogram": np.bincount(found.children.clip(max=8), minlength=9).tolist(),
+        "null_children": null.children.mean(), "null_split": null.split().mean(),
+    }  # fmt: skip
+
+
+def split(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[str, Any]:
+    """Train one seed at every width, and a second of the narrowest for comparison."""
+    start = time.perf_counter()
+    where, saes, codes, absorption = place(layer), {}, {}, {}
+    for width in WIDTHS:
+        for twin in (0, 1) if width == WIDTHS[0] else (0,):
+            sae = fitted(where, method, knob, lr, seed + 10 * twin, width)
+            saes[width, twin], codes[width, twin] = sae, code_table(sae, where.rows)
+        test_codes = code_table(saes[width, 0], where.test)
+        found = where.absorption(saes[width, 0], codes[width, 0], test_codes)
+        absorption[width] = [{"l0": test_codes.nnz / len(where.test), **row.to_dict()} for row in found]
+    pairs = [
+        {"narrow": a, "wide": b, "twin": a == b, **pair(saes[a, 0], saes[b, t], codes[a, 0], codes[b, t])}
+        for a, b, t in ((WIDTHS[0], b, int(b == WIDTHS[0])) for b in WIDTHS)
+    ]
+    return {"pairs": pairs, "absorption": absorption, "seconds": time.perf_counter() - start}
+
+
+def intervened(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[str, Any]:
+    """Steer and ablate 20 latents of one autoencoder; mean rank scores, and those of each latent."""
+    start, where = time.perf_counter(), place(layer)
+    read = where.read(fitted(where, method, knob, lr, seed))
+    tried = intervene(where, read, seed=seed)
+    scores = {kind: tried.scores(kind) for kind in tried.predicted}
+    own = {
+        f"{kind} {name}": values.tolist()
+        for kind, found in scores.items() for name, values in found.items()
+    }  # fmt: skip
+
+    def share(changes: Any, said: Any) -> float:
+        return float(np.mean([(c[t] > 0).float().mean() for c, t in zip(changes, said, strict=True)]))
+
+    gains = {
+        f"{kind} {name} share": share(changes, said)
+        for kind, said in tried.predicted.items()
+        for name, changes in (("steered", tried.steered), ("ablated", -tried.ablated))
+    }  # fmt: skip
+    told = {"latents": tried.latents.tolist(), "l0": read.test_codes.nnz / len(where.test), **own, **gains}
+    return told | {"seconds": time.perf_counter() - start}
+
+
+def main(what: str, workers: int = 2) -> Path:
+    """All runs of one record; returns its path."""
+    folder, rows = ROOT / "runs" / "reading", list[dict[str, Any]]()
+    if what == "interventions":
+        done = sweep(intervened, cells(26, METHODS), folder=folder, workers=workers)
+    elif what == "readings":
+        done = sweep(told, cells(14, METHODS), folder=folder, workers=workers)
+    else:
+        done = sweep(split, cells(14, METHODS[:2]), folder=folder, workers=workers)
+    # of all calls together, whenever they were
+    seconds = sum(r.pop("seconds") for r in done) / workers
+    for r in done:
+        if what != "splitting":
+            rows.append(r)
+            continue
+        common = {name: r[name] for name in ("method", "knob", "lr", "layer", "seed")}
+        rows += [{"what": "splitting", **common, **row} for row in r["pairs"]]
+        rows += [
+            {"what": "absorption", **common, "width": int(width), **row}
+            for width, classes in r["absorption"].items() for row in classes
+        ]  # fmt: skip
+    path = RESULTS / f"12_{what}.json"
+    records.write(path, rows, seconds=seconds)
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("readings", "splitting", "interventions"))
+    parser.add_argument("--workers", type=int, default=2)
+    # under the module's own name, so that other processes find what it defines
+    from sae_experiments.records import reading
+
+    print(reading.main(**vars(parser.parse_args())))

@@ -1,0 +1,211 @@
+"""What Part IV of the book measures on, defined once: a model, two corpora, three layers, seven methods.
+
+The chapters and ``sae_experiments.records`` open the same activations, train at the same sizes and turn the
+same knobs, to what the search of chapter 10 found.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from sae_lib import activations, corpora, language_models
+from sae_lib.activations.store import ActivationStore
+from sae_lib.language_models import LanguageModel
+from sae_lib.methods import (
+    L1,
+    BatchTopK,
+    BiasAdaptation,
+    GroupBiasAdaptation,
+    JumpReLU,
+    Matryoshka,
+    Method,
+    TopK,
+)
+
+CORPORA = ("code", "wikipedia")
+# of 30; the paper has 2, 13 and 26 of 28
+LAYERS = {"early": 2, "middle": 14, "late": 26}
+METHODS = ("gba", "ba", "topk", "batch_topk", "jumprelu", "matryoshka", "l1")
+# where the stores are kept, seen from a chapter
+FOLDER = "../runs/language"
+# by profile: rows of a training store and of a held-out store; width, steps and batch of a training run
+SIZES: dict[str, dict[str, int]] = {
+    "quick": {"train": 36_000, "held_out": 5_000, "width": 1024, "steps": 400, "batch_size": 256},
+    "full": {"train": 2_000_000, "held_out": 50_000, "width": 9216, "steps": 8000, "batch_size": 1024},
+}
+
+
+@dataclass(frozen=True)
+class LanguageTestbed:
+    """A language model with its activations on two corpora at three layers.
+
+    stores, held_out: by corpus and layer; training documents, and others.
+    width, steps, batch_size: of one training run.
+    """
+
+    model: LanguageModel
+    stores: Mapping[tuple[str, int], ActivationStore]
+    held_out: Mapping[tuple[str, int], ActivationStore]
+    width: int
+    steps: int
+    batch_size: int
+
+    def test_rows(self, corpus: str, layer: int) -> Tensor:
+        """All held-out rows (N, d), normalised as the training rows of that corpus and layer."""
+        return _test_rows(self.stores[corpus, layer], self.held_out[corpus, layer])
+
+    def blocks(self, corpus: str, number: int) -> Tensor:
+        """The first ``number`` blocks of held-out tokens (number, 256): those the held-out rows come from."""
+        text = corpora.token_blocks(texts(corpus)[1], self.model.tokenizer)
+        return torch.stack(list(itertools.islice(text, number)))
+
+    @property
+    def training(self) -> dict[str, int]:
+        """Width, steps and batch size as arguments of :func:`sae_lib.train`."""
+        return {"width": self.width, "steps": self.steps, "batch_size": self.batch_size}
+
+
+def texts(corpus: str) -> tuple[corpora.Corpus, corpora.Corpus]:
+    """Documents to train on and documents held out, a tenth, of ``"code"`` or ``"wikipedia"``."""
+    whole = corpora.standard_library() if corpus == "code" else corpora.wikipedia_summaries()
+    return whole.split(held_out=0.1)
+
+
+def _test_rows(store: ActivationStore, held_out: ActivationStore) -> Tensor:
+    return store.normalisation.apply(held_out.rows(torch.arange(held_out.n_rows)))
+
+
+def _at(folder: str | Path, profile: str, corpus: str, part: str, layer: int) -> Path:
+    """Where a store lies."""
+    return Path(folder) / profile / corpus / part / f"layer-{layer}"
+
+
+def _check(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}")
+
+
+def check_parameters(profile: str, corpus: str = "code", layer: int = LAYERS["middle"]) -> None:
+    """Refuse what the testbed does not have. Raises ValueError naming the parameter and its choices.
+
+    >>> from sae_experiments import testbed
+    >>> testbed.check_parameters("quick", corpus="prose")
+    Traceback (most recent call last):
+    ValueError: corpus is 'prose'; expected one of code, wikipedia
+    """
+    _check("profile", profile, tuple(SIZES))
+    _check("corpus", corpus, CORPORA)
+    _check("layer", layer, tuple(LAYERS.values()))
+
+
+def open_testbed(
+    profile: str = "quick",
+    folder: str | Path = FOLDER,
+    *,
+    layers: Sequence[int] = tuple(LAYERS.values()),
+    names: Sequence[str] = CORPORA,
+    device: str | torch.device = "cpu",
+) -> LanguageTestbed:
+    """Open the testbed; what is missing of its activations is harvested first (quick: three minutes).
+
+    profile: ``"quick"`` or ``"full"``, see ``SIZES``.
+    folder: where the stores are kept, one folder a profile, corpus, part and layer.
+    layers, names: which of the layers and corpora.
+    """
+    _check("profile", profile, tuple(SIZES))
+    for name in names:
+        _check("corpus", name, CORPORA)
+    size = SIZES[profile]
+    model = language_models.load(device=device)
+    found: dict[str, dict[tuple[str, int], ActivationStore]] = {"train": {}, "held_out": {}}
+    root = Path(folder) / profile
+    root.mkdir(parents=True, exist_ok=True)
+    # chapters that open it at the same time wait for each other, or for the one that harvests
+    with FileLock(root / ".lock"):
+        for name in names:
+            for part, corpus in zip(found, texts(name), strict=True):
+                # all layers in one pass of the model
+                folders = {f"resid_post.{layer}": _at(folder, profile, name, part, layer) for layer in layers}
+                stores = activations.harvest_sites(model, corpus, folders, n_tokens=size[part])
+                found[part] |= {(name, layer): stores[f"resid_post.{layer}"] for layer in layers}
+    return LanguageTestbed(
+        model, found["train"], found["held_out"], size["width"], size["steps"], size["batch_size"]
+    )
+
+
+def open_place(
+    corpus: str, layer: int, folder: str | Path = FOLDER, *, store: ActivationStore | None = None
+) -> tuple[ActivationStore, Tensor]:
+    """One corpus and layer of the quick testbed, without the model: training store, held-out rows (N, d).
+
+    folder: as for :func:`open_testbed`, which has harvested them; FileNotFoundError where it has not.
+    store: another one to train on, in place of the testbed's.
+
+    The rows are normalised as the store's.
+    """
+    if store is None:
+        store = ActivationStore.open(_at(folder, "quick", corpus, "train", layer))
+    return store, _test_rows(store, ActivationStore.open(_at(folder, "quick", corpus, "held_out", layer)))
+
+
+def searched_places(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """The corpora and layers for which the search of chapter 10 has settings of all methods, in order.
+
+    rows: of its record, ``book/results/10_search.json``.
+    """
+    has = {(row["corpus"], row["layer"], row["method"]) for row in rows if row["chosen"]}
+    places = itertools.product(CORPORA, LAYERS.values())
+    return [place for place in places if all((*place, method) in has for method in METHODS)]
+
+
+def settings(rows: Sequence[Mapping[str, Any]], corpus: str, layer: int) -> dict[str, dict[str, Any]]:
+    """What the search of chapter 10 chose at a place: a row a method of its record, with ``lr``, ``knob``.
+
+    rows: of the record, ``book/results/10_search.json``.
+
+    Raises ValueError naming the places that the search went to.
+    """
+    if (corpus, layer) not in (places := searched_places(rows)):
+        known = "; ".join(f"{name}, {at}" for name, at in places) or "none"
+        raise ValueError(
+            f"corpus, layer is {corpus!r}, {layer!r}; the search of chapter 10 has settings for {known}"
+        )
+    here = (row for row in rows if row["chosen"] and (row["corpus"], row["layer"]) == (corpus, layer))
+    return {row["method"]: dict(row) for row in here}
+
+
+def contestant(name: str, knob: float, **settings: Any) -> Method:
+    """A method by its name with its one knob for sparsity, centred as rows of a language model need it.
+
+    knob: highest target frequency of GBA (the lowest is a hundredth of it), the target frequency of BA, K of
+        the TopK family, λ of L1 and JumpReLU.
+    settings: further settings of the method.
+
+    JumpReLU's thresholds start at √(2λ), the code whose gain ½z² pays its price λ, and its bandwidth is 0.05:
+    the published 0.001 of both is for runs a hundred times as long; here thresholds stay near their start.
+    """
+    common = {"centre": True, **settings}
+    if name == "gba":
+        return GroupBiasAdaptation(htf=knob, ltf=knob / 100, **common)
+    if name == "ba":
+        return BiasAdaptation(target_frequency=knob, **common)
+    if name == "l1":
+        return L1(coefficient=knob, **common)
+    if name == "jumprelu":
+        return JumpReLU(coefficient=knob, **{"bandwidth": 0.05, "threshold": math.sqrt(2 * knob)} | common)
+    if name == "topk":
+        return TopK(k=round(knob), **common)
+    if name == "batch_topk":
+        return BatchTopK(k=round(knob), **common)
+    if name == "matryoshka":
+        return Matryoshka(k=round(knob), **common)
+    raise ValueError(f"method is {name!r}; expected one of {', '.join(METHODS)}")

@@ -1,0 +1,67 @@
+"""From tokens to rows: which tokens give one, and everything that decides what it is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sae_lib.checks import at_least
+from sae_lib.corpora import Corpus, opening_ids, separator_id
+from sae_lib.language_models import LanguageModel, Site
+
+
+def vocabulary_sha256(tokenizer: Any) -> str:
+    """SHA-256 over the tokenizer's pieces in the order of their ids, hexadecimal."""
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def origin(
+    model: LanguageModel, corpus: Corpus, site: Site, block_size: int, batch_blocks: int, skip_first: int
+) -> dict[str, Any]:
+    """Everything that decides the rows, as plain JSON values. Raises ValueError for sizes out of range."""
+    if not 0 <= skip_first < block_size:
+        raise ValueError(f"skip_first is {skip_first}; expected 0..{block_size - 1} (block_size - 1)")
+    at_least(1, batch_blocks=batch_blocks)
+    return {
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "site": str(site),
+        "corpus": corpus.describe(),
+        "tokenizer": {
+            "vocabulary_sha256": vocabulary_sha256(model.tokenizer),
+            "separator": separator_id(model.tokenizer),
+            "opening": opening_ids(model.tokenizer),
+        },
+        "block_size": block_size,
+        "batch_blocks": batch_blocks,
+        "skip_first": skip_first,
+    }
+
+
+def kept(model: LanguageModel, blocks: Tensor, skip_first: int) -> Tensor:
+    """Which positions of blocks (…, T) give a row: bool (…, T).
+
+    Left out are the first positions and the separators between documents. Models park attention on both:
+    in their middle layers such rows can be a hundred times as long as the others, and a handful would rule
+    an autoencoder's loss.
+    """
+    keep = blocks != separator_id(model.tokenizer)
+    keep[..., :skip_first] = False
+    return keep
+
+
+def forward(model: LanguageModel, sites: Sequence[Site], blocks: Tensor, skip_first: int) -> list[Tensor]:
+    """The rows (n, d) that one batch of blocks (B, T) gives at each site."""
+    # counted on the CPU: a mask on the device would make the CPU wait for it
+    places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1).to(model.device)
+    return [acts.flatten(0, 1)[places] for acts in model.activations_at(blocks, sites)]
+
+
+def enough(model: LanguageModel, blocks: Iterator[Tensor], skip_first: int, n_rows: int) -> Iterator[Tensor]:
+    """Take as many blocks as give at least ``n_rows`` rows, or all there are."""
+    while n_rows > 0 and (block := next(blocks, None)) is not None:
+        n_rows -= int(kept(model, block, skip_first).sum())
+        yield block

@@ -1,0 +1,58 @@
+"""What a result was computed with: hardware, versions, and the state of this library."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "transformers", "sae_lib")
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, number of cores, GPU and memory in GiB. No host name."""
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": _gpu(), "ram_gib": _memory_gib()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+@functools.cache
+def library_sha256() -> str:
+    """One hash over all source files of ``sae_lib``."""
+    package = Path(__file__).parents[1]
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        total.update(path.relative_to(package).as_posix().encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _cpu() -> str:
+    """The processor's model name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpu() -> str:
+    """The first GPU's name; asked from the driver's tool, because importing torch takes seconds."""
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return "none"
+    query = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout else "none"
+
+
+def _memory_gib() -> int:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)

@@ -1,0 +1,63 @@
+"""The log of a training run: what stands in a record, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_lib.files.atomic import parsed, replacing
+from sae_lib.methods.base import Step
+
+NAME = "metrics.jsonl"
+
+
+class TrainingLog(list[dict[str, Any]]):
+    """One dictionary of metrics for each logged step.
+
+    Keys: ``step`` (1-based), ``loss``, ``nmse`` and ``l0`` of that batch, ``lr``, and what the method adds.
+    """
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one metric over the logged steps."""
+        if self and name not in self[0]:
+            raise KeyError(f"the log has no {name!r}; it has {', '.join(self[0])}")
+        return [record[name] for record in self]
+
+    def write(self, folder: Path) -> None:
+        """Replace ``folder/metrics.jsonl``, one record a line."""
+        with replacing(folder / NAME) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in self))
+
+    @classmethod
+    def read(cls, folder: Path, last_step: int) -> TrainingLog:
+        """The records up to the checkpoint; what was logged after it will be logged again.
+
+        Raises ValueError naming the line that is no record. Without a file the log is empty.
+        """
+        path = folder / NAME
+        lines = path.read_text("utf8", "replace").splitlines() if path.exists() else []
+        log = cls()
+        for number, line in enumerate(lines, 1):
+            record = parsed(line, f"line {number} of {path}")
+            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                raise ValueError(f"line {number} of {path} is no record; restore it, or delete the file")
+            if record["step"] <= last_step:
+                log.append(record)
+        return log
+
+
+def record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
+    """What every method logs of step ``number``, on its rows x (B, d), at this learning rate."""
+    rows, latents = step.world.rows, step.world.latents
+    values = torch.stack(
+        [
+            rows.mean(step.loss.detach()),
+            rows.sum(step.error.square().sum()) / rows.sum(x.square().sum()),
+            latents.sum(rows.sum(step.codes.count_nonzero())).float() / step.rows,
+        ]
+    ).tolist()
+    return {"step": number, "loss": values[0], "nmse": values[1], "l0": values[2], "lr": rate}
