@@ -12,7 +12,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from sae_lib.files import replacing
+from sae_lib.files.atomic import replacing
 from tools.layout import Book
 from tools.nbval_tolerance import Tolerance, value, words
 from tools.notebook import GLUED, NUMBER, is_image, joined, parts

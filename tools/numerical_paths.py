@@ -22,7 +22,7 @@ from tools.layout import Book, read_source
 from tools.parallel import THREAD_VARIABLES
 
 # what a chapter reads besides the library
-READ = ("chapters", "sae_lib", "benchmarks", "_static")
+READ = ("chapters", "sae_lib", "sae_experiments", "benchmarks", "_static")
 # prints, as JSON, some bits of each kind of arithmetic that chapters use
 PROBE = """
 import hashlib, json, numba, numpy, torch
