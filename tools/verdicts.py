@@ -37,8 +37,8 @@ class Verdict:
     def stands(self, numbers: dict[str, Any]) -> bool:
         """Whether it holds for these numbers. Raises VerdictError if one is missing."""
         try:
-            return bool(eval(self.holds, {"__builtins__": FUNCTIONS}, numbers))
-        except (AttributeError, KeyError, NameError, SyntaxError, TypeError) as error:
+            return bool(eval(f"({self.holds})", {"__builtins__": FUNCTIONS}, numbers))
+        except (AttributeError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
             raise VerdictError(f"{FILE}, {self.where}, {self.holds!r}: {error}") from error
 
 
