@@ -51,7 +51,11 @@ def test_every_package_of_the_library_is_installed() -> None:
     listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf8"))["tool"]["setuptools"][
         "packages"
     ]
-    there = [path.parent.relative_to(REPOSITORY) for path in (REPOSITORY / "sae_lib").rglob("__init__.py")]
+    there = [
+        path.parent.relative_to(REPOSITORY)
+        for package in ("sae_experiments", "sae_lib")
+        for path in (REPOSITORY / package).rglob("__init__.py")
+    ]
     assert listed == sorted(".".join(path.parts) for path in there)
 
 
