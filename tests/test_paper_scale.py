@@ -114,7 +114,7 @@ def peak_of_a_step(name, batch, width, d):
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak of a call")
 @pytest.mark.parametrize("name", ["gba-iclr", "topk"])
 def test_a_step_takes_no_more_memory_than_stated(name):
-    """At sizes where B × M is nearly all there is; in a process of its own, as memory that is reused hides."""
+    """At sizes where B × M is nearly all there is; in a process of its own, since reused memory hides."""
     batch, width, d = 1024, 8192, 16
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         found = pool.submit(peak_of_a_step, name, batch, width, d).result()
