@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
-from playwright.sync_api import Browser, Page, sync_playwright
-from test_browser import PROGRAM, QUIET
+from chromium import needs_chromium
+from playwright.sync_api import Browser, Page
 
 from tools import slides
 
@@ -107,16 +107,6 @@ def test_a_page_that_is_no_chapter_is_named(small: Path) -> None:
         slides.write(small)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if PROGRAM is None:
-        pytest.skip("no Chromium: install it, or set CHROMIUM to a browser")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=PROGRAM, args=QUIET)
-        yield started
-        started.close()
-
-
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 720}, offline=True)
@@ -134,6 +124,8 @@ def number(page: Page) -> int:
     return int(page.url.partition("#")[2] or 1)
 
 
+@pytest.mark.slow
+@needs_chromium
 def test_no_slide_of_any_chapter_is_cut(page: Page, built: Path) -> None:
     """Nothing sticks out at 1280 × 720, text stays legible, formulas are set, and no file is missing."""
     wrong: list[str] = []
@@ -159,6 +151,8 @@ def test_no_slide_of_any_chapter_is_cut(page: Page, built: Path) -> None:
     assert min(kinds["figure"], kinds["table"], kinds["box"], kinds["equation"]) > 10
 
 
+@pytest.mark.slow
+@needs_chromium
 def test_keys_buttons_and_wheel_move_on(page: Page, built: Path) -> None:
     show(page, built / "slides" / "05_bias_adaptation.html")
     last = page.locator("main > section").count()
@@ -182,6 +176,8 @@ def test_keys_buttons_and_wheel_move_on(page: Page, built: Path) -> None:
     assert number(page) == 3
 
 
+@pytest.mark.slow
+@needs_chromium
 def test_the_window_with_notes_follows_and_leads(page: Page, built: Path) -> None:
     show(page, built / "slides" / "05_bias_adaptation.html")
     with page.expect_popup() as opened:
@@ -195,6 +191,8 @@ def test_the_window_with_notes_follows_and_leads(page: Page, built: Path) -> Non
     assert (number(notes), number(page)) == (3, 3)
 
 
+@pytest.mark.slow
+@needs_chromium
 def test_one_slide_a_page_in_print(page: Page, built: Path) -> None:
     show(page, built / "slides" / "03_sparse_autoencoders.html")
     printed = page.pdf(prefer_css_page_size=True, print_background=True)
@@ -202,6 +200,8 @@ def test_one_slide_a_page_in_print(page: Page, built: Path) -> None:
     assert set(re.findall(rb"/MediaBox\s*\[0 0 (\d+)(?:\.\d+)? (\d+)", printed)) == {(b"960", b"540")}
 
 
+@pytest.mark.slow
+@needs_chromium
 def test_no_serious_barrier(page: Page, built: Path) -> None:
     show(page, built / "slides" / "02_identifiability.html")
     found = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]

@@ -2,6 +2,7 @@
 
 import itertools
 
+import lm_fixtures
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,6 @@ from sklearn.metrics import roc_auc_score
 
 from sae_lib import SparseAutoencoder, interventions
 from sae_lib.metrics import predictions, reading, splitting
-from tests import lm_fixtures
 
 seeds = st.integers(0, 10_000)
 

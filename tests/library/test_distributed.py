@@ -20,7 +20,8 @@ from sae_lib.distributed import Partition, World
 from sae_lib.training import sharding
 
 HERE = Path(__file__).parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+# processes find the tests' own modules as pytest does
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 SIZES = (2, 4)
 
 

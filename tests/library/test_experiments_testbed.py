@@ -1,5 +1,6 @@
 """Part IV's testbed: parameters, places without the model, and what the search chose."""
 
+import lm_fixtures
 import pytest
 import torch
 
@@ -7,7 +8,6 @@ from sae_experiments import testbed
 from sae_experiments.records import nulls, reading
 from sae_experiments.testbed import LAYERS, METHODS, LanguageTestbed
 from sae_lib import activations, records
-from tests import lm_fixtures
 from tools.layout import REPOSITORY
 
 SEARCH = REPOSITORY / "book" / "results" / "10_search.json"

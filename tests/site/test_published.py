@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from book_tree import call
 from bs4 import BeautifulSoup
-from conftest import ADDRESS, REPOSITORY_ADDRESS
+from built_site import ADDRESS, REPOSITORY_ADDRESS
 from nbformat import read, write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 

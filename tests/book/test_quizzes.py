@@ -1,9 +1,7 @@
-"""Quiz questions: every chapter has some, each has one answer, and no answer reaches a student."""
+"""Quiz questions: every chapter has some, each has one answer, and nothing gives it away."""
 
-import html
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -13,17 +11,6 @@ from tools.layout import REPOSITORY, Book
 SOURCE = (REPOSITORY / "chapters" / quizzes.PAGE).read_text("utf8")
 QUESTIONS = quizzes.read(SOURCE)
 ONE = "## Chapter 3\n\n### 3.1\n\nWhy?\n\n- [ ] no\n- [x] yes\n- [ ] perhaps\n\nBecause.\n"
-
-
-def words(text: str) -> str:
-    """Plain text in one line, without what Markdown and HTML do to it."""
-    bare = re.sub(r"\\n|[*`]|</?[a-z][^>]*>", " ", html.unescape(text)).replace("’", "'")
-    return " ".join(bare.split())
-
-
-def plainest(text: str) -> str:
-    """The longest stretch without a formula: the same wherever the text is shown."""
-    return max(re.split(r"\$[^$]*\$|[\"'`*(){}\[\]:]", " ".join(text.split())), key=len).strip()
 
 
 def test_a_question_is_read_with_its_answer() -> None:
@@ -77,20 +64,3 @@ def test_numbers_in_the_teaching_guide_are_questions() -> None:
     named = set(re.findall(r"\bQ(\d+\.\d+)", guide))
     assert len(named) > 20
     assert named <= known
-
-
-def test_no_answer_reaches_the_site_and_all_reach_instructors(built: Path) -> None:
-    instructor = words((built.parent / "editions" / "instructor" / quizzes.PAGE).read_text("utf8"))
-    page = words((built / "book" / "quizzes.html").read_text("utf8"))
-    folders = (built / "book", built / "slides", built / "student", built / "_sources")
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    files += [*(built.parent / "editions" / "student").glob("*"), built / "searchindex.js"]
-    public = {path: words(path.read_text("utf8")) for path in files}
-    assert len(public) > 60
-    for question in (question for questions in QUESTIONS.values() for question in questions):
-        reason = words(plainest(question.why))
-        assert len(reason) > 20
-        assert reason in instructor
-        assert f"Answer: {'abcd'[question.right]}." in instructor
-        assert words(plainest(question.text)) in page
-        assert not [path.name for path, text in public.items() if reason in text], question.number

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sae_lib import kernels
 from sae_lib.kernels import reference
 from tools.layout import REPOSITORY
 
-CHECKS = REPOSITORY / "tests"
+HERE = Path(__file__).parent
 
 
 def installed() -> tuple[int, ...]:
@@ -41,7 +42,7 @@ def passes(*command, **environment):
 
 
 def checks(**environment):
-    passes("-m", "pytest", "-q", "-p", "no:cacheprovider", str(CHECKS / "triton_checks.py"), **environment)
+    passes("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_checks.py"), **environment)
 
 
 @needs_interpreter
@@ -58,7 +59,7 @@ def test_kernels_do_what_the_plain_operations_do_on_a_gpu():
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 86, 90])
 def test_kernels_compile(capability):
-    passes(str(CHECKS / "triton_compile.py"), str(capability), TRITON_INTERPRET="0")
+    passes(str(HERE / "triton_compile.py"), str(capability), TRITON_INTERPRET="0")
 
 
 @needs_triton

@@ -1,5 +1,6 @@
 """Reading at a place of the testbed, on a tiny random model, against one step at a time; token classes."""
 
+import lm_fixtures
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,6 @@ from sae_lib.metrics.cooccurrence import cooccurrence
 from sae_lib.metrics.predictions import rank_scores
 from sae_lib.metrics.splitting import main_latent
 from sae_lib.randomness import generator
-from tests import lm_fixtures
 
 LAYER = 2
 
