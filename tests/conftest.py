@@ -13,9 +13,8 @@ from hypothesis import settings
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # a process for each core: more threads would only wait for each other
+# a process for each core: more threads would only wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
@@ -35,8 +34,14 @@ LONG = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    # what a test draws without a generator of its own is the same in every run and whatever ran before it
+    # what is drawn without a generator is the same in every run and whatever ran before it; tests have `dice`
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def dice() -> torch.Generator:
+    """What a test draws from that needs some numbers, whichever."""
+    return torch.Generator().manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

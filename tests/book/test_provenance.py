@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tools.layout import REPOSITORY
+from tools.layout import REPOSITORY, Book
 from tools.provenance import code_of
 
-MODULES = sorted([*(REPOSITORY / "sae_lib").rglob("*.py"), *(REPOSITORY / "tools").glob("*.py")])
+FOLDERS = [*Book().packages, REPOSITORY / "tools"]
+MODULES = sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
 SOURCE = '''"""A module."""
 
 # a remark

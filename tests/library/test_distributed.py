@@ -181,8 +181,8 @@ def test_what_cannot_be_shared_out_is_refused(job):
             assert expected in text
 
 
-def test_refusals_do_not_wait_for_several_processes(one):
-    data = torch.randn(64, 4)
+def test_refusals_do_not_wait_for_several_processes(one, dice):
+    data = torch.randn(64, 4, generator=dice)
     with pytest.raises(ValueError, match="expected one of auto, data, latents, off"):
         sae_lib.train(data, sae_lib.L1(), width=8, parallel="rows")
     with pytest.raises(ValueError, match="topk looks at more"):
@@ -263,8 +263,8 @@ def test_parts_cover_the_whole_in_order():
             assert size == 1 or max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_one_process_gets_back_what_it_gives():
-    world, value = World(), torch.randn(3, requires_grad=True)
+def test_one_process_gets_back_what_it_gives(dice):
+    world, value = World(), torch.randn(3, requires_grad=True, generator=dice)
     for back in (world.rows.sum, world.rows.max, world.rows.mean, world.latents.once, world.latents.gather):
         assert back(value) is value
     assert world.texts("ä") == ["ä"]

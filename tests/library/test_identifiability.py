@@ -108,11 +108,11 @@ def test_spread_pieces_match_at_the_epsilon_of_their_angle():
     assert certify(data, other, epsilon=1.01 * found.epsilon).holds
 
 
-def test_an_autoencoder_as_a_decomposition():
+def test_an_autoencoder_as_a_decomposition(dice):
     data = small(5, 8, n_rows=30)
     sae = SparseAutoencoder(8, 12, seed=1)
     with torch.no_grad():
-        sae.scale.uniform_(-1.5, 1.5)
+        sae.scale.uniform_(-1.5, 1.5, generator=dice)
         sae.pre_bias.fill_(0.1)
         sae.bias.fill_(-0.05)
         expected = sae(data.rows) - sae.pre_bias

@@ -129,10 +129,10 @@ def test_counters_stay_exact_beyond_what_float32_can_count():
     assert run.fired.item() == 2**24 + 3
 
 
-def test_quantile_start_fires_at_its_target():
+def test_quantile_start_fires_at_its_target(dice):
     method = GroupBiasAdaptation(groups=4, htf=0.2, ltf=0.01)
     sae = method.build(16, 40, normalisation=NONE, seed=3)
-    sample = torch.nn.functional.normalize(torch.randn(10_000, 16), dim=1)
+    sample = torch.nn.functional.normalize(torch.randn(10_000, 16, generator=dice), dim=1)
     method.start(sae, sample)
     rate = (sae.encode(sample) > 0).double().mean(dim=0)
     torch.testing.assert_close(rate, method.targets[group_index(40, 4)], atol=2e-4, rtol=0)
@@ -177,17 +177,17 @@ def test_starting_bias_leaves_out_rows_that_tie_whatever_order_their_sums_have()
     assert fired.tolist() == [0.125, 0.5, 0.5]
 
 
-def test_quantile_start_never_leaves_the_allowed_range():
+def test_quantile_start_never_leaves_the_allowed_range(dice):
     sae = SparseAutoencoder(3, 5)
-    for rows in (10 * torch.randn(100, 3), torch.zeros(100, 3), -torch.ones(100, 3)):
+    for rows in (10 * torch.randn(100, 3, generator=dice), torch.zeros(100, 3), -torch.ones(100, 3)):
         bias = quantile_bias(sae, rows, torch.full((5,), 0.01))
         assert ((bias >= -1) & (bias <= 0)).all()
 
 
-def test_ba_is_gba_with_one_group():
+def test_ba_is_gba_with_one_group(dice):
     ba = BiasAdaptation(target_frequency=0.03, every=7, gamma=0.02)
     gba = GroupBiasAdaptation(groups=1, htf=0.03, ltf=0.03, every=7, gamma=0.02)
-    sample = torch.randn(100, 5)
+    sample = torch.randn(100, 5, generator=dice)
     runs = []
     for method in (ba, gba):
         sae = method.build(5, 9, normalisation=NONE, seed=2)
@@ -215,16 +215,17 @@ def test_jumprelu_bias_gates_without_shrinking():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_gba_gradient_equals_the_formula(tied):
+def test_gba_gradient_equals_the_formula(tied, dice):
     """∂L/∂w_m = a_m ⟨z_m, e⟩ + a_m ⟨1(fire) (w_m·e)…⟩: decoder part plus encoder part."""
     method = GroupBiasAdaptation(groups=2, tied=tied)
     sae = method.build(5, 8, normalisation=NONE, seed=1).double()
-    x = torch.randn(32, 5, dtype=torch.float64)
+    x = torch.randn(32, 5, dtype=torch.float64, generator=dice)
     run = method.start(sae, x)
     with torch.no_grad():
-        sae.scale.uniform_(0.5, 1.5)
+        sae.scale.uniform_(0.5, 1.5, generator=dice)
         if sae.decoder is not None:
-            sae.decoder.copy_(torch.nn.functional.normalize(torch.randn(8, 5, dtype=torch.float64), dim=1))
+            rows = torch.randn(8, 5, dtype=torch.float64, generator=dice)
+            sae.decoder.copy_(torch.nn.functional.normalize(rows, dim=1))
     run(sae, x).loss.backward()
     w, v, a = sae.weight.detach(), sae.decoder_rows.detach(), sae.scale.detach()
     u = x @ w.T
@@ -243,10 +244,10 @@ def test_gba_gradient_equals_the_formula(tied):
     assert sae.pre_bias.grad is None
 
 
-def test_l1_loss_is_reconstruction_plus_penalty():
+def test_l1_loss_is_reconstruction_plus_penalty(dice):
     method = L1(coefficient=0.3)
     sae = method.build(5, 8, normalisation=NONE, seed=1)
-    x = torch.randn(16, 5)
+    x = torch.randn(16, 5, generator=dice)
     step = method.start(sae, x)(sae, x)
     z = torch.relu(x @ sae.weight.T + sae.bias)
     expected = 0.5 * ((z @ sae.decoder_rows - x) ** 2).sum(dim=1).mean() + 0.3 * z.abs().sum(dim=1).mean()
@@ -254,9 +255,9 @@ def test_l1_loss_is_reconstruction_plus_penalty():
     assert sae.bias.requires_grad
 
 
-def test_topk_keeps_the_k_largest_by_brute_force():
+def test_topk_keeps_the_k_largest_by_brute_force(dice):
     sae = TopK(k=2).build(4, 6, normalisation=NONE, seed=4).double()
-    x = torch.randn(10, 4, dtype=torch.float64)
+    x = torch.randn(10, 4, dtype=torch.float64, generator=dice)
     y = torch.relu(x @ sae.weight.T + sae.bias)
     codes = sae.encode(x)
     for row, code in zip(y, codes, strict=True):
@@ -344,8 +345,8 @@ def test_methods_are_found_by_name():
 
 
 @pytest.mark.parametrize("kind", ["none", "scale", "unit"])
-def test_normalisation_can_be_undone(kind):
-    rows = 37 * torch.randn(50, 6)
+def test_normalisation_can_be_undone(kind, dice):
+    rows = 37 * torch.randn(50, 6, generator=dice)
     normalisation = Normalisation.fit(kind, rows)
     torch.testing.assert_close(normalisation.invert(normalisation.apply(rows), rows), rows)
     if kind == "scale":
@@ -354,8 +355,8 @@ def test_normalisation_can_be_undone(kind):
         torch.testing.assert_close(normalisation.apply(rows).norm(dim=1), torch.ones(50))
 
 
-def test_reconstruct_works_in_raw_units():
-    rows = 100 * torch.randn(20, 6)
+def test_reconstruct_works_in_raw_units(dice):
+    rows = 100 * torch.randn(20, 6, generator=dice)
     sae = SparseAutoencoder(6, 12, normalisation=Normalisation.fit("scale", rows))
     scale = sae.normalisation.scale
     torch.testing.assert_close(sae.reconstruct(rows.view(4, 5, 6)).view(20, 6), sae(rows * scale) / scale)
@@ -365,9 +366,9 @@ def test_reconstruct_works_in_raw_units():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_an_untrained_autoencoder_knows_nothing_of_the_dictionary(seed):
+def test_an_untrained_autoencoder_knows_nothing_of_the_dictionary(seed, dice):
     """Data and weights drawn from one seed must not share a stream."""
     data = synthetic.preset("imbalanced", n_rows=100, seed=seed)
     sae = GroupBiasAdaptation().build(data.d_in, 512, normalisation=NONE, seed=seed)
-    independent = torch.nn.functional.normalize(torch.randn(512, data.d_in), dim=1)
+    independent = torch.nn.functional.normalize(torch.randn(512, data.d_in, generator=dice), dim=1)
     assert best_cosines(sae, data.dictionary).max() < best_cosines(independent, data.dictionary).max() + 0.15

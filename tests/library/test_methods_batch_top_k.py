@@ -211,12 +211,12 @@ def test_saelens_loads_a_trained_one(cls, sae_lens, tmp_path, data):
 # --- Matryoshka ---------------------------------------------------------------------------------------
 
 
-def test_matryoshka_loss_by_decoding_every_prefix():
+def test_matryoshka_loss_by_decoding_every_prefix(dice):
     method = Matryoshka(k=4, prefixes=(0.1, 0.5), tied=True)
     sae = method.build(D, M, normalisation=NONE, seed=1).double()
     with torch.no_grad():
-        sae.scale.uniform_(0.5, 1.5)
-        sae.pre_bias.normal_()
+        sae.scale.uniform_(0.5, 1.5, generator=dice)
+        sae.pre_bias.normal_(generator=dice)
     run, x = method.start(sae, batch()).double(), batch()
     step = run(sae, x)
     z = largest_of_batch(torch.relu((x - sae.pre_bias) @ sae.weight.T), 4)

@@ -176,7 +176,7 @@ def test_the_settings_say_what_is_inside():
 
 def start(method):
     sae = method.build(4, 10, normalisation=NONE, seed=0)
-    return method.start(sae, torch.randn(50, 4))
+    return method.start(sae, torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.parametrize(

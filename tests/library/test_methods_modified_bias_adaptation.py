@@ -196,12 +196,13 @@ def test_impossible_targets_are_named(p):
         ModifiedBiasAdaptation(p)
 
 
-def test_too_small_a_batch_is_named():
+def test_too_small_a_batch_is_named(dice):
+    rows = torch.randn(64, 3, generator=dice)
     with pytest.raises(ValueError, match=r"target_frequency=0.001 of 64 rows .* at least 1000 rows"):
-        train(torch.randn(64, 3), ModifiedBiasAdaptation(0.001), width=6, steps=2, batch_size=64)
+        train(rows, ModifiedBiasAdaptation(0.001), width=6, steps=2, batch_size=64)
 
 
-def test_weight_decay_is_refused():
+def test_weight_decay_is_refused(dice):
+    rows = torch.randn(64, 3, generator=dice)
     with pytest.raises(ValueError, match=r"weight_decay is 0.1; .*expected 0"):
-        train(torch.randn(64, 3), ModifiedBiasAdaptation(0.1), width=6, steps=2, batch_size=64,
-              weight_decay=0.1)  # fmt: skip
+        train(rows, ModifiedBiasAdaptation(0.1), width=6, steps=2, batch_size=64, weight_decay=0.1)

@@ -102,12 +102,12 @@ def test_the_curve_counts_among_the_top_latents_one_by_one(seed, rule):
     np.testing.assert_allclose(found, expected)
 
 
-def test_latent_statistics_match_numpy_in_float64():
+def test_latent_statistics_match_numpy_in_float64(dice):
     sae = SparseAutoencoder(6, 9, seed=1).double()
     with torch.no_grad():
-        sae.bias.uniform_(-0.6, 0.0)
+        sae.bias.uniform_(-0.6, 0.0, generator=dice)
         sae.bias[4] = -100.0
-        sae.scale.uniform_(-2, 2)
+        sae.scale.uniform_(-2, 2, generator=dice)
     rows = gaussian(200, 6, seed=3)
     codes = (sae.encode(rows) * sae.scale.abs()).detach().numpy()
     found = metrics.latent_statistics(sae, rows, batch_size=64)

@@ -97,9 +97,9 @@ def test_autoencoders_are_read_by_their_decoder():
     assert torch.allclose(directions, runs[0].decoder[5:6].detach(), atol=1e-6)
 
 
-def test_without_agreement_the_spectrum_is_empty():
+def test_without_agreement_the_spectrum_is_empty(dice):
     runs = [torch.eye(4)[:2], torch.eye(4)[2:]]
-    found = estimate_frequencies(runs, torch.randn(50, 4))
+    found = estimate_frequencies(runs, torch.randn(50, 4, generator=dice))
     assert len(found) == 0
     assert math.isnan(log_distance(found.frequency, torch.tensor([0.1])))
 

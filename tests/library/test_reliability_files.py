@@ -56,11 +56,14 @@ def flip(path, position, bit=1):
 # ---- writing
 
 
-def test_a_file_of_ours_is_what_safetensors_reads_and_anybody_may_read(tmp_path):
+def test_a_file_of_ours_is_what_safetensors_reads_and_anybody_may_read(tmp_path, dice):
+    def draw(*shape):
+        return torch.randn(shape, generator=dice)
+
     tensors = {
-        "half": torch.randn(3, 5).half(), "brain": torch.randn(7).bfloat16(), "count": torch.tensor(3),
-        "flag": torch.tensor([True, False, True]), "none": torch.empty(0, 4), "wide": torch.randn(2).double(),
-        "turned": torch.randn(4, 3).T,
+        "half": draw(3, 5).half(), "brain": draw(7).bfloat16(), "count": torch.tensor(3),
+        "flag": torch.tensor([True, False, True]), "none": torch.empty(0, 4), "wide": draw(2).double(),
+        "turned": draw(4, 3).T,
     }  # fmt: skip
     path = tmp_path / "a.safetensors"
     previous = os.umask(0o022)

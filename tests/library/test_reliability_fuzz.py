@@ -134,13 +134,13 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, dice):
     manifest = Manifest(
         {"block_size": 16, "blocks_per_shard": 4, "dtype": "float16", "n_tokens": 60}, 3, finished=True,
         normalisation={"kind": "scale", "scale": 2.0},
     )  # fmt: skip
     for i in range(2):
-        acts, blocks = torch.randn(60, 3).half(), torch.zeros(4, 16)
+        acts, blocks = torch.randn(60, 3, generator=dice).half(), torch.zeros(4, 16)
         manifest.shards.append(write_shard(tmp_path, i, acts, blocks, torch.arange(60)))
     manifest.write(tmp_path)
     return tmp_path, {p.name: p.read_bytes() for p in tmp_path.iterdir()}

@@ -1,5 +1,6 @@
 """The site that the tests look at: the committed book and a sample chapter, as it would be published."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from tools.layout import REPOSITORY, Book
 # where that site says that it and its repository are
 REPOSITORY_ADDRESS = "https://github.com/example/sae-book"
 ADDRESS = "https://example.github.io/sae-book"
+CHAPTERS = [source.stem for source in (*Book().sources(), SAMPLE)]
+
+
+def documents() -> set[str]:
+    """The pages of that book by its contents, as addresses within the site."""
+    contents = (REPOSITORY / "_toc.yml").read_text("utf8")
+    listed = re.findall(r"^root: (book/\w+)$|file: (book/\w+)$", contents, re.MULTILINE)
+    return {f"{root or page}.html" for root, page in listed} | {f"book/{SAMPLE.stem}.html"}
 
 
 def build(root: Path) -> Path:
