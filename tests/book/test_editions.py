@@ -248,6 +248,7 @@ def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
     return client.execute()
 
 
+@pytest.mark.slow
 def test_a_students_notebook_runs_as_a_whole(made: dict, tmp_path: Path) -> None:
     """Downloaded to some folder and run untouched: its stubs, and they alone, fail, by an AssertionError."""
     name, (_, kinds) = next(iter(made.items()))

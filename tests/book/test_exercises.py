@@ -114,6 +114,7 @@ def run(book: Book, stubs: dict[str, str]) -> tuple[str, str]:
     return result.stdout, path.read_text("utf8") if path.is_file() else ""
 
 
+@pytest.mark.slow
 def test_what_stubs_say_is_recorded_and_nothing_else(tmp_path) -> None:
     """Each stub runs in the chapter's kernel on names of its own, and leaves no trace in them."""
     book = small_book(tmp_path)
@@ -134,6 +135,7 @@ def test_what_stubs_say_is_recorded_and_nothing_else(tmp_path) -> None:
     assert made == set(editions.KINDS)
 
 
+@pytest.mark.slow
 def test_stubs_that_prove_nothing_fail_the_chapter(tmp_path) -> None:
     stubs = {
         "good": "check_try(0)",
@@ -154,6 +156,7 @@ def test_stubs_that_prove_nothing_fail_the_chapter(tmp_path) -> None:
     assert "ex-good" not in told
 
 
+@pytest.mark.slow
 def test_a_wrong_solution_fails_the_chapter(tmp_path) -> None:
     book = small_book(tmp_path)
     source = book.root / "chapters" / "90_sample.md"

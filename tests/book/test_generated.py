@@ -34,6 +34,7 @@ def test_front_picture_shows_the_measured_points() -> None:
     assert "://" not in front.text(Book()).replace("http://www.w3.org/2000/svg", "")
 
 
+@pytest.mark.slow
 def test_page_follows_notebooks_and_records(tmp_path: Path) -> None:
     book = small_book(tmp_path)
     assert "There are none." in status.text(book)  # nothing executed, no record
@@ -53,6 +54,7 @@ def test_page_follows_notebooks_and_records(tmp_path: Path) -> None:
     assert not list(book.pages.glob(".*.partial"))
 
 
+@pytest.mark.slow
 def test_claims_take_their_numbers_from_the_notebooks(tmp_path: Path) -> None:
     book = small_book(tmp_path)
     assert call("run", "--root", str(tmp_path)).returncode == 0

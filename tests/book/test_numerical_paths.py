@@ -54,6 +54,7 @@ def edit(book: Book, old: str, new: str) -> None:
     source(book).write_text(text.replace(old, new), "utf8")
 
 
+@pytest.mark.slow
 def test_table_has_every_compared_number_under_every_path(executed: Book) -> None:
     with (executed.root / "runs" / "paths" / "numbers.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -64,12 +65,14 @@ def test_table_has_every_compared_number_under_every_path(executed: Book) -> Non
     assert not any(float(row["stored"]) > 1000 for row in rows)  # what the chapter does not compare
 
 
+@pytest.mark.slow
 def test_threads_and_seed_reach_the_copies(executed: Book) -> None:
     for path in TRIED:
         made = provenance.recorded(path.book(executed).notebook(source(executed)))
         assert (made["threads"], made["parameters"]["seed"]) == (path.threads or 1, path.seed)
 
 
+@pytest.mark.slow
 def test_a_number_that_a_path_moves_is_named_and_fails(book: Book) -> None:
     again = DEFAULT.book(book).notebook(source(book))
     again.write_text(again.read_text("utf8").replace("rate  0.91", "rate  0.95"), "utf8")
@@ -79,6 +82,7 @@ def test_a_number_that_a_path_moves_is_named_and_fails(book: Book) -> None:
     assert "default: 0 of 1 chapters to execute" in told.stdout  # nothing was executed a second time
 
 
+@pytest.mark.slow
 def test_a_chapter_that_a_path_did_not_execute_fails(book: Book) -> None:
     edit(book, "rate = 0.91 + seed", "rate = 0.91 / seed")
     told = call("verify", "--paths", "--root", str(book.root), "--only", "default")
@@ -86,6 +90,7 @@ def test_a_chapter_that_a_path_did_not_execute_fails(book: Book) -> None:
     assert "ZeroDivisionError" in told.stdout
 
 
+@pytest.mark.slow
 def test_a_verdict_that_falls_under_a_path_fails(book: Book) -> None:
     (book.root / "chapters" / verdicts.FILE).write_text(VERDICTS.replace("> 0.9", "> 0.92"))
     told = call("verify", "--paths", "--root", str(book.root), "--only", "default")
@@ -93,6 +98,7 @@ def test_a_verdict_that_falls_under_a_path_fails(book: Book) -> None:
     assert "chapter 90: The rate is high. (c90.rate > 0.92)" in told.stdout
 
 
+@pytest.mark.slow
 def test_prose_costs_no_execution_and_code_does(book: Book) -> None:
     def stale() -> int:
         return len(list(numerical_paths.prepare(book, DEFAULT, book.sources())))
@@ -103,6 +109,7 @@ def test_prose_costs_no_execution_and_code_does(book: Book) -> None:
     assert stale() == 1
 
 
+@pytest.mark.slow
 def test_unknown_path_names_those_that_are_there() -> None:
     with pytest.raises(ValueError, match="no numerical path 'avx3'; expected some of default, sse"):
         chosen(["avx3"])
@@ -138,12 +145,14 @@ def test_verdicts_of_this_book_hold() -> None:
     assert [f"{v.where}: {v.says}" for v in verdicts.fallen(Book(REPOSITORY))] == []
 
 
+@pytest.mark.slow
 def test_a_verdict_on_a_number_that_is_not_there_is_an_error_that_names_it(book: Book) -> None:
     (book.root / "chapters" / verdicts.FILE).write_text(VERDICTS.replace("c90.rate", "c90.ratio"))
     with pytest.raises(verdicts.VerdictError, match=r"chapter 90, 'c90\.ratio > 0\.9'.*ratio"):
         verdicts.fallen(book)
 
 
+@pytest.mark.slow
 def test_words_are_carried_and_outputs_stay(book: Book) -> None:
     before = nbformat.read(book.notebook(source(book)), as_version=4)
     edit(book, "It exercises what", "It tries what")
@@ -159,6 +168,7 @@ def test_words_are_carried_and_outputs_stay(book: Book) -> None:
     assert not words.carry(book, source(book))
 
 
+@pytest.mark.slow
 def test_words_refuse_a_change_of_code(book: Book) -> None:
     edit(book, "rate = 0.91 + seed", "rate = 0.92 + seed")
     with pytest.raises(words.WordsError, match="its code has changed"):

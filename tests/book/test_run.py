@@ -49,6 +49,7 @@ def read(book: Book) -> NotebookNode:
     return nbformat.read(book.pages / "90_sample.ipynb", as_version=4)
 
 
+@pytest.mark.slow
 def test_notebook_carries_outputs_and_provenance(executed: Book) -> None:
     notebook = read(executed)
     record = notebook.metadata.provenance
@@ -66,6 +67,7 @@ def test_notebook_carries_outputs_and_provenance(executed: Book) -> None:
     )
 
 
+@pytest.mark.slow
 def test_nothing_but_provenance_changes_from_run_to_run(executed: Book) -> None:
     text = json.dumps(read(executed))
     assert "papermill.record" in text  # glued values stay
@@ -73,6 +75,7 @@ def test_nothing_but_provenance_changes_from_run_to_run(executed: Book) -> None:
         assert noise not in text
 
 
+@pytest.mark.slow
 def test_stale_names_what_changed(book: Book) -> None:
     source = book.root / "chapters" / SOURCE
     assert provenance.stale(book, source) == []
@@ -96,6 +99,7 @@ def test_stale_names_what_changed(book: Book) -> None:
     assert provenance.stale(book, source) == ["90_sample.ipynb is missing"]
 
 
+@pytest.mark.slow
 def test_a_record_of_another_chapter_counts_where_it_is_named(book: Book) -> None:
     source = book.root / "chapters" / SOURCE
     results = book.pages / "results"
@@ -116,6 +120,7 @@ def test_a_record_of_another_chapter_counts_where_it_is_named(book: Book) -> Non
     assert provenance.inputs(book, source, "quick")["records"] != before
 
 
+@pytest.mark.slow
 def test_failed_chapter_is_reported_and_keeps_its_old_notebook(book: Book) -> None:
     source = book.root / "chapters" / SOURCE
     before = (book.pages / "90_sample.ipynb").read_bytes()
@@ -134,6 +139,7 @@ def test_failed_chapter_is_reported_and_keeps_its_old_notebook(book: Book) -> No
     assert book.notebook(good).is_file()
 
 
+@pytest.mark.slow
 def test_only_stale_and_only_existing_chapters(book: Book) -> None:
     assert "chapters: 0 passed" in call("run", "--stale", "--root", str(book.root)).stdout
     result = call("run", "--root", str(book.root), "07")
@@ -172,12 +178,14 @@ def broken_cells(book: Book, notebook: NotebookNode) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_nbval_accepts_equal_outputs_and_changes_within_tolerance(book: Book) -> None:
     notebook = read(book)
     edit_output(notebook, "glue(", "rate  0.91", "rate  0.925")
     assert broken_cells(book, notebook) == set()
 
 
+@pytest.mark.slow
 def test_nbval_finds_each_kind_of_difference(book: Book) -> None:
     notebook = read(book)
     edit_output(notebook, "features", "0.25", "0.26")  # cell 3 is exact
@@ -210,6 +218,7 @@ def ends_of(jobs: list[Job], cores: int) -> list[str]:
     return ends
 
 
+@pytest.mark.slow
 def test_a_chapter_starts_when_the_one_it_needs_has_ended(tmp_path: Path) -> None:
     ready, seen = tmp_path / "ready", tmp_path / "seen"
     # the needed one comes last, takes a while and fails
@@ -245,6 +254,7 @@ def most_at_once(tmp_path: Path, jobs: list[Job], cores: int) -> dict[str, int]:
     return {name: int(outcome.lines[0]) for name, outcome in ended.items()}
 
 
+@pytest.mark.slow
 def test_chapters_run_side_by_side_as_cores_and_memory_allow(tmp_path: Path) -> None:
     two = [Job(f"0{i}_a", []) for i in range(2)]
     assert max(most_at_once(tmp_path / "cores", two, 2).values()) == 2
@@ -262,6 +272,7 @@ def test_what_others_wait_for_starts_before_what_takes_longer(monkeypatch: pytes
     assert [job.name[:2] for job in jobs] == ["09", "08", "10", "02"]
 
 
+@pytest.mark.slow
 def test_a_chapter_that_measures_speed_runs_alone(tmp_path: Path) -> None:
     jobs = [Job("01_a", []), Job("02_b", [], alone=True), Job("03_c", []), Job("04_d", [])]
     found = most_at_once(tmp_path / "alone", jobs, 4)
@@ -269,12 +280,14 @@ def test_a_chapter_that_measures_speed_runs_alone(tmp_path: Path) -> None:
     assert max(found.values()) == 3
 
 
+@pytest.mark.slow
 def test_chapters_that_wait_for_each_other_are_refused() -> None:
     jobs = [Job("08_a", [], after="09"), Job("09_b", [], after="08"), Job("01_c", [])]
     with pytest.raises(ValueError, match="wait for each other: 08_a, 09_b"):
         ends_of(jobs, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "number"), [('after: "09"', "09"), ("threads: 2, after: 09", "09"), ("threads: 2", "")]
 )
@@ -284,6 +297,7 @@ def test_after_is_read_from_the_front_matter(book: Book, said: str, number: str)
     assert after(source) == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", ["nine", "90"])
 def test_an_after_that_is_no_other_chapter_is_refused(book: Book, said: str) -> None:
     source = book.root / "chapters" / SOURCE

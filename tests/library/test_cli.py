@@ -145,6 +145,7 @@ def test_data_of_another_dimension_is_refused(trained, monkeypatch, capsys):
     assert "d_in 42, the data 128" in errors
 
 
+@pytest.mark.slow
 def test_every_method_trains_and_is_evaluated(tmp_path, monkeypatch, capsys):
     for name, freeze in [*((name, None) for name in METHODS), ("batch_topk", "soft-decoder")]:
         out = tmp_path / f"{name}-{freeze}"
@@ -186,6 +187,7 @@ def test_choices_offered_are_the_ones_that_exist():
     assert set(get_args(Kind)) == set(KINDS)
 
 
+@pytest.mark.slow
 def test_the_road_from_a_language_model_to_an_autoencoder(tmp_path):
     """The default model, its first block, little text: harvest, train, evaluate, splice."""
     store, out = tmp_path / "store", tmp_path / "sae"

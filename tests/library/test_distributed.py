@@ -89,6 +89,7 @@ def assert_equal_up_to_rounding(a, b):
 # ---- training
 
 
+@pytest.mark.slow
 def test_every_process_has_the_same_bits_and_one_process_the_same_up_to_rounding(job, one):
     names = SHARED if job[1] == 2 else FEW
     for parallel in SHARED:
@@ -106,6 +107,7 @@ def test_the_runs_put_every_shared_number_to_use(one):
     assert one["topk"]["counters"]["dead"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", SHARED)
 def test_the_sparse_pass_gives_the_same(parallel, job, one):
     first, *others = results(job, f"sparse.{parallel}")
@@ -116,6 +118,7 @@ def test_the_sparse_pass_gives_the_same(parallel, job, one):
     assert_equal_up_to_rounding(first, one["sparse"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", SHARED)
 def test_a_checkpoint_goes_from_one_process_to_several_and_back(parallel, job, one):
     folder, _ = job
@@ -132,6 +135,7 @@ def test_a_checkpoint_goes_from_one_process_to_several_and_back(parallel, job, o
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_first_process_writes_the_files_and_they_hold_the_whole(job, one):
     folder, _ = job
     assert {p.name for p in (folder / "files").iterdir() if not p.name.startswith(".")} == {
@@ -142,6 +146,7 @@ def test_the_first_process_writes_the_files_and_they_hold_the_whole(job, one):
         torch.testing.assert_close(saved[name].double(), value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_start_from_the_numbers_of_the_first_frozen_rows_too(job, one):
     first, *others = results(job, "apart")
     for other in others:
@@ -149,16 +154,19 @@ def test_all_start_from_the_numbers_of_the_first_frozen_rows_too(job, one):
     assert_equal_up_to_rounding(first, one["frozen"])
 
 
+@pytest.mark.slow
 def test_a_density_is_sent_only_where_a_sparse_pass_is_possible(job):
     for said in results(job, "messages"):
         assert said == {"small": 0, "large": 10}
 
 
+@pytest.mark.slow
 def test_off_trains_every_process_by_itself(job, one):
     for alone in results(job, "off"):
         assert_same_bits(alone, one["gba"])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shared_out_is_refused(job):
     size = job[1]
     for said in results(job, "refusals"):
@@ -189,6 +197,7 @@ def test_refusals_do_not_wait_for_several_processes(one, dice):
         sae_lib.train(data, sae_lib.TopK(k=2), width=8, parallel="latents")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_and_the_run_can_be_taken_up(job, one):
     folder, size = job
     for rank in range(size - 1):
@@ -213,6 +222,7 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
 
 
+@pytest.mark.slow
 def test_a_store_has_the_same_bytes_whoever_wrote_it(job, store):
     folder, _ = job
     assert len(store) > 10
@@ -220,6 +230,7 @@ def test_a_store_has_the_same_bytes_whoever_wrote_it(job, store):
     assert contents(folder / "store-from-one") == store
 
 
+@pytest.mark.slow
 def test_several_sites_at_different_shards_are_finished_together(job, store, tmp_path):
     folder, _ = job
     for site in SITES:
@@ -228,6 +239,7 @@ def test_several_sites_at_different_shards_are_finished_together(job, store, tmp
     assert contents(folder / "stores" / "resid_post.1") == store
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_with_what_several_began(job, store):
     folder, size = job
     unfinished = folder / "store-to-one"
@@ -290,6 +302,7 @@ def written(path, process, after=0.0):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_torchrun_stopped_by_ctrl_c_then_killed_then_finished_by_one_process(tmp_path):
     out, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoint.safetensors"
     command = ["train", out, "--data", "imbalanced", "--width", 48, "--batch-size", 64, "--steps", 3000,
@@ -324,6 +337,7 @@ def test_torchrun_stopped_by_ctrl_c_then_killed_then_finished_by_one_process(tmp
     assert sae_lib.load(out).width == 48
 
 
+@pytest.mark.slow
 def test_torchrun_trains_to_the_end_and_speaks_once(tmp_path):
     process = torchrun(
         "train",

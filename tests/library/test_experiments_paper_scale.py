@@ -183,6 +183,7 @@ def test_columns_of_data_sets_reach_the_reader(monkeypatch):
 # ---- the runs
 
 
+@pytest.mark.slow
 def test_runs_are_measured_recorded_and_not_made_twice(tiny, tmp_path, capsys, monkeypatch):
     path = paper_scale.main(arguments(tiny, tmp_path, price=2.0))
     said = capsys.readouterr().out
@@ -225,6 +226,7 @@ def test_the_record_of_the_paper_is_for_its_size_alone():
     assert not paper_scale.at_paper_size(parse(["--model", "smollm2-135m"]))
 
 
+@pytest.mark.slow
 def test_killed_the_same_command_goes_on_to_the_same_weights(tiny, tmp_path, monkeypatch):
     one = {"layers": [1], "methods": ["gba"], "tokens": 64 * 900}
     command = [

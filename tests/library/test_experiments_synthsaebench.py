@@ -181,6 +181,7 @@ def test_equals_the_runner_bit_by_bit(architecture, tmp_path):
         assert torch.equal(theirs[name], ours[name]), name
 
 
+@pytest.mark.slow
 def test_shared_rows_and_their_own_rows_agree_within_noise(tmp_path):
     """The same training on the batches of ``Benchmark`` and on SAELens's own: same distribution of rows."""
     scores = {True: [], False: []}

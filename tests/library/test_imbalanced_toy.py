@@ -22,12 +22,14 @@ def recovered(datasets, method):
     return torch.tensor(rates).mean(dim=0).tolist()
 
 
+@pytest.mark.slow
 def test_gba_recovers_the_features_of_the_imbalanced_toy(datasets):
     at_08, at_09 = recovered(datasets, GroupBiasAdaptation(groups=10, htf=0.1, ltf=1e-3))
     assert at_08 >= 0.99
     assert at_09 >= 0.95
 
 
+@pytest.mark.slow
 def test_targets_that_are_too_high_recover_nothing(datasets):
     at_08, at_09 = recovered(datasets, GroupBiasAdaptation(groups=10, htf=0.5, ltf=0.005))
     assert at_08 < 0.1

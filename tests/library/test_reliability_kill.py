@@ -130,6 +130,7 @@ def leftovers(folder):
     return [p.name for p in folder.glob(".*.tmp")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["train", "harvest"])
 def test_ten_kills_and_still_the_same_bits(job, server, tmp_path):
     begin = time.perf_counter()
@@ -158,6 +159,7 @@ def test_ten_kills_and_still_the_same_bits(job, server, tmp_path):
     assert most_leftovers <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["train", "harvest"])
 # the fourth is hashed, or in the second shard; the twenty-first is being written
 @pytest.mark.parametrize("tensor", [3, 20])

@@ -120,6 +120,7 @@ def start(folder, *, steps, resume=False):
     )
 
 
+@pytest.mark.slow
 def test_a_process_stopped_by_ctrl_c_can_be_resumed_to_the_same_bits(tmp_path):
     whole = start(tmp_path / "whole", steps=1200)
     assert whole.wait() == 0, whole.communicate()[1]

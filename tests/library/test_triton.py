@@ -45,17 +45,20 @@ def checks(**environment):
     passes("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "triton_checks.py"), **environment)
 
 
+@pytest.mark.slow
 @needs_interpreter
 def test_kernels_do_what_the_plain_operations_do_in_the_interpreter():
     checks(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 
+@pytest.mark.slow
 @needs_triton
 @needs_gpu
 def test_kernels_do_what_the_plain_operations_do_on_a_gpu():
     checks(TRITON_INTERPRET="0")
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 86, 90])
 def test_kernels_compile(capability):

@@ -50,6 +50,7 @@ def assets(built: Path, pages: dict[Path, BeautifulSoup]) -> Iterator[tuple[Path
         yield from ((path, address) for address in CSS_ASSET.findall(path.read_text("utf8")))
 
 
+@pytest.mark.slow
 def test_every_asset_is_local_and_present(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
     wrong = set()
     for path, address in assets(built, pages):
@@ -62,6 +63,7 @@ def test_every_asset_is_local_and_present(built: Path, pages: dict[Path, Beautif
     assert not wrong, "assets that are not in the site:\n" + "\n".join(sorted(wrong))
 
 
+@pytest.mark.slow
 def test_pages_beside_the_book_are_in_the_site(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
     """Links by hand into _static, such as chapter 12's to its dashboards; the builder does not check them."""
     found = {
@@ -83,6 +85,7 @@ def index_links(built: Path, pages: dict[Path, BeautifulSoup]) -> list[tuple[str
     return found
 
 
+@pytest.mark.slow
 def test_index_names_terms_of_glossary_and_chapters(
     built: Path, pages: dict[Path, BeautifulSoup], sample: BeautifulSoup
 ) -> None:
@@ -99,12 +102,14 @@ def test_index_names_terms_of_glossary_and_chapters(
     assert sample.select('nav a[href="../genindex.html"]'), "the table of contents has no index"
 
 
+@pytest.mark.slow
 def test_every_link_of_the_index_leads_somewhere(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
     links = index_links(built, pages)
     broken = [link for link in links if not pages[built / link[1]].find(id=link[2])]
     assert not broken
 
 
+@pytest.mark.slow
 def test_relative_links_lead_somewhere(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
     """Every address of a page within the site, with its anchor; the builder checks only those of Markdown."""
     broken = set()
@@ -122,6 +127,7 @@ def test_relative_links_lead_somewhere(built: Path, pages: dict[Path, BeautifulS
     assert not broken, "links that lead nowhere:\n" + "\n".join(sorted(broken))
 
 
+@pytest.mark.slow
 def test_archive_holds_the_whole_site(built: Path) -> None:
     packed = site.archive(built)
     with zipfile.ZipFile(packed) as archive:
@@ -130,24 +136,28 @@ def test_archive_holds_the_whole_site(built: Path) -> None:
     assert [path.name for path in built.parent.glob("*.zip")] == ["book.zip"]
 
 
+@pytest.mark.slow
 def test_no_script_in_a_page_names_another_host(pages: dict[Path, BeautifulSoup]) -> None:
     for path, page in pages.items():
         for script in page.find_all("script"):
             assert not re.search(r"https?://", script.get_text()), f"{path.name}: {script}"
 
 
+@pytest.mark.slow
 def test_search_is_complete(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
     assert (built / "searchindex.js").stat().st_size > 1000
     scripts = {Path(urlsplit(address).path).name for address in addresses(pages[built / "search.html"])}
     assert {"searchindex.js", "searchtools.js", "language_data.js"} <= scripts
 
 
+@pytest.mark.slow
 def test_mathjax_comes_with_its_fonts(built: Path, sample: BeautifulSoup) -> None:
     (script,) = [str(tag["src"]) for tag in sample.find_all("script", src=re.compile("mathjax"))]
     folder = (built / "book" / urlsplit(script).path).resolve().parent
     assert len(list((folder / "output/chtml/fonts/woff-v2").glob("*.woff"))) > 20
 
 
+@pytest.mark.slow
 def test_every_image_has_words(pages: dict[Path, BeautifulSoup]) -> None:
     for path, page in pages.items():
         for image in page.find_all("img"):
@@ -156,6 +166,7 @@ def test_every_image_has_words(pages: dict[Path, BeautifulSoup]) -> None:
             assert words.strip(), f"{path.name}: an image without alt text: {image}"
 
 
+@pytest.mark.slow
 def test_sample_shows_what_chapters_rely_on(built: Path, sample: BeautifulSoup) -> None:
     text = " ".join(sample.get_text().split())
     assert "The rate is 0.91, see" in text  # a glued number, formatted in the prose

@@ -60,6 +60,7 @@ def launches(page: Path) -> dict[str, str]:
     return {link.get_text(strip=True): str(link["href"]) for link in links}
 
 
+@pytest.mark.slow
 def test_a_site_without_an_address_names_none(local: Path) -> None:
     assert not (local / "sitemap.xml").exists()
     for name in ("index.html", "book/intro.html", "book/01_a.html"):
@@ -107,6 +108,7 @@ def test_descriptions_end_at_a_sentence_or_a_word(text: str, expected: str) -> N
     assert page_head.shortened(text.strip()) == expected
 
 
+@pytest.mark.slow
 def test_launch_links_open_the_student_edition(built: Path) -> None:
     chapters = sorted((built / "book").glob("[0-9][0-9]_*.html"))
     assert [chapter.stem for chapter in chapters] == CHAPTERS
@@ -126,6 +128,7 @@ def test_launch_links_open_the_student_edition(built: Path) -> None:
     assert not launches(built / "book" / "intro.html")
 
 
+@pytest.mark.slow
 def test_repository_and_issue_buttons(built: Path) -> None:
     page = BeautifulSoup((built / "book" / "glossary.html").read_text("utf8"), "html.parser")
     (repository,) = page.select("a.btn-source-repository-button")
@@ -134,6 +137,7 @@ def test_repository_and_issue_buttons(built: Path) -> None:
     assert str(issue["href"]).startswith(f"{REPOSITORY_ADDRESS}/issues/new?title=")
 
 
+@pytest.mark.slow
 def test_sitemap_lists_the_pages_of_the_book(built: Path) -> None:
     root = ElementTree.parse(built / "sitemap.xml").getroot()
     space = "{http://www.sitemaps.org/schemas/sitemap/0.9}"
@@ -143,6 +147,7 @@ def test_sitemap_lists_the_pages_of_the_book(built: Path) -> None:
     assert len(set(listed)) == len(listed)
 
 
+@pytest.mark.slow
 def test_every_page_has_its_canonical_link_and_preview(built: Path) -> None:
     described = set()
     for name in documents():
@@ -161,6 +166,7 @@ def test_every_page_has_its_canonical_link_and_preview(built: Path) -> None:
     assert len(described) > 0.9 * len(documents())
 
 
+@pytest.mark.slow
 def test_the_site_s_own_address_shows_the_front_page(built: Path) -> None:
     assert meta(built / "index.html") == meta(built / "book" / "intro.html")
     (go,) = head(built / "index.html").find_all("meta", attrs={"http-equiv": "refresh"})

@@ -4,6 +4,7 @@ import html
 import re
 from pathlib import Path
 
+import pytest
 from built_site import CHAPTERS, documents
 
 from tools import quizzes
@@ -23,6 +24,7 @@ def plainest(text: str) -> str:
     return max(re.split(r"\$[^$]*\$|[\"'`*(){}\[\]:]", " ".join(text.split())), key=len).strip()
 
 
+@pytest.mark.slow
 def test_no_answer_reaches_the_site_and_all_reach_instructors(built: Path) -> None:
     instructor = words((built.parent / "editions" / "instructor" / quizzes.PAGE).read_text("utf8"))
     page = words((built / "book" / "quizzes.html").read_text("utf8"))
