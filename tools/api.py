@@ -32,7 +32,7 @@ CONTENTS = {
         "interventions", "dashboards", "plotting", "sae_experiments", "sae_experiments.testbed",
         "sae_experiments.latent_reading", "sae_experiments.token_classes", "sae_experiments.concepts",
         "sae_experiments.probes", "sae_experiments.concept_search", "sae_experiments.null_models",
-        "sae_experiments.synthsaebench",
+        "sae_experiments.synthsaebench", "sae_experiments.dictionaries",
     )),
 }  # fmt: skip
 LAST = list(CONTENTS)[-1]

@@ -1,7 +1,7 @@
 """What the text says came out, as conditions on the numbers: `chapters/verdicts.toml`.
 
 Each entry says where a statement stands, what it says, and when it holds, in terms of what chapters glue and
-records hold (the names of the claims page: ``c04.frr_inside``, ``r10_ablation[groups=3].nmse``):
+records hold (the names of the claims page: ``c04.frr_inside``, ``r10_ablation['groups=3'].nmse``):
 
     [[verdict]]
     where = "claim 2"
@@ -19,7 +19,7 @@ from tools import claims
 from tools.layout import Book
 
 FILE = "verdicts.toml"
-FUNCTIONS = {f.__name__: f for f in (abs, all, any, len, max, min, round, sorted, sum)}
+FUNCTIONS = {f.__name__: f for f in (abs, all, any, float, len, max, min, round, sorted, sum)}
 
 
 class VerdictError(Exception):
@@ -37,8 +37,8 @@ class Verdict:
     def stands(self, numbers: dict[str, Any]) -> bool:
         """Whether it holds for these numbers. Raises VerdictError if one is missing."""
         try:
-            return bool(eval(self.holds, {"__builtins__": FUNCTIONS}, numbers))
-        except (AttributeError, KeyError, NameError, SyntaxError, TypeError) as error:
+            return bool(eval(f"({self.holds})", {"__builtins__": FUNCTIONS}, numbers))
+        except (AttributeError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
             raise VerdictError(f"{FILE}, {self.where}, {self.holds!r}: {error}") from error
 
 
