@@ -112,6 +112,7 @@ def test_wrong_example_is_noticed(text: str) -> None:
     assert run(examples(text, "wrong"))
 
 
+@pytest.mark.slow
 def test_reference_shows_every_example_of_what_is_public() -> None:
     """Each one on a page, as code, and the first page says which names stand ready."""
     book, library = Book(), api.Library(Book())

@@ -49,6 +49,7 @@ def test_an_untrained_autoencoder_is_where_it_started():
     assert consistency.start(sae, 4) < 0.8
 
 
+@pytest.mark.slow
 def test_more_rows_go_on_where_those_of_the_testbed_end(monkeypatch, tmp_path):
     monkeypatch.setattr(consistency, "RUNS", str(tmp_path))
     monkeypatch.setattr(consistency, "SIZE", {"train": 254})

@@ -146,6 +146,7 @@ def test_normalised_batches(kind):
 # --- SAELens's trainer ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", RECIPES)
 def test_equals_the_runner_bit_by_bit(architecture, tmp_path):
     """SAELens's SyntheticSAERunner, end to end, against our path to the same trainer."""

@@ -109,6 +109,7 @@ def bench():
     return Benchmark(n_features=192, d_in=D_MODEL, roots=2, seed=7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "settings"), TRAINED)
 def test_what_saelens_trains_is_loaded_as_it_is(architecture, settings, bench, tmp_path):
     train_sae_lens(bench, architecture, settings, folder=tmp_path, width=WIDTH, steps=60, batch_size=64)
