@@ -11,9 +11,12 @@ PY := $(VENV)/bin/python
 # changing the lock or the package's requirements makes this file out of date
 STAMP := $(VENV)/.installed
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
+# a file's tests stay in one process, the long files first
+PYTEST := $(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+STYLE := $(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 SITE := $(PY) -m tools.book site --repository "$(REPOSITORY)" --address "$(ADDRESS)"
 
-.PHONY: help env book site archive check test paths lock clean
+.PHONY: help env book site archive check quick test paths lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,11 +53,13 @@ archive: env ## build the site and pack it into one file, _build/book.zip, to re
 check: env ## list the notebooks that are out of date, and why
 	@$(PY) -m tools.book check
 
-test: env ## style, types, unit tests, then every notebook executed again and compared
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+quick: env ## style, types and those tests of the library that take seconds: two minutes
+	$(STYLE)
+	$(PYTEST) tests/library -m "not slow"
+
+test: env ## style, types, all tests, then every notebook executed again and compared
+	$(STYLE)
+	$(PYTEST)
 	$(PY) -m tools.book verify
 
 paths: env ## execute the book as other processors would, and with other seeds; compare every number

@@ -1,0 +1,177 @@
+"""The book under several numerical paths: copies, resumption, table, verdicts; words carried over."""
+
+import csv
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+from book_tree import SAMPLE, call, small_book
+
+from tools import numbers, numerical_paths, provenance, verdicts, words
+from tools.layout import REPOSITORY, Book
+from tools.numerical_paths import DEFAULT, PATHS, NumericalPath, chosen
+
+VERDICTS = """
+[[verdict]]
+where = "chapter 90"
+says = "The rate is high."
+holds = "c90.rate > 0.9"
+"""
+OTHER_SEED = NumericalPath("seed1", seed=1)
+TRIED = (DEFAULT, next(path for path in PATHS if path.threads), OTHER_SEED)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> Book:
+    """The small book, its committed notebook and copies of it under two paths and another seed."""
+    book = small_book(tmp_path_factory.mktemp("book") / "")
+    (book.pages / "results").mkdir()
+    (book.root / "chapters" / verdicts.FILE).write_text(VERDICTS)
+    assert call("run", "--root", str(book.root)).returncode == 0
+    told = call(
+        "verify", "--paths", "--root", str(book.root), *(x for p in TRIED for x in ("--only", p.name))
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "default: 0 outputs or verdicts differ" in told.stdout
+    return book
+
+
+@pytest.fixture
+def book(executed: Book, tmp_path: Path) -> Book:
+    shutil.copytree(executed.root, tmp_path / "copy")
+    return Book(tmp_path / "copy")
+
+
+def source(book: Book) -> Path:
+    return book.root / "chapters" / SAMPLE.name
+
+
+def edit(book: Book, old: str, new: str) -> None:
+    text = source(book).read_text("utf8")
+    assert old in text
+    source(book).write_text(text.replace(old, new), "utf8")
+
+
+@pytest.mark.slow
+def test_table_has_every_compared_number_under_every_path(executed: Book) -> None:
+    with (executed.root / "runs" / "paths" / "numbers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"default", "threads", "seed1"} <= rows[0].keys()
+    rate = next(row for row in rows if row["kind"] == "trained" and row["label"] == "rate")
+    seen = [float(rate[key]) for key in ("stored", "threads", "seed1", "allowed")]
+    assert seen == pytest.approx([0.91, 0.91, 1.91, 0.02])
+    assert not any(float(row["stored"]) > 1000 for row in rows)  # what the chapter does not compare
+
+
+@pytest.mark.slow
+def test_threads_and_seed_reach_the_copies(executed: Book) -> None:
+    for path in TRIED:
+        made = provenance.recorded(path.book(executed).notebook(source(executed)))
+        assert (made["threads"], made["parameters"]["seed"]) == (path.threads or 1, path.seed)
+
+
+@pytest.mark.slow
+def test_a_number_that_a_path_moves_is_named_and_fails(book: Book) -> None:
+    again = DEFAULT.book(book).notebook(source(book))
+    again.write_text(again.read_text("utf8").replace("rate  0.91", "rate  0.95"), "utf8")
+    told = call("verify", "--paths", "--root", str(book.root), "--only", "default")
+    assert told.returncode == 1
+    assert "0.91 became 0.95; a trained number may differ by 0.02 here" in told.stdout
+    assert "default: 0 of 1 chapters to execute" in told.stdout  # nothing was executed a second time
+
+
+@pytest.mark.slow
+def test_a_chapter_that_a_path_did_not_execute_fails(book: Book) -> None:
+    edit(book, "rate = 0.91 + seed", "rate = 0.91 / seed")
+    told = call("verify", "--paths", "--root", str(book.root), "--only", "default")
+    assert told.returncode == 1
+    assert "ZeroDivisionError" in told.stdout
+
+
+@pytest.mark.slow
+def test_a_verdict_that_falls_under_a_path_fails(book: Book) -> None:
+    (book.root / "chapters" / verdicts.FILE).write_text(VERDICTS.replace("> 0.9", "> 0.92"))
+    told = call("verify", "--paths", "--root", str(book.root), "--only", "default")
+    assert told.returncode == 1
+    assert "chapter 90: The rate is high. (c90.rate > 0.92)" in told.stdout
+
+
+@pytest.mark.slow
+def test_prose_costs_no_execution_and_code_does(book: Book) -> None:
+    def stale() -> int:
+        return len(list(numerical_paths.prepare(book, DEFAULT, book.sources())))
+
+    edit(book, "It exercises what", "It tries what")
+    assert stale() == 0
+    edit(book, "rate = 0.91 + seed", "rate = 0.92 + seed")
+    assert stale() == 1
+
+
+@pytest.mark.slow
+def test_unknown_path_names_those_that_are_there() -> None:
+    with pytest.raises(ValueError, match="no numerical path 'avx3'; expected some of default, sse"):
+        chosen(["avx3"])
+    told = call("verify", "--paths", "--only", "avx3")
+    assert told.returncode == 2
+    assert "avx3" in told.stderr
+
+
+def test_a_path_without_effect_on_this_processor_does_not_exist() -> None:
+    assert numerical_paths.changed(NumericalPath("nothing", {"SOME_VARIABLE": "1"})) == []
+    # the slowest code of each library is there on every x86 processor, and adds in another order
+    assert numerical_paths.changed(next(path for path in PATHS if path.name == "sse"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "found", "allowed", "expected"),
+    [
+        ("trained", "0.91", {"a": "0.92", "b": "0.90"}, 0.02, True),
+        ("trained", "0.91", {"a": "0.92", "b": "0.94"}, 0.02, False),
+        ("trained", "0.91", {"a": "0.92", "b": None}, 0.02, False),
+        ("exact", "7", {"a": "7", "b": "7"}, 0.0, True),
+        ("exact", "7", {"a": "7", "b": "8"}, 0.0, False),
+    ],
+)
+def test_summary_counts_what_lies_outside(kind, stored, found, allowed, expected) -> None:
+    number = numbers.Number("01", 3, "rate", kind, allowed, stored, found)
+    assert number.holds(("a", "b")) is expected
+    (cell,) = numbers.summary([number, replace(number, found=dict.fromkeys("ab", stored))], ("a", "b"), ())
+    assert (cell["n_numbers"], cell["outside"]) == (2, 0 if expected else 1)
+
+
+def test_verdicts_of_this_book_hold() -> None:
+    assert [f"{v.where}: {v.says}" for v in verdicts.fallen(Book(REPOSITORY))] == []
+
+
+@pytest.mark.slow
+def test_a_verdict_on_a_number_that_is_not_there_is_an_error_that_names_it(book: Book) -> None:
+    (book.root / "chapters" / verdicts.FILE).write_text(VERDICTS.replace("c90.rate", "c90.ratio"))
+    with pytest.raises(verdicts.VerdictError, match=r"chapter 90, 'c90\.ratio > 0\.9'.*ratio"):
+        verdicts.fallen(book)
+
+
+@pytest.mark.slow
+def test_words_are_carried_and_outputs_stay(book: Book) -> None:
+    before = nbformat.read(book.notebook(source(book)), as_version=4)
+    edit(book, "It exercises what", "It tries what")
+    edit(book, "kind: trained, abs: 0.02", "kind: trained, abs: 0.03")
+    assert words.carry(book, source(book))
+    assert not provenance.stale(book, source(book))
+    after = nbformat.read(book.notebook(source(book)), as_version=4)
+    assert "It tries what" in after.cells[0].source
+    marked = [cell.metadata.nbval.abs for cell in after.cells if "nbval" in cell.metadata]
+    assert marked == [0.03]
+    kept = [[cell.get("outputs") for cell in n.cells if cell.cell_type == "code"] for n in (before, after)]
+    assert kept[0] == kept[1]
+    assert not words.carry(book, source(book))
+
+
+@pytest.mark.slow
+def test_words_refuse_a_change_of_code(book: Book) -> None:
+    edit(book, "rate = 0.91 + seed", "rate = 0.92 + seed")
+    with pytest.raises(words.WordsError, match="its code has changed"):
+        words.carry(book, source(book))
+    told = call("words", "--root", str(book.root))
+    assert (told.returncode, "its code has changed; execute it" in told.stdout) == (1, True)
