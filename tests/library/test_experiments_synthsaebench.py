@@ -230,6 +230,7 @@ def test_unknown_architecture(tmp_path):
 # --- scores -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_autoencoder_of_ours_scores_after_reloading_as_in_memory(tmp_path):
     """L0 and explained variance by SAELens's loaded copy, against our own forward pass on new rows."""
     data = replace(SMALL, normalise="unit")
