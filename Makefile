@@ -63,7 +63,7 @@ test: env ## style, types, all tests, then every notebook executed again and com
 	$(PY) -m tools.book verify
 
 paths: env ## execute the book as other processors would, and with other seeds; compare every number
-	@$(PY) -m tools.book verify --paths
+	@$(PY) -m tools.book verify --paths --record
 
 lock: env ## write requirements.lock anew from what is installed in .venv
 	@$(PY) -m tools.lock

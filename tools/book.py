@@ -82,6 +82,9 @@ def verify(
         bool, typer.Option("--paths", help="Execute as other processors would, and with other seeds.")
     ] = False,
     only: Annotated[list[str] | None, typer.Option(help="With --paths: some of them, by name.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="With --paths: keep a summary for the status page.")
+    ] = False,
 ) -> None:
     """Execute the committed notebooks again and compare every output (nbval)."""
     book = Book(root.resolve())
@@ -90,7 +93,7 @@ def verify(
             chosen = numerical_paths.chosen(only or ())
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
-        _report(verify_paths.run(book, _sources(book, chapters), chosen, cores))
+        _report(verify_paths.run(book, _sources(book, chapters), chosen, cores, record=record))
         return
     pytest = (sys.executable, "-m", "pytest", "-p", "tools.nbval_tolerance", "--nbval", "--nbval-current-env")
     quiet = ("-q", "--no-header", "--color=no", "-p", "no:cacheprovider")

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import nbformat
@@ -36,17 +35,10 @@ class Number:
     stored: str
     found: dict[str, str | None] = field(default_factory=dict)
 
-    def spread(self, names: Sequence[str]) -> float | None:
-        """The largest distance from the stored number over some paths; None if none of them has it."""
-        values = [value(text) for name in names if (text := self.found.get(name)) is not None]
-        return max((abs(x - value(self.stored)) for x in values), default=None)
-
-    def holds(self, names: Sequence[str]) -> bool:
-        """Whether every one of these paths has it and agrees."""
-        if any(self.found.get(name) is None for name in names):
-            return False
-        spread = self.spread(names)
-        return spread is None or math.isnan(spread) or spread <= self.allowed * (1 + 1e-9) + 1e-12
+    def distance(self, name: str) -> float:
+        """How far a path's number lies from the stored one; NaN where it has none."""
+        found = self.found.get(name)
+        return math.nan if found is None else abs(value(found) - value(self.stored))
 
 
 def table(book: Book, paths: Sequence[NumericalPath], sources: Sequence[Path]) -> list[Number]:
@@ -123,11 +115,10 @@ def write_csv(rows: Sequence[Number], names: Sequence[str], target: Path) -> Non
             writer.writerow(cells + [row.found.get(name) or "" for name in names])
 
 
-def summary(rows: Sequence[Number], paths: Sequence[str], seeds: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a cell: its kind, how many numbers it has, how far paths and seeds move them.
+def summary(rows: Sequence[Number], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a cell: its kind, how many numbers it has, and how far each path or seed moves them.
 
-    Distances are shares of what is allowed, of exact numbers plain distances: over paths the largest of the
-    cell's numbers, over seeds their median.
+    ``moved`` has the largest distance by name: as a share of what is allowed, of exact numbers the distance.
     """
     cells: dict[tuple[str, int], list[Number]] = defaultdict(list)
     for row in rows:
@@ -138,18 +129,12 @@ def summary(rows: Sequence[Number], paths: Sequence[str], seeds: Sequence[str]) 
             "cell": cell,
             "kind": numbers[0].kind,
             "n_numbers": len(numbers),
-            "outside": sum(not number.holds(paths) for number in numbers),
-            "over_paths": max(_shares(numbers, paths), default=0.0),
-            "over_seeds": median(_shares(numbers, seeds) or [0.0]),
+            "moved": {name: _largest_share(numbers, name) for name in names},
         }
         for (chapter, cell), numbers in cells.items()
     ]
 
 
-def _shares(numbers: Sequence[Number], names: Sequence[str]) -> list[float]:
-    spreads = [(number, number.spread(names)) for number in numbers]
-    return [
-        round(spread / (number.allowed or 1.0), 4)
-        for number, spread in spreads
-        if spread is not None and not math.isnan(spread)
-    ]
+def _largest_share(numbers: Sequence[Number], name: str) -> float:
+    shares = (number.distance(name) / (number.allowed or 1.0) for number in numbers)
+    return round(max((share for share in shares if not math.isnan(share)), default=0.0), 4)

@@ -134,11 +134,6 @@ def _probe(path: NumericalPath) -> dict[str, str]:
     return bits
 
 
-def exists(path: NumericalPath) -> bool:
-    """Whether this machine can show the path: its variables, if it has some, change bits."""
-    return not path.variables or bool(changed(path))
-
-
 def prepare(book: Book, path: NumericalPath, sources: Sequence[Path]) -> Iterator[Path]:
     """Bring the path's copy of the book up to date; yields the sources that have to be executed there.
 
@@ -147,8 +142,8 @@ def prepare(book: Book, path: NumericalPath, sources: Sequence[Path]) -> Iterato
     copy = path.book(book)
     for name in READ:
         if (book.root / name).is_dir():
-            shutil.copytree(book.root / name, copy.root / name, dirs_exist_ok=True)
-    (copy.root / "book").mkdir(exist_ok=True)
+            shutil.rmtree(copy.root / name, ignore_errors=True)
+            shutil.copytree(book.root / name, copy.root / name)
     shutil.copytree(book.pages / "results", copy.pages / "results", dirs_exist_ok=True)
     for source in sources:
         copied = copy.root / "chapters" / source.name

@@ -39,11 +39,11 @@ of the same experiment live. Its library hash covers all of `sae_lib`, as it was
 REPRODUCTION = """\
 ## On other processors
 
-Each chapter was also executed as other processors would: with other code for products, sums, normal
-draws, and with two threads (`make paths`). *Exact* numbers came out the same, *rounding* ones to a
-relative 1e-4, and *trained* ones within the tolerances of their cells; *widest* is the largest
-share of a tolerance that any of them used. Two other seeds were run beside them; the record
-`numerical_paths` has both, cell by cell.
+Each chapter was also executed as other processors would: with other code for products, sums and normal
+draws (`make paths`). *Exact* numbers came out the same, *rounding* ones to a relative 1e-4, and *trained*
+ones within the tolerances of their cells; *widest* is the largest share of a tolerance that any of them
+used. The record `numerical_paths` has it cell by cell, for {names}; a seed is no path but another draw of
+everything, which numbers need not survive.
 
 {table}
 
@@ -98,9 +98,15 @@ def _reproduction(book: Book) -> str:
         for cell in cells:
             numbers[cell["kind"]] += cell["n_numbers"]
         trained = [cell for cell in cells if cell["kind"] == "trained"]
-        widest = max((cell["over_paths"] for cell in trained), default=0.0)
+        widest = max((share for cell in trained for share in _moved_by_paths(cell).values()), default=0.0)
         rows.append((chapter, *(numbers[kind] for kind in KINDS), f"{widest:.0%}" if trained else "–"))
-    return REPRODUCTION.format(table=_table(("chapter", *KINDS, "widest"), rows))
+    names = ", ".join(f"`{name}`" for name in cells[0]["moved"])
+    return REPRODUCTION.format(names=names, table=_table(("chapter", *KINDS, "widest"), rows))
+
+
+def _moved_by_paths(cell: dict[str, Any]) -> dict[str, float]:
+    """Without the other seeds."""
+    return {name: share for name, share in cell["moved"].items() if not name.startswith("seed")}
 
 
 def _machines(made: list[dict[str, Any]]) -> str:

@@ -16,11 +16,15 @@ TABLE = "runs/paths/numbers.csv"
 RECORD = "numerical_paths.json"
 
 
-def run(book: Book, sources: Sequence[Path], paths: Sequence[NumericalPath], cores: int) -> bool:
+def run(
+    book: Book, sources: Sequence[Path], paths: Sequence[NumericalPath], cores: int, *, record: bool
+) -> bool:
     """Execute what is not yet executed, write the table of all numbers, and say what does not hold.
 
     Other seeds are executed for the sake of the table: their numbers need not agree. Returns whether every
     chapter ran under every path, agrees with its notebook there, and all verdicts stand.
+
+    record: keep a summary as a record of the book, for the status page.
     """
     here = [path for path in paths if _described(path)]
     passed = True
@@ -39,8 +43,8 @@ def run(book: Book, sources: Sequence[Path], paths: Sequence[NumericalPath], cor
         failures += _fallen(book, path)
         print(f"{path.name}: {len(failures)} outputs or verdicts differ", *failures, sep="\n  ")
         passed = passed and not failures
-    if paths == numerical_paths.PATHS and list(sources) == book.sources():
-        _record(book, here, rows)
+    if record:
+        _record(book, sources, here, rows)
     return passed
 
 
@@ -52,27 +56,27 @@ def _fallen(book: Book, path: NumericalPath) -> list[str]:
         return [str(error)]
 
 
-def _record(book: Book, paths: Sequence[NumericalPath], rows: Sequence[numbers.Number]) -> None:
-    """Keep what the whole book did under all paths, a row a cell."""
-    names, seeds = ([path.name for path in paths if bool(path.seed) == seed] for seed in (False, True))
-    made = [
-        provenance.recorded(path.book(book).notebook(source)) for path in paths for source in book.sources()
-    ]
-    target = book.pages / "results" / RECORD
+def _record(
+    book: Book, sources: Sequence[Path], paths: Sequence[NumericalPath], rows: Sequence[numbers.Number]
+) -> None:
+    """Keep how far the paths moved the numbers, a row a cell."""
+    made = [provenance.recorded(path.book(book).notebook(source)) for path in paths for source in sources]
     seconds = sum(float(notebook.get("seconds", 0)) for notebook in made)
-    records.write(target, numbers.summary(rows, names, seeds), seconds=seconds)
+    target = book.pages / "results" / RECORD
+    records.write(target, numbers.summary(rows, [path.name for path in paths]), seconds=seconds)
     print(f"for the status page: {target.relative_to(book.root)}")
 
 
 def _described(path: NumericalPath) -> bool:
     """Say what a path changes on this processor; returns whether it is one here."""
-    kinds = numerical_paths.changed(path) if path.variables else []
-    if path.variables:
-        print(
-            f"{path.name}: "
-            + (f"other bits in {', '.join(kinds)}" if kinds else "the same bits here: skipped")
-        )
-    return bool(kinds) or not path.variables
+    if not path.variables:
+        return True
+    kinds = numerical_paths.changed(path)
+    told = (
+        f"other bits in {', '.join(kinds)}" if kinds else "the same bits on this processor: skipped"
+    )
+    print(f"{path.name}: {told}")
+    return bool(kinds)
 
 
 def _failures(book: Book, path: NumericalPath, source: Path) -> list[str]:

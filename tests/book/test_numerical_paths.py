@@ -1,6 +1,7 @@
 """The book under several numerical paths: copies, resumption, table, verdicts; words carried over."""
 
 import csv
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import nbformat
 import pytest
 from book_tree import SAMPLE, call, small_book
 
-from tools import numbers, numerical_paths, provenance, verdicts, words
+from tools import numbers, numerical_paths, provenance, status, verdicts, words
 from tools.layout import REPOSITORY, Book
 from tools.numerical_paths import DEFAULT, PATHS, NumericalPath, chosen
 
@@ -124,21 +125,21 @@ def test_a_path_without_effect_on_this_processor_does_not_exist() -> None:
     assert numerical_paths.changed(next(path for path in PATHS if path.name == "sse"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "stored", "found", "allowed", "expected"),
-    [
-        ("trained", "0.91", {"a": "0.92", "b": "0.90"}, 0.02, True),
-        ("trained", "0.91", {"a": "0.92", "b": "0.94"}, 0.02, False),
-        ("trained", "0.91", {"a": "0.92", "b": None}, 0.02, False),
-        ("exact", "7", {"a": "7", "b": "7"}, 0.0, True),
-        ("exact", "7", {"a": "7", "b": "8"}, 0.0, False),
-    ],
-)
-def test_summary_counts_what_lies_outside(kind, stored, found, allowed, expected) -> None:
-    number = numbers.Number("01", 3, "rate", kind, allowed, stored, found)
-    assert number.holds(("a", "b")) is expected
-    (cell,) = numbers.summary([number, replace(number, found=dict.fromkeys("ab", stored))], ("a", "b"), ())
-    assert (cell["n_numbers"], cell["outside"]) == (2, 0 if expected else 1)
+def test_summary_has_the_largest_share_of_each_path() -> None:
+    rate = numbers.Number("01", 3, "rate", "trained", 0.02, "0.91", {"a": "0.92", "b": "0.87", "c": None})
+    count = numbers.Number("01", 4, "rows", "exact", 0.0, "7", {"a": "7", "b": "9", "c": "7"})
+    (first, second) = numbers.summary([rate, replace(rate, found=dict.fromkeys("abc", "0.91")), count], "abc")
+    assert (first["n_numbers"], first["moved"]) == (2, {"a": 0.5, "b": 2.0, "c": 0.0})
+    assert (second["kind"], second["moved"]) == ("exact", {"a": 0.0, "b": 2.0, "c": 0.0})
+
+
+def test_the_status_page_shows_the_record(book: Book) -> None:
+    chosen = ("--only", "default", "--only", "seed1")
+    assert call("verify", "--paths", "--record", "--root", str(book.root), *chosen).returncode == 0
+    shown = status.text(book)
+    assert "cell by cell, for `default`, `seed1`;" in shown
+    # the seed moves the rate by fifty times its tolerance and is no path
+    assert re.search(r"\| 90 \| \d+ \| 0 \| \d+ \| 0% \|", shown)
 
 
 def test_verdicts_of_this_book_hold() -> None:
