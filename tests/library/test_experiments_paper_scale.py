@@ -91,6 +91,7 @@ def test_memory_of_weights_and_moments_is_counted_from_the_tensors():
         assert parts["autoencoder, gradient and Adam"] == 4 * matrices
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak of a call")
 @pytest.mark.parametrize("name", ["gba-iclr", "topk"])
 def test_a_step_takes_no_more_memory_than_stated(name):
