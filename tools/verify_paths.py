@@ -36,12 +36,20 @@ def run(book: Book, sources: Sequence[Path], paths: Sequence[NumericalPath], cor
     print(f"every number under every path: {TABLE}")
     for path in (path for path in here if not path.seed):
         failures = [line for source in sources for line in _failures(book, path, source)]
-        failures += [f"{v.where}: {v.says} ({v.holds})" for v in verdicts.fallen(book, path.book(book))]
+        failures += _fallen(book, path)
         print(f"{path.name}: {len(failures)} outputs or verdicts differ", *failures, sep="\n  ")
         passed = passed and not failures
     if paths == numerical_paths.PATHS and list(sources) == book.sources():
         _record(book, here, rows)
     return passed
+
+
+def _fallen(book: Book, path: NumericalPath) -> list[str]:
+    """Statements of the text that do not hold under a path, or cannot be evaluated."""
+    try:
+        return [f"{v.where}: {v.says} ({v.holds})" for v in verdicts.fallen(book, path.book(book))]
+    except verdicts.VerdictError as error:
+        return [str(error)]
 
 
 def _record(book: Book, paths: Sequence[NumericalPath], rows: Sequence[numbers.Number]) -> None:

@@ -48,6 +48,7 @@ STUB
 ````
 
 ```{code-cell}
+:nbval: {kind: exact}
 check_try(42)
 ```
 

@@ -1,11 +1,13 @@
 """The paper's run on a tiny Qwen2 on a CPU: what it states, what it refuses, killed and resumed."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,12 +93,9 @@ def test_memory_of_weights_and_moments_is_counted_from_the_tensors():
         assert parts["autoencoder, gradient and Adam"] == 4 * matrices
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak of a call")
-@pytest.mark.parametrize("name", ["gba-iclr", "topk"])
-def test_a_step_takes_no_more_memory_than_stated(name):
-    """The dense step of GBA, and TopK with dead latents, at sizes where B × M is nearly all there is."""
-    batch, width, d = 1024, 8192, 16
+def peak_of_a_step(name, batch, width, d):
+    """Bytes that a second step holds: the dense one of GBA, or TopK's with dead latents."""
+    torch.set_num_threads(1)
     x = torch.randn(batch, d, generator=torch.Generator().manual_seed(0))
     method = paper_setup.methods(50)[name]
     sae = method.build(d, width, normalisation=Normalisation(), seed=0)
@@ -109,7 +108,17 @@ def test_a_step_takes_no_more_memory_than_stated(name):
         forward(sae, x).loss.backward()
 
     step()
-    found = peak(step, torch.device("cpu"))
+    return peak(step, torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak of a call")
+@pytest.mark.parametrize("name", ["gba-iclr", "topk"])
+def test_a_step_takes_no_more_memory_than_stated(name):
+    """At sizes where B × M is nearly all there is; in a process of its own, since reused memory hides."""
+    batch, width, d = 1024, 8192, 16
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(peak_of_a_step, name, batch, width, d).result()
     stated = paper_cost.memory(Qwen2Config(**CONFIG), paper_cost.Size(width, batch, batch, True, 4))["a step"]
     assert stated / 2 < found <= stated
 

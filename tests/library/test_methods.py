@@ -214,6 +214,16 @@ def test_jumprelu_bias_gates_without_shrinking():
     assert relu.encode(torch.tensor([[0.8, 0.4]])).tolist() == [[pytest.approx(0.3), 0.0]]
 
 
+def test_a_code_equal_to_its_threshold_does_not_fire():
+    sae = SparseAutoencoder(2, 2, activation="threshold")
+    with torch.no_grad():
+        sae.weight.copy_(torch.eye(2))
+        sae.bias.fill_(0.25)
+        sae.threshold.fill_(0.75)
+    # sums of halves and quarters are exact
+    assert sae.encode(torch.tensor([[0.5, 0.625], [0.375, 0.5]])).tolist() == [[0, 0.875], [0, 0]]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_gba_gradient_equals_the_formula(tied, dice):
     """∂L/∂w_m = a_m ⟨z_m, e⟩ + a_m ⟨1(fire) (w_m·e)…⟩: decoder part plus encoder part."""
