@@ -45,6 +45,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_train_writes_an_autoencoder_log_and_checkpoint(trained):
     assert {p.name for p in trained.iterdir()} == {
         "cfg.json", "sae_weights.safetensors", "checkpoint.safetensors", "metrics.jsonl", ".lock",
@@ -64,6 +65,7 @@ def test_evaluate_agrees_with_the_library(trained):
     assert printed["n_rows"] == 5000
 
 
+@pytest.mark.slow
 def test_resume_continues_a_longer_wait(trained):
     done = sae(
         "train", trained, "--data", "imbalanced", "--width", 64, "--steps", 60, "--htf", 0.2, "--resume"
@@ -71,6 +73,7 @@ def test_resume_continues_a_longer_wait(trained):
     assert "step 60" in done.stdout
 
 
+@pytest.mark.slow
 def test_show_config_prints_and_does_nothing(tmp_path):
     shown = json.loads(
         sae(
@@ -82,6 +85,7 @@ def test_show_config_prints_and_does_nothing(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["harvest", "train", "evaluate", "dashboard"])
 def test_help_shows_an_example(command):
     assert f"sae {command} runs/" in sae(command, "--help").stdout

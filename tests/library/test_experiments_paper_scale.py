@@ -111,6 +111,7 @@ def peak_of_a_step(name, batch, width, d):
     return peak(step, torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak of a call")
 @pytest.mark.parametrize("name", ["gba-iclr", "topk"])
 def test_a_step_takes_no_more_memory_than_stated(name):

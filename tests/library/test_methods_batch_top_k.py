@@ -266,6 +266,7 @@ def test_the_first_prefix_of_a_matryoshka_rebuilds_more_than_that_of_a_batch_top
 # --- training -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 def test_on_rows_not_seen_the_threshold_lets_k_codes_through(tied):
     data = synthetic.preset("imbalanced", n_rows=60_000)
@@ -279,6 +280,7 @@ def test_on_rows_not_seen_the_threshold_lets_k_codes_through(tied):
     assert log.column("nmse")[-1] < 0.8 * log.column("nmse")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [TopK, BatchTopK, Matryoshka])
 def test_the_auxiliary_loss_revives_dead_latents(cls, data):
     """Half of the latents start too low to fire; without the auxiliary loss they stay there."""
