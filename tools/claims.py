@@ -44,13 +44,20 @@ class Runs:
         return fmean(row[name] for row in self.rows)
 
 
-def glued(book: Book) -> dict[str, SimpleNamespace]:
+class Glued(SimpleNamespace):
+    """What a chapter has glued, as attributes; by index where a name is no identifier."""
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+def glued(book: Book) -> dict[str, Glued]:
     """What each committed notebook has glued, by ``c`` and the chapter's number."""
     found = {}
     for source in book.sources():
         if book.notebook(source).is_file():
             notebook = nbformat.read(book.notebook(source), as_version=4)
-            found[f"c{source.name[:2]}"] = SimpleNamespace(**dict(glued_in(notebook)))
+            found[f"c{source.name[:2]}"] = Glued(**dict(glued_in(notebook)))
     return found
 
 

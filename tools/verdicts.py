@@ -15,11 +15,15 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
+from simpleeval import EvalWithCompoundTypes, InvalidExpression
+
 from tools import claims
 from tools.layout import Book
 
 FILE = "verdicts.toml"
 FUNCTIONS = {f.__name__: f for f in (abs, all, any, float, len, max, min, round, sorted, sum)}
+# what a condition raises that is not one, or asks for what is not there
+WRONG = (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError)
 
 
 class VerdictError(Exception):
@@ -36,9 +40,10 @@ class Verdict:
 
     def stands(self, numbers: dict[str, Any]) -> bool:
         """Whether it holds for these numbers. Raises VerdictError if one is missing."""
+        evaluator = EvalWithCompoundTypes(functions=FUNCTIONS, names=numbers)
         try:
-            return bool(eval(f"({self.holds})", {"__builtins__": FUNCTIONS}, numbers))
-        except (AttributeError, KeyError, NameError, SyntaxError, TypeError, ValueError) as error:
+            return bool(evaluator.eval(f"({self.holds})"))
+        except (*WRONG, InvalidExpression) as error:
             raise VerdictError(f"{FILE}, {self.where}, {self.holds!r}: {error}") from error
 
 

@@ -72,9 +72,7 @@ def _described(path: NumericalPath) -> bool:
     if not path.variables:
         return True
     kinds = numerical_paths.changed(path)
-    told = (
-        f"other bits in {', '.join(kinds)}" if kinds else "the same bits on this processor: skipped"
-    )
+    told = f"other bits in {', '.join(kinds)}" if kinds else "the same bits on this processor: skipped"
     print(f"{path.name}: {told}")
     return bool(kinds)
 

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from book_tree import SAMPLE, call, small_book
 
-from tools import numbers, numerical_paths, provenance, status, verdicts, words
+from tools import claims, numbers, numerical_paths, provenance, status, verdicts, words
 from tools.layout import REPOSITORY, Book
 from tools.numerical_paths import DEFAULT, PATHS, NumericalPath, chosen
 
@@ -153,6 +153,12 @@ def test_a_verdict_on_a_number_that_is_not_there_is_an_error_that_names_it(book:
         verdicts.fallen(book)
 
 
+@pytest.mark.parametrize("holds", ["__import__('os').getcwd()", "open('x')", "c90.rate >", "c90['rate'] + 'a' > 0"])
+def test_a_condition_runs_no_code_and_one_that_is_none_is_an_error(book: Book, holds: str) -> None:
+    with pytest.raises(verdicts.VerdictError, match="chapter 90"):
+        verdicts.Verdict("chapter 90", "It is so.", holds).stands(claims.names(book))
+
+
 @pytest.mark.slow
 def test_words_are_carried_and_outputs_stay(book: Book) -> None:
     before = nbformat.read(book.notebook(source(book)), as_version=4)
@@ -162,8 +168,8 @@ def test_words_are_carried_and_outputs_stay(book: Book) -> None:
     assert not provenance.stale(book, source(book))
     after = nbformat.read(book.notebook(source(book)), as_version=4)
     assert "It tries what" in after.cells[0].source
-    marked = [cell.metadata.nbval.abs for cell in after.cells if "nbval" in cell.metadata]
-    assert marked == [0.03]
+    marked = [dict(cell.metadata.nbval) for cell in after.cells if "nbval" in cell.metadata]
+    assert marked == [{"kind": "exact"}, {"kind": "trained", "abs": 0.03}]
     kept = [[cell.get("outputs") for cell in n.cells if cell.cell_type == "code"] for n in (before, after)]
     assert kept[0] == kept[1]
     assert not words.carry(book, source(book))
