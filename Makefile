@@ -23,7 +23,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make book CHAPTERS=\"05 07\"   only these chapters"
-	@echo "  make book PROFILE=full       paper scale, on a GPU; the results go to book/results"
+	@echo "  make book PROFILE=full       paper scale, on a GPU; the results go to book/records"
 	@echo "  make site REPOSITORY=... ADDRESS=...   for a public site: launch buttons, sitemap, previews"
 	@echo "  make PYTHON=python3.12 ...   build .venv with another Python"
 

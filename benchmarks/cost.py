@@ -1,7 +1,7 @@
 """What a GBA step costs against each of its sizes, sparse and dense.
 
     python -m benchmarks.cost                                       # about three minutes on two cores
-    python -m benchmarks.cost --record book/results/14_cost.json
+    python -m benchmarks.cost --record book/records/14_cost.json
 
 One size at a time is moved away from d 576, width 9,216, batch 1,024, L0 32; rules and contestants are those
 of ``benchmarks.step``.

@@ -3,7 +3,7 @@
     python -m benchmarks.step                                  # d 576, width 9,216, batch 1,024, L0 32
     python -m benchmarks.step --d 1536 --width 65536 --batch 8192 --l0 64 --device cuda --bf16
     python -m benchmarks.step --json           # rows {name, ms, x_gemm, ...} on standard output
-    python -m benchmarks.step --record book/results/14_step.json
+    python -m benchmarks.step --record book/records/14_step.json
 
 All contestants are timed in one process, in turn, round after round; numbers are medians over the rounds.
 Rows are random, as are weights; biases are set so that ``--l0`` latents fire on a row. Peers are timed

@@ -160,7 +160,7 @@ def open_place(
 def searched_places(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
     """The corpora and layers for which the search of chapter 10 has settings of all methods, in order.
 
-    rows: of its record, ``book/results/10_search.json``.
+    rows: of its record, ``book/records/10_search.json``.
     """
     has = {(row["corpus"], row["layer"], row["method"]) for row in rows if row["chosen"]}
     places = itertools.product(CORPORA, LAYERS.values())
@@ -170,7 +170,7 @@ def searched_places(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
 def settings(rows: Sequence[Mapping[str, Any]], corpus: str, layer: int) -> dict[str, dict[str, Any]]:
     """What the search of chapter 10 chose at a place: a row a method of its record, with ``lr``, ``knob``.
 
-    rows: of the record, ``book/results/10_search.json``.
+    rows: of the record, ``book/records/10_search.json``.
 
     Raises ValueError naming the places that the search went to.
     """

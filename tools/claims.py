@@ -63,7 +63,7 @@ def glued(book: Book) -> dict[str, Glued]:
 
 def names(book: Book) -> dict[str, Any]:
     """All that a claim can ask for: what notebooks have glued, and records."""
-    folder = book.pages / "results"
+    folder = book.pages / "records"
     return glued(book) | {f"r{file.stem}": Runs(records.read(file).rows) for file in folder.glob("*.json")}
 
 

@@ -19,7 +19,7 @@ TEMPLATE = Template(Path(__file__).with_name("front.html").read_text("utf8"))
 
 def text(book: Book) -> str:
     """The fragment of HTML: a picture, two sliders, one sentence; empty where there is no record."""
-    path = book.pages / "results" / "04_resonance.json"
+    path = book.pages / "records" / "04_resonance.json"
     if not path.is_file():
         return ""
     rows = records.read(path).rows

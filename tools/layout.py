@@ -12,7 +12,7 @@ from nbformat import NotebookNode
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCE_NAME = re.compile(r"\d\d_\w+\.md")
 # how a chapter names the record of another one
-RECORD = re.compile(r"\bresults/(\d\d_[\w-]+\.json)\b")
+RECORD = re.compile(r"\brecords/(\d\d_[\w-]+\.json)\b")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Book:
 
     def records(self, source: Path) -> list[Path]:
         """The records of long runs that a chapter shows: those with its number, and those it names."""
-        folder = self.pages / "results"
+        folder = self.pages / "records"
         named = {folder / name for name in RECORD.findall(source.read_text("utf8"))}
         return sorted(
             {*folder.glob(f"{source.name[:2]}_*.json"), *(path for path in named if path.is_file())}

@@ -144,7 +144,7 @@ def prepare(book: Book, path: NumericalPath, sources: Sequence[Path]) -> Iterato
         if (book.root / name).is_dir():
             shutil.rmtree(copy.root / name, ignore_errors=True)
             shutil.copytree(book.root / name, copy.root / name)
-    shutil.copytree(book.pages / "results", copy.pages / "results", dirs_exist_ok=True)
+    shutil.copytree(book.pages / "records", copy.pages / "records", dirs_exist_ok=True)
     for source in sources:
         copied = copy.root / "chapters" / source.name
         if not _executed(copy, copied):

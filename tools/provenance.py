@@ -95,7 +95,7 @@ def stale(book: Book, source: Path) -> list[str]:
         reasons.append(f"{source.name} has changed")
     reasons += _changed_modules(old["library_modules"], current["library_modules"])
     if old.get("records", {}) != current["records"]:
-        reasons.append("a record of it in book/results has changed")
+        reasons.append("a record of it in book/records has changed")
     for key in ("profile", "parameters", "threads"):
         if old[key] != current[key]:
             reasons.append(f"{key}: it ran with {old[key]}, expected {current[key]}")

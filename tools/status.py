@@ -65,7 +65,7 @@ def text(book: Book) -> str:
     ]  # fmt: skip
     head = ("chapter", "made on", "seconds", "core-seconds", "GiB", "threads", "profile", "source", "library")
     rows = []
-    for path in sorted((book.pages / "results").glob("*.json")):
+    for path in sorted((book.pages / "records").glob("*.json")):
         record = records.read(path)
         hardware = record.made["hardware"]
         on = hardware["gpu"] if hardware["gpu"] != "none" else f"{hardware['cores']} cores, {hardware['cpu']}"
@@ -86,7 +86,7 @@ def text(book: Book) -> str:
 
 def _reproduction(book: Book) -> str:
     """What other processors make of the numbers, from the record of `make paths`; "" where there is none."""
-    path = book.pages / "results" / verify_paths.RECORD
+    path = book.pages / "records" / verify_paths.RECORD
     if not path.is_file():
         return ""
     by_chapter: dict[str, list[dict[str, Any]]] = defaultdict(list)

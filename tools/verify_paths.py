@@ -62,7 +62,7 @@ def _record(
     """Keep how far the paths moved the numbers, a row a cell."""
     made = [provenance.recorded(path.book(book).notebook(source)) for path in paths for source in sources]
     seconds = sum(float(notebook.get("seconds", 0)) for notebook in made)
-    target = book.pages / "results" / RECORD
+    target = book.pages / "records" / RECORD
     records.write(target, numbers.summary(rows, [path.name for path in paths]), seconds=seconds)
     print(f"for the status page: {target.relative_to(book.root)}")
 

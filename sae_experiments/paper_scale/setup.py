@@ -18,7 +18,7 @@ from sae_lib.language_models import DEFAULT_MODEL, LanguageModel
 from sae_lib.methods import GroupBiasAdaptation, Method, TopK
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "book" / "results" / "10_paper_scale.json"
+RECORD = ROOT / "book" / "records" / "10_paper_scale.json"
 PAPER = {"model": "Qwen/Qwen2.5-1.5B", "width": 65_536, "tokens": 100_000_000}
 # the config on the hub, as of this edition
 CONFIG = Path(__file__).with_name("qwen2.5-1.5b.json")

@@ -43,8 +43,8 @@ from sae_lib.sweeps import sweep
 
 RUNS = "runs/consistency"
 STORES = "runs/language"
-RESULTS = "book/results"
-SEARCH = "book/results/10_search.json"
+RECORDS = "book/records"
+SEARCH = "book/records/10_search.json"
 TARGET = 32.0
 MORE_ROWS = "four times the rows"
 SIZE = testbed.SIZES["quick"]
@@ -271,10 +271,10 @@ def shared_directions(workers: int) -> tuple[list[dict[str, Any]], float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """One stage; its record goes to book/results."""
+    """One stage; its record goes to book/records."""
     asked = common.options("consistency", __doc__, (*stages(), "agreement"), arguments)
     testbed.open_testbed("quick", STORES, names=("code",))
-    path = Path(RESULTS, f"{10 if asked.stage == 'agreement' else 11}_{asked.stage}.json")
+    path = Path(RECORDS, f"{10 if asked.stage == 'agreement' else 11}_{asked.stage}.json")
     rows: list[dict[str, Any]] = []
     seconds = 0.0
     if asked.stage == "agreement":

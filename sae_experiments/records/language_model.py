@@ -39,7 +39,7 @@ from sae_lib.methods import Method
 from sae_lib.metrics.faithfulness import faithfulness
 from sae_lib.sweeps import sweep
 
-STORES, CACHE, RESULTS = "runs/language", "runs/10", "book/results"
+STORES, CACHE, RECORDS = "runs/language", "runs/10", "book/records"
 RATES = (0.001, 0.003, 0.01, 0.03)
 STOP, ACCEPT, TARGET = 0.05, 0.1, 32
 SEEDS, TARGETS = (0, 1, 2), (20, 60, 200)
@@ -125,7 +125,7 @@ def searched(cells: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
 
 def recorded(stage: str) -> list[dict[str, Any]]:
     """The rows of a stage's record; none where there is no record."""
-    path = Path(RESULTS, f"10_{stage}.json")
+    path = Path(RECORDS, f"10_{stage}.json")
     return records.read(path).rows if path.exists() else []
 
 
@@ -158,7 +158,7 @@ def settings(rows: list[dict[str, Any]], corpus: str, layer: int) -> dict[str, d
 
 def found_by_search() -> list[dict[str, Any]]:
     """The rows of the record of the search, which must be there."""
-    return records.read(Path(RESULTS, "10_search.json")).rows
+    return records.read(Path(RECORDS, "10_search.json")).rows
 
 
 def single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
@@ -260,11 +260,11 @@ GROWING = ("search", "frontier")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """One stage; its record goes to book/results."""
+    """One stage; its record goes to book/records."""
     asked = options("language_model", __doc__, STAGES, arguments)
     started = time.perf_counter()
     testbed.open_testbed("quick", STORES)
-    path = Path(RESULTS, f"10_{asked.stage}.json")
+    path = Path(RECORDS, f"10_{asked.stage}.json")
     rows = STAGES[asked.stage](asked.workers)
     before = records.read(path).made["seconds"] if asked.stage in GROWING and path.exists() else 0
     records.write(path, rows, seconds=before + time.perf_counter() - started)

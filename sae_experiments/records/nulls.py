@@ -30,7 +30,7 @@ from sae_lib.metrics import nulls
 from sae_lib.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS, RESULTS = ROOT / "runs" / "nulls", ROOT / "book" / "results"
+RUNS, RECORDS = ROOT / "runs" / "nulls", ROOT / "book" / "records"
 TRAINING = {"width": 256, "steps": 100, "batch_size": 256, "train": 12, "half": 8}
 # layer, twins, whether they keep the trained embedding
 DRAWS = ((2, 19, False), (2, 19, True), (14, 19, False), (14, 19, True))
@@ -38,7 +38,7 @@ DRAWS = ((2, 19, False), (2, 19, True), (14, 19, False), (14, 19, True))
 
 def gba(layer: int) -> dict[str, tuple[float, float]]:
     """Ladder and learning rate that chapter 10's search chose, as ``null_models.draw`` takes them."""
-    rows = records.read(RESULTS / "10_search.json").rows
+    rows = records.read(RECORDS / "10_search.json").rows
     chosen = testbed.settings(rows, "code", layer)["gba"]
     return {"gba": (chosen["knob"], chosen["lr"])}
 
@@ -172,7 +172,7 @@ def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) ->
     with sae_lib.files.atomic.replacing(clock) as path:
         path.write_text(json.dumps(spent))
     if rows:
-        records.write(RESULTS / f"13_{what.replace('-', '_')}.json", rows, seconds=spent)
+        records.write(RECORDS / f"13_{what.replace('-', '_')}.json", rows, seconds=spent)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
     python -m sae_experiments.records.reading WHAT
 
-    readings         book/results/12_readings.json, 2 minutes of two cores
-    splitting        book/results/12_splitting.json, 3 minutes of two cores
-    interventions    book/results/12_interventions.json, 2 minutes
+    readings         book/records/12_readings.json, 2 minutes of two cores
+    splitting        book/records/12_splitting.json, 3 minutes of two cores
+    interventions    book/records/12_interventions.json, 2 minutes
 
 Run it from the repository's root. Finished runs are kept in runs/reading; started again, the command goes on
-where it stopped. Settings are the winners of chapter 10's search, book/results/10_search.json.
+where it stopped. Settings are the winners of chapter 10's search, book/records/10_search.json.
 
 Readings: three methods on code, middle layer; purity, what readings predict, which latents fire together,
 and what steering and ablating four latents does. Splitting: GBA and TopK on code, middle layer, at three
@@ -35,7 +35,7 @@ from sae_lib.metrics.reading import TokenTable, code_table, scattered
 from sae_lib.sweeps import sweep
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "book" / "results"
+RECORDS = ROOT / "book" / "records"
 # the command is run from the repository's root
 STORES = "runs/language"
 WIDTHS = (512, 1024, 2048)
@@ -51,7 +51,7 @@ def place(layer: int) -> Place:
 
 def cells(layer: int, methods: tuple[str, ...]) -> list[dict[str, Any]]:
     """Every method with the settings of the search, every seed."""
-    chosen = testbed.settings(records.read(RESULTS / "10_search.json").rows, "code", layer)
+    chosen = testbed.settings(records.read(RECORDS / "10_search.json").rows, "code", layer)
     return [
         {"method": m, "knob": chosen[m]["knob"], "lr": chosen[m]["lr"], "layer": layer, "seed": s}
         for s in SEEDS for m in methods
@@ -185,7 +185,7 @@ def main(what: str, workers: int = 2) -> Path:
             {"what": "absorption", **common, "width": int(width), **row}
             for width, classes in r["absorption"].items() for row in classes
         ]  # fmt: skip
-    path = RESULTS / f"12_{what}.json"
+    path = RECORDS / f"12_{what}.json"
     records.write(path, rows, seconds=seconds)
     return path
 

@@ -184,12 +184,8 @@ def main(size: str = "small", seeds: int = 3, workers: int = 1) -> Path:
         for r in tried
         for t in r["trials"]
     ]
-    path = (
-        ROOT
-        / "book"
-        / "results"
-        / ("08_synthsaebench.json" if size == "small" else f"08_synthsaebench_{size}.json")
-    )
+    name = "08_synthsaebench.json" if size == "small" else f"08_synthsaebench_{size}.json"
+    path = ROOT / "book" / "records" / name
     records.write(path, rows + trial_rows, seconds=time.perf_counter() - start)
     return path
 

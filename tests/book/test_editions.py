@@ -288,7 +288,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 
 def release(folder: Path) -> str:
     """A repository with the library and a record, whose last commit is not the release."""
-    for name in ("sae_lib/__init__.py", "book/results/04_record.json", "requirements-data.lock"):
+    for name in ("sae_lib/__init__.py", "book/records/04_record.json", "requirements-data.lock"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")
     tag = f"v{sae_lib.__version__}"
@@ -312,9 +312,9 @@ def test_first_cell_installs_the_release(bare: list, tmp_path: Path, language: b
     extras = "gguf,notebooks" if language else "notebooks"
     data = ["--no-deps", "-r", str(clone / "requirements-data.lock")]
     assert bare == [["-e", f"{clone}[{extras}]"], *([data] if language else [])]
-    # in the folder of the book, at the release: the chapters' `results/` are there
+    # in the folder of the book, at the release: the chapters' `records/` are there
     assert Path.cwd() == clone / "book"
-    assert [path.name for path in Path().iterdir()] == ["results"]
+    assert [path.name for path in Path().iterdir()] == ["records"]
     exec(source, {})  # the second time there is nothing to do
     assert len(bare) == 1 + language
 

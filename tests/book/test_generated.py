@@ -22,7 +22,7 @@ def test_committed_page_is_what_the_build_writes(page: ModuleType) -> None:
 
 def test_front_picture_shows_the_measured_points() -> None:
     """Against the record itself: the mean of three seeds at the place where the sliders start."""
-    rows = records.read(Book().pages / "results" / "04_resonance.json").rows
+    rows = records.read(Book().pages / "records" / "04_resonance.json").rows
     at = {"n": 256, "d": 128, "s": 3, "ratio": 0.5}
     frr = [row["frr"] for row in rows if at.items() <= row.items() and "hold" not in row]
     (data,) = re.findall(r"const data = (.*);", front.text(Book()))
@@ -45,8 +45,8 @@ def test_page_follows_notebooks_and_records(tmp_path: Path) -> None:
     for shown in (f"[90]({source.stem}.ipynb)", made["date"], made["source_sha256"][:8], "1 of 1 chapters"):
         assert shown in page
 
-    (book.pages / "results").mkdir()
-    records.write(book.pages / "results" / "90_runs.json", [{"x": 1}], seconds=1234)
+    (book.pages / "records").mkdir()
+    records.write(book.pages / "records" / "90_runs.json", [{"x": 1}], seconds=1234)
     generated.write(book)
     page = (book.pages / status.PAGE).read_text("utf8")
     assert "`90_runs`" in page
@@ -70,9 +70,9 @@ def test_claims_take_their_numbers_from_the_notebooks(tmp_path: Path) -> None:
 def test_claims_take_means_from_records(tmp_path: Path) -> None:
     book = small_book(tmp_path)
     source = tmp_path / "chapters" / claims.PAGE
-    (book.pages / "results").mkdir()
+    (book.pages / "records").mkdir()
     rows = [{"groups": g, "top": 0.3, "error": e} for g, e in ((3, 1.0), (3, 2.0), (10, 5.0))]
-    records.write(book.pages / "results" / "90_runs.json", rows, seconds=1)
+    records.write(book.pages / "records" / "90_runs.json", rows, seconds=1)
     source.write_text(
         "{r90_runs[groups=3,top=0.3].error:.2f} against {r90_runs[groups=10].error:.2f}", "utf8"
     )

@@ -28,7 +28,7 @@ TRIED = (DEFAULT, next(path for path in PATHS if path.threads), OTHER_SEED)
 def executed(tmp_path_factory: pytest.TempPathFactory) -> Book:
     """The small book, its committed notebook and copies of it under two paths and another seed."""
     book = small_book(tmp_path_factory.mktemp("book") / "")
-    (book.pages / "results").mkdir()
+    (book.pages / "records").mkdir()
     (book.root / "chapters" / verdicts.FILE).write_text(VERDICTS)
     assert call("run", "--root", str(book.root)).returncode == 0
     told = call(

@@ -86,12 +86,12 @@ def test_stale_names_what_changed(book: Book) -> None:
     (book.packages[0] / "one.py").write_text("def alpha(): return 1\n")
     source.write_text(source.read_text("utf8") + "\nMore.\n", "utf8")
     assert provenance.stale(book, source) == ["90_sample.md has changed", "sae_lib.one has changed"]
-    (book.pages / "results").mkdir()
-    (book.pages / "results" / "91_other.json").write_text("{}")
+    (book.pages / "records").mkdir()
+    (book.pages / "records" / "91_other.json").write_text("{}")
     assert len(provenance.stale(book, source)) == 2
-    (book.pages / "results" / "90_long_run.json").write_text("{}")
-    assert "a record of it in book/results has changed" in provenance.stale(book, source)
-    (book.pages / "results" / "90_long_run.json").unlink()
+    (book.pages / "records" / "90_long_run.json").write_text("{}")
+    assert "a record of it in book/records has changed" in provenance.stale(book, source)
+    (book.pages / "records" / "90_long_run.json").unlink()
     assert len(provenance.stale(book, source)) == 2
     assert "sae_lib.one has changed" in call("check", "--root", str(book.root)).stdout
 
@@ -102,21 +102,21 @@ def test_stale_names_what_changed(book: Book) -> None:
 @pytest.mark.slow
 def test_a_record_of_another_chapter_counts_where_it_is_named(book: Book) -> None:
     source = book.root / "chapters" / SOURCE
-    results = book.pages / "results"
-    results.mkdir()
+    stored = book.pages / "records"
+    stored.mkdir()
     for name in ("10_search.json", "10_other.json", "90_own.json", "x10_search.json"):
-        (results / name).write_text("{}")
+        (stored / name).write_text("{}")
     assert [path.name for path in book.records(source)] == ["90_own.json"]
     # one of them exists nowhere
     source.write_text(
-        source.read_text("utf8") + '\nrecords.read("results/10_search.json")\n`results/11_none.json`\n',
+        source.read_text("utf8") + '\nrecords.read("records/10_search.json")\n`records/11_none.json`\n',
         "utf8",
     )
     assert [path.name for path in book.records(source)] == ["10_search.json", "90_own.json"]
     before = provenance.inputs(book, source, "quick")["records"]
-    (results / "10_other.json").write_text("[1]")
+    (stored / "10_other.json").write_text("[1]")
     assert provenance.inputs(book, source, "quick")["records"] == before
-    (results / "10_search.json").write_text("[1]")
+    (stored / "10_search.json").write_text("[1]")
     assert provenance.inputs(book, source, "quick")["records"] != before
 
 

@@ -52,9 +52,9 @@ def test_benjamini_hochberg_uses_the_models_of_other_trials():
 
 def test_a_record_is_made_in_pieces(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(benchmark, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(benchmark, "trial", fast_trial)
-    path = tmp_path / "results" / "13_false_positives.json"
+    path = tmp_path / "records" / "13_false_positives.json"
     benchmark.main("false-positives", seconds=0, trials=4)
     assert "0 of 4 runs are kept" in capsys.readouterr().out
     assert not path.exists()

@@ -10,7 +10,7 @@ from sae_experiments.testbed import LAYERS, METHODS, LanguageTestbed
 from sae_lib import activations, records
 from tools.layout import REPOSITORY
 
-SEARCH = REPOSITORY / "book" / "results" / "10_search.json"
+SEARCH = REPOSITORY / "book" / "records" / "10_search.json"
 
 
 def made_up(places):

@@ -218,12 +218,12 @@ def test_tuning_whole_numbers_beyond_reach_and_within_budget():
 
 def test_a_record_comes_back_with_its_provenance(tmp_path):
     rows = sweep(noisy, CELLS, workers=1)
-    records.write(tmp_path / "results" / "00_test.json", rows, seconds=125)
-    record = records.read(tmp_path / "results" / "00_test.json")
+    records.write(tmp_path / "records" / "00_test.json", rows, seconds=125)
+    record = records.read(tmp_path / "records" / "00_test.json")
     assert record.rows == rows
     assert record.made["versions"]["torch"] == torch.__version__
     assert "2 minutes" in record.label
-    assert str(tmp_path) not in (tmp_path / "results" / "00_test.json").read_text()
+    assert str(tmp_path) not in (tmp_path / "records" / "00_test.json").read_text()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"format": "other", "rows": [], "made": {}})])
