@@ -38,7 +38,7 @@ def test_the_record_has_every_pair_at_what_the_search_chose(monkeypatch, tmp_pat
     monkeypatch.setattr(consistency, "fit", law)
     monkeypatch.setattr(consistency, "RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(consistency, "share", lambda kept, data: {"kept": kept})
-    monkeypatch.setattr(consistency, "RESULTS", str(tmp_path))
+    monkeypatch.setattr(consistency, "RECORDS", str(tmp_path))
     monkeypatch.setattr(testbed, "open_testbed", lambda *arguments, **names: None)
     consistency.main(["agreement", "--workers", "1"])
     record = records.read(tmp_path / "10_agreement.json")

@@ -86,7 +86,7 @@ def test_every_stage_writes_its_record_at_32_active_latents(monkeypatch, tmp_pat
     monkeypatch.setattr(consistency, "fit", law)
     monkeypatch.setattr(consistency, "agreement", agreement)
     monkeypatch.setattr(consistency, "RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(consistency, "RESULTS", str(tmp_path))
+    monkeypatch.setattr(consistency, "RECORDS", str(tmp_path))
     monkeypatch.setattr(testbed, "open_testbed", lambda *arguments, **names: None)
     consistency.main([stage, "--workers", "1"])
     written = records.read(tmp_path / f"11_{stage}.json").rows

@@ -29,7 +29,7 @@ def law(method, lr, corpus, layer, seed):
 def made_up(monkeypatch, tmp_path):
     monkeypatch.setattr(language_model, "fit", law)
     monkeypatch.setattr(language_model, "CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(language_model, "RESULTS", str(tmp_path))
+    monkeypatch.setattr(language_model, "RECORDS", str(tmp_path))
     monkeypatch.setattr(language_model.testbed, "open_testbed", lambda *arguments: None)
     return tmp_path
 
