@@ -27,7 +27,7 @@ PROBE_F1, CLASS_ROWS = 0.8, 30
 
 
 class Place:
-    """A corpus and layer of the testbed: normalised rows, with the token of each and the one after it.
+    """A corpus and layer of the testbed: rows as the model has them, with the token of each and the one after it.
 
     rows, test: (N, d), training and held-out. tokens, following: (N,) of the training rows; −1 where the
     block ends. test_tokens: of the held-out rows.
@@ -37,7 +37,7 @@ class Place:
         self.bed, self.layer, self.site = bed, layer, f"resid_post.{layer}"
         self.store, self.held_out = bed.stores[corpus, layer], bed.held_out[corpus, layer]
         every = torch.arange(self.store.n_rows)
-        self.rows = self.store.normalisation.apply(self.store.rows(every))
+        self.rows = self.store.rows(every)
         self.test = bed.test_rows(corpus, layer)
         self.tokens, self.following = self.store.windows(every, after=1)[0].numpy().T
         self.test_tokens = self.held_out.windows(torch.arange(len(self.test)))[0].numpy()[:, 0]
@@ -60,8 +60,10 @@ class Place:
         tokenizer = self.bed.model.tokenizer
         labels, test_labels = (token_classes(tokenizer, t) for t in (self.tokens, self.test_tokens))
         labels = {name: label for name, label in labels.items() if label.any()}
-        probes = ridge_probes(self.rows, torch.from_numpy(np.stack(list(labels.values()), axis=1)))
-        said = probes.say(self.test).numpy().T
+        # the penalty is measured against rows of norm 1
+        scaled = self.store.normalisation.apply
+        probes = ridge_probes(scaled(self.rows), torch.from_numpy(np.stack(list(labels.values()), axis=1)))
+        said = probes.say(scaled(self.test)).numpy().T
         found = []
         for i, (name, label) in enumerate(labels.items()):
             there = test_labels[name]

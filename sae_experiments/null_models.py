@@ -122,7 +122,7 @@ def rows_of(
 def purities(sae: SparseAutoencoder, rows: Tensor, tokens: Tensor) -> Tensor:
     """Share of each latent's 20 strongest rows that stand on their most common token, (latents,) float64.
 
-    rows: (N, d) normalised. tokens: (N,). Latents that fire on fewer than 20 rows are left out.
+    rows: (N, d), as it was trained on. tokens: (N,). Latents that fire on fewer than 20 rows are left out.
     """
     codes = sae.encode(rows)
     often = ((codes > 0).sum(dim=0) >= STRONGEST).nonzero().flatten()

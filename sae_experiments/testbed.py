@@ -30,6 +30,7 @@ from sae_lib.methods import (
     Method,
     TopK,
 )
+from sae_lib.sae import SparseAutoencoder
 
 CORPORA = ("code", "wikipedia")
 # of 30; the paper has 2, 13 and 26 of 28
@@ -60,8 +61,8 @@ class LanguageTestbed:
     batch_size: int
 
     def test_rows(self, corpus: str, layer: int) -> Tensor:
-        """All held-out rows (N, d), normalised as the training rows of that corpus and layer."""
-        return _test_rows(self.stores[corpus, layer], self.held_out[corpus, layer])
+        """All held-out rows (N, d) of that corpus and layer, as the model has them."""
+        return all_rows(self.held_out[corpus, layer])
 
     def blocks(self, corpus: str, number: int) -> Tensor:
         """The first ``number`` blocks of held-out tokens (number, 256): those the held-out rows come from."""
@@ -80,8 +81,16 @@ def texts(corpus: str) -> tuple[corpora.Corpus, corpora.Corpus]:
     return whole.split(held_out=0.1)
 
 
-def _test_rows(store: ActivationStore, held_out: ActivationStore) -> Tensor:
-    return store.normalisation.apply(held_out.rows(torch.arange(held_out.n_rows)))
+def all_rows(store: ActivationStore) -> Tensor:
+    """Every row of a store (N, d), as the model has them."""
+    return store.rows(torch.arange(store.n_rows))
+
+
+def untrained(method: Method, store: ActivationStore, *, width: int, seed: int) -> SparseAutoencoder:
+    """A null: an autoencoder as the method starts it, with its biases set on rows of the store."""
+    sae = method.build(store.d_in, width, normalisation=store.normalisation, seed=seed)
+    method.start(sae, store.normalisation.apply(store.sample(16_384)))
+    return sae
 
 
 def _at(folder: str | Path, profile: str, corpus: str, part: str, layer: int) -> Path:
@@ -149,12 +158,10 @@ def open_place(
 
     folder: as for :func:`open_testbed`, which has harvested them; FileNotFoundError where it has not.
     store: another one to train on, in place of the testbed's.
-
-    The rows are normalised as the store's.
     """
     if store is None:
         store = ActivationStore.open(_at(folder, "quick", corpus, "train", layer))
-    return store, _test_rows(store, ActivationStore.open(_at(folder, "quick", corpus, "held_out", layer)))
+    return store, all_rows(ActivationStore.open(_at(folder, "quick", corpus, "held_out", layer)))
 
 
 def searched_places(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:

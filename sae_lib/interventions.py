@@ -118,10 +118,10 @@ def ablate(
 
     def change(rows: Tensor) -> Tensor:
         x = rows.to(sae.weight.dtype)
-        codes = sae.encode(sae.normalisation.apply(x))
+        codes = sae.encode(x)
         if error == "dropped":
             codes = codes.index_copy(1, index, values.expand(len(codes), -1))
-            return sae.normalisation.invert(sae.decode(codes), x)
+            return sae.decode(codes, like=x)
         shift = ((values - codes[:, index]) * sae.scale[index]) @ sae.decoder_rows[index]
         return _moved(rows, sae.normalisation.invert(shift, x))
 

@@ -97,12 +97,24 @@ class SparseAutoencoder(nn.Module):
         sign = torch.where(self.scale < 0, -1.0, 1.0)
         return (self.decoder_rows * sign[:, None]).detach()
 
-    def magnitudes(self, x: Tensor) -> Tensor:
-        """Codes times |a_m|, (B, M), of normalised rows x (B, d): how far each latent pushes."""
-        return self.encode(x) * self.scale.abs()
+    def magnitudes(self, rows: Tensor) -> Tensor:
+        """Return codes times |a_m|, (…, M), of rows (…, d): how far each latent pushes, in normalised units."""
+        return self.encode(rows) * self.scale.abs()
 
-    def project(self, x: Tensor) -> Tensor:
-        """u = W (x − b_pre), (B, M): the pre-activations without the bias."""
+    def project(self, rows: Tensor) -> Tensor:
+        """Return u = W (x − b_pre), (…, M), the pre-activations without the bias, of rows (…, d)."""
+        if rows.ndim == 0 or rows.shape[-1] != self.d_in:
+            raise ValueError(
+                f"rows have shape {tuple(rows.shape)}; this autoencoder expects (…, {self.d_in}), "
+                f"{self.d_in} numbers a row"
+            )
+        if rows.dtype != self.weight.dtype:
+            dtype = self.weight.dtype
+            raise ValueError(f"rows are {rows.dtype}, the autoencoder is {dtype}; pass rows.to({dtype})")
+        return self.project_normalised(self.normalisation.apply(rows))
+
+    def project_normalised(self, x: Tensor) -> Tensor:
+        """Return u, (B, M), of rows that are normalised already, as training batches (B, d) are."""
         # as a bias of the product: the gradient of b_pre then costs a vector, not a third product
         return torch.nn.functional.linear(x, self.weight, -(self.weight @ self.pre_bias))
 
@@ -120,22 +132,46 @@ class SparseAutoencoder(nn.Module):
         top = y.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(y).scatter(-1, top.indices, top.values)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Codes (B, M) of normalised rows x (B, d)."""
-        return self.gate(self.project(x))
+    def encode(self, rows: Tensor) -> Tensor:
+        """Return the codes z (…, M) of rows (…, d) as the model has them.
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Reconstruction (B, d), in normalised units, of codes (B, M)."""
+        Raises:
+            ValueError: The rows have another width or dtype than the autoencoder.
+        """
+        return self.gate(self.project(rows))
+
+    def decode(self, codes: Tensor, *, like: Tensor | None = None) -> Tensor:
+        """Return the reconstruction (…, d), in the model's units, of codes (…, M).
+
+        Args:
+            codes: As :meth:`encode` returns them.
+            like: The rows (…, d) that the codes belong to. Needed where the autoencoder normalises each row to
+                unit norm, since codes then say nothing of how long the row was.
+
+        Raises:
+            ValueError: The codes have another width than the autoencoder, or ``like`` is missing.
+        """
+        if codes.ndim == 0 or codes.shape[-1] != self.width:
+            raise ValueError(f"codes have shape {tuple(codes.shape)}; expected (…, {self.width})")
+        if self.normalisation.kind == "unit" and like is None:
+            raise ValueError(
+                "this autoencoder normalises every row to unit norm; pass the rows themselves to restore "
+                "their lengths: decode(codes, like=rows)"
+            )
+        written = self.decode_normalised(codes)
+        return self.normalisation.invert(written, written if like is None else like)
+
+    def decode_normalised(self, codes: Tensor) -> Tensor:
+        """Return the reconstruction (B, d) of codes (B, M) in normalised units, as training compares it."""
         return (codes * self.scale) @ self.decoder_rows + self.pre_bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction (B, d) of normalised rows x (B, d)."""
-        return self.decode(self.encode(x))
-
     def reconstruct(self, rows: Tensor) -> Tensor:
-        """Reconstruction (…, d) of raw rows (…, d): normalise, encode, decode, undo the normalisation."""
-        flat = rows.reshape(-1, rows.shape[-1])
-        return self.normalisation.invert(self(self.normalisation.apply(flat)), flat).reshape(rows.shape)
+        """Return the reconstruction (…, d) of rows (…, d), both as the model has them."""
+        return self.decode(self.encode(rows), like=rows)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return the reconstruction, as :meth:`reconstruct` does."""
+        return self.reconstruct(rows)
 
     @torch.no_grad()
     def unit_rows_(self) -> None:

@@ -132,7 +132,7 @@ def _model_keys(metadata: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> SparseAutoencoder:
-    """Read an autoencoder from ``folder``; it takes the same normalised rows as when it was saved.
+    """Read an autoencoder from ``folder``; it takes the same rows as when it was saved.
 
     >>> import json, pathlib, safetensors.torch
     >>> folder, rows = pathlib.Path("theirs"), torch.eye(4)

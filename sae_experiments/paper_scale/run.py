@@ -102,9 +102,7 @@ def run(
     unseen = blocks(held_out, model, max(options.held_out_tokens, options.scored_tokens))
     few = unseen[: -(-options.held_out_tokens // BLOCK)].split(BATCH_BLOCKS)
     rows = torch.cat([forward(model, [model.site(site)], b, SKIP_FIRST)[0].float().cpu() for b in few])
-    found = metrics.reconstruction(
-        sae, sae.normalisation.apply(rows), batch_size=min(options.batch_size, 4096)
-    )
+    found = metrics.reconstruction(sae, rows, batch_size=min(options.batch_size, 4096))
     scored = unseen[: -(-options.scored_tokens // BLOCK)]
     lost = faithfulness(model, {"it": sae}, site, scored, skip_first=SKIP_FIRST, batch_blocks=SCORED_BLOCKS)[
         "it"

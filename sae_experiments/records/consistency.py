@@ -60,12 +60,12 @@ DATA, SEEDS, AGREED, BINS = ("activations", "gaussian twin"), (0, 1, 2), (0.5, 0
 
 
 def source(data: str, layer: int) -> tuple[BatchSource, Tensor]:
-    """Training rows, and held-out normalised rows (N, d)."""
+    """Training rows, and held-out rows (N, d)."""
     more = activations.ActivationStore.open(more_rows(layer)) if data == MORE_ROWS else None
     train, rows = testbed.open_place("code", layer, STORES, store=more)
     if data != "gaussian twin":
         return train, rows
-    twin = spectrum.gaussian_twin(train.normalisation.apply(train.rows(torch.arange(train.n_rows))))
+    twin = spectrum.gaussian_twin(train.normalisation.apply(testbed.all_rows(train)))
     return Rows(twin[len(rows) :]), twin[: len(rows)]
 
 

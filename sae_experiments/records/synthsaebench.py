@@ -118,7 +118,7 @@ def refit(sae: sae_lib.SparseAutoencoder, data: Benchmark) -> None:
     rows, coefficients = data.sample(50_000, seed=1)
     frequency = (coefficients > 0).double().mean(dim=0)
     nearest = (sae.decoder_rows @ data.dictionary.T).abs().argmax(dim=1)
-    projection = sae.project(data.normalisation.apply(rows))
+    projection = sae.project(rows)
     rank = (frequency[nearest] * len(rows)).long().clamp(max=len(rows) - 1)
     descending = projection.sort(dim=0, descending=True).values
     sae.bias.copy_(-descending.gather(0, rank[None])[0].clamp(min=0.0))

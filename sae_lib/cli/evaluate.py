@@ -86,7 +86,7 @@ def _on_data(sae: SparseAutoencoder, data: str, data_seed: int, n_rows: int, see
         from sae_lib.activations import ActivationStore
 
         assert isinstance(source, ActivationStore)
-        rows = sae.normalisation.apply(source.sample(min(n_rows, source.n_rows), seed=seed))
+        rows = source.sample(min(n_rows, source.n_rows), seed=seed)
     found = metrics.reconstruction(sae, rows)
     result: dict[str, Any] = {
         "nmse": found.nmse, "explained_variance": found.explained_variance, "l0": found.l0,

@@ -47,7 +47,7 @@ def _batches(
     magnitude = sae.scale.detach().abs()
     for start in range(0, store.n_rows, size):
         rows = store.rows(torch.arange(start, min(start + size, store.n_rows)))
-        codes = sae.encode(sae.normalisation.apply(rows.to(sae.weight.device)).to(sae.weight.dtype))
+        codes = sae.encode(rows.to(sae.weight))
         if not torch.isfinite(codes).all() or codes.min() < 0:
             bad = int((~torch.isfinite(codes) | (codes < 0)).any(dim=1).nonzero()[0]) + start
             raise ValueError(

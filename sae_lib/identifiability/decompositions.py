@@ -102,7 +102,7 @@ def chunks(coefficients: Tensor, *, widest: int = 1) -> Iterator[tuple[int, Tens
 
 @torch.no_grad()
 def from_autoencoder(sae: SparseAutoencoder, rows: Tensor) -> Decomposition:
-    """How an autoencoder explains normalised rows (N, d): its codes and the directions it writes.
+    """How an autoencoder explains rows (N, d): its codes and the directions it writes.
 
     >>> sae = sae_lib.SparseAutoencoder(d_in=16, width=64)
     >>> found = sae_lib.identifiability.from_autoencoder(sae, torch.eye(16))
@@ -113,7 +113,7 @@ def from_autoencoder(sae: SparseAutoencoder, rows: Tensor) -> Decomposition:
     b_pre is no feature and is left out: HV is the reconstruction less b_pre. A latent that fires on no row
     has no coefficients, and :func:`sae_lib.identifiability.certify` counts it as unused.
     """
-    return Decomposition(sae.magnitudes(rows), sae.directions)
+    return Decomposition(sae.normalisation.invert(sae.magnitudes(rows), rows), sae.directions)
 
 
 def permute(

@@ -89,7 +89,7 @@ class Trainer(nn.Module):
 
     def dense(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """One pass over a batch x (B, d) with all (B, M) codes, from the three parts below."""
-        projection = sae.project(x)
+        projection = sae.project_normalised(x)
         codes = self.codes(sae, projection)
         errors = self.errors(sae, codes, x)
         return Step(self.loss(codes, errors), projection.detach(), codes.detach(), errors[-1].detach())

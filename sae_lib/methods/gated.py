@@ -73,7 +73,7 @@ class GatedTrainer(Trainer):
         projection = self.log_ratio.exp() * u
         gate = u + self.gate_bias
         codes = torch.relu(projection + sae.bias) * (gate > 0)
-        error = sae.decode(codes) - x
+        error = sae.decode_normalised(codes) - x
         open_gate = torch.relu(gate)
         # a frozen decoder: the gate has to fit it, not the other way round
         via_gate = open_gate * sae.scale.detach() @ sae.decoder_rows.detach() + sae.pre_bias.detach()

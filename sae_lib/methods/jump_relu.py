@@ -116,7 +116,7 @@ class JumpReLUTrainer(Trainer):
 
     def dense(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """Reconstruction loss plus the penalty on a batch x (B, d)."""
-        projection = sae.project(x)
+        projection = sae.project_normalised(x)
         codes, fires = jump(projection + sae.bias, self.log_threshold.exp(), self.method.bandwidth)
         errors = self.errors(sae, codes, x)
         fired = self.world.latents.sum(fires.sum(dim=1).mean())

@@ -116,7 +116,7 @@ class AuxiliaryTrainer(Trainer):
         return step._replace(loss=step.loss + self.method.aux_coefficient * auxiliary)
 
     def _auxiliary(self, sae: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
-        y = torch.relu(sae.project(x) + sae.bias) * self.dead
+        y = torch.relu(sae.project_normalised(x) + sae.bias) * self.dead
         top = y.topk(min(max(sae.d_in // 2, 1), sae.width), dim=1, sorted=False)
         codes = torch.zeros_like(y).scatter(1, top.indices, top.values)
         remaining = (codes * sae.scale) @ sae.decoder_rows + error

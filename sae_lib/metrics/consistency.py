@@ -54,7 +54,7 @@ class LatentStatistics:
 
 @torch.no_grad()
 def latent_statistics(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int = 4096) -> LatentStatistics:
-    """Measure ``sae`` on normalised rows (N, d)."""
+    """Measure ``sae`` on rows (N, d) as the model has them."""
     matrix(rows, sae.d_in)
     fired, total, squares, peak = torch.zeros(4, sae.width, dtype=torch.float64, device=sae.weight.device)
     for x in rows.split(batch_size):

@@ -33,7 +33,7 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruction(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int = 4096) -> Reconstruction:
-    """Measure ``sae`` on normalised rows (N, d); sums are kept in float64.
+    """Measure ``sae`` on rows (N, d) as the model has them; sums are kept in float64.
 
     >>> sae = sae_lib.SparseAutoencoder(d_in=16, width=64, activation="topk", k=4)
     >>> measured = sae_lib.metrics.reconstruction(sae, torch.eye(16))
@@ -47,7 +47,7 @@ def reconstruction(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int = 40
     for x in rows.split(batch_size):
         x = x.to(device)
         codes = sae.encode(x)
-        error += (sae.decode(codes) - x).double().square().sum()
+        error += (sae.decode(codes, like=x) - x).double().square().sum()
         fired += (codes != 0).sum(dim=0)
     power = rows.double().square().sum().item()
     spread = (rows.double() - rows.double().mean(dim=0)).square().sum().item()

@@ -126,7 +126,7 @@ def classification(
     signed: bool = True,
     batch_size: int = 4096,
 ) -> Classification:
-    """Compare the firings of ``sae`` on normalised rows (N, d) with the features that made the rows.
+    """Compare the firings of ``sae`` on rows (N, d) with the features that made the rows.
 
     coefficients: (N, n), nonzero where a feature occurs. dictionary: (n, d). ``signed`` as for the MCC.
     """

@@ -69,7 +69,7 @@ def estimate_frequencies(
     [0.39, 0.2, 0.1, 0.05]
 
     runs: autoencoders (their decoder rows count) or directions (M, d), trained on the same data.
-    rows: what to count on, normalised as in training; 10,000 rows see frequencies down to about 1e-3.
+    rows: what to count on; 10,000 rows see frequencies down to about 1e-3.
     threshold: cosine above which two runs found the same direction.
     penalty: see :func:`lasso_codes`.
 
