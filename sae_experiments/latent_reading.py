@@ -27,7 +27,7 @@ PROBE_F1, CLASS_ROWS = 0.8, 30
 
 
 class Place:
-    """A corpus and layer of the testbed: rows as the model has them, with the token of each and the one after it.
+    """A corpus and layer of the testbed: its rows, with the token of each and the one after it.
 
     rows, test: (N, d), training and held-out. tokens, following: (N,) of the training rows; −1 where the
     block ends. test_tokens: of the held-out rows.

@@ -98,7 +98,7 @@ class SparseAutoencoder(nn.Module):
         return (self.decoder_rows * sign[:, None]).detach()
 
     def magnitudes(self, rows: Tensor) -> Tensor:
-        """Return codes times |a_m|, (…, M), of rows (…, d): how far each latent pushes, in normalised units."""
+        """Return codes times |a_m|, (…, M), of rows (…, d): how far each latent pushes when normalised."""
         return self.encode(rows) * self.scale.abs()
 
     def project(self, rows: Tensor) -> Tensor:
@@ -145,8 +145,8 @@ class SparseAutoencoder(nn.Module):
 
         Args:
             codes: As :meth:`encode` returns them.
-            like: The rows (…, d) that the codes belong to. Needed where the autoencoder normalises each row to
-                unit norm, since codes then say nothing of how long the row was.
+            like: The rows (…, d) that the codes belong to. Needed where each row is normalised to unit norm,
+                since its codes then say nothing of its length.
 
         Raises:
             ValueError: The codes have another width than the autoencoder, or ``like`` is missing.

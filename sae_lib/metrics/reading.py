@@ -19,7 +19,7 @@ from sae_lib.sae import SparseAutoencoder
 
 @torch.no_grad()
 def code_table(sae: SparseAutoencoder, rows: Tensor | Iterable[Tensor]) -> csr_array:
-    """Codes (N, M) of rows (N, d) as the model has them, times |a_m|, so that their size does not depend on the scale.
+    """Codes (N, M) of rows (N, d), times |a_m|, so that their size does not depend on the scale.
 
     rows: a tensor, read 4,096 rows at a time, or batches of rows.
     """

@@ -53,8 +53,8 @@ def autoencoder(store, activation="relu"):
     ).double()
     sae.scale.data = torch.linspace(0.5, 2, WIDTH, dtype=torch.float64)
     sae.scale.data[7] *= -1
-    rows = store.normalisation.apply(store.rows(range(store.n_rows))).double()
-    sae.pre_bias.data = rows.mean(dim=0)
+    rows = store.rows(range(store.n_rows)).double()
+    sae.pre_bias.data = store.normalisation.apply(rows).mean(dim=0)
     projection = sae.project(rows)
     sae.bias.data = -torch.tensor([bar_between(u, 0.1) for u in projection.T], dtype=torch.float64)
     sae.bias.data[0] = -1e4
@@ -67,7 +67,7 @@ def autoencoder(store, activation="relu"):
 
 def table(sae, store):
     """All activations (N, M), float64."""
-    rows = store.normalisation.apply(store.rows(range(store.n_rows)))
+    rows = store.rows(range(store.n_rows))
     return (sae.encode(rows.double()) * sae.scale.abs()).numpy()
 
 
