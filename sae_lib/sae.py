@@ -41,8 +41,6 @@ class SparseAutoencoder(nn.Module):
     bias: (M,) gate bias b_m; gets no gradient unless a method turns it on.
     threshold: (M,) θ_m ≥ 0 of the ``"threshold"`` gate, without gradient; None for the others.
     pre_bias: (d,) input centre b_pre; gets no gradient unless a method turns it on.
-    block: number of its first latent, and how many there are in all: (0, M), except where processes share out
-        the latents of an autoencoder in training.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class SparseAutoencoder(nn.Module):
             between(1, width, "the width", k=k)
         if tied and free_encoder:
             raise ValueError("a tied encoder has unit rows; free_encoder needs tied=False")
-        self.d_in, self.width, self.block = d_in, width, (0, width)
+        self.d_in, self.width = d_in, width
         self.activation, self.k = activation, k
         self.free_encoder = free_encoder
         self.normalisation = normalisation or Normalisation()

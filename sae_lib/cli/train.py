@@ -27,7 +27,7 @@ from sae_lib.cli.common import (
 from sae_lib.cli.methods import MethodName, method_of, with_method_options
 
 Freeze = Literal["decoder", "encoder", "soft-decoder"]
-Parallel = Literal["auto", "data", "latents"]
+Parallel = Literal["auto", "data"]
 
 
 @with_method_options
@@ -54,9 +54,7 @@ def train(
     data_seed: DataSeed = 0,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, bit for bit.")] = False,
-    parallel: Annotated[
-        Parallel, typer.Option(help="Under torchrun: share out rows (data) or latents. auto is data.")
-    ] = "auto",
+    parallel: Annotated[Parallel, typer.Option(help="Under torchrun: share rows; auto is data.")] = "auto",
     timeout: Timeout = distributed.TIMEOUT,
     show_config: ShowConfig = False,
     **options: Any,

@@ -1,21 +1,15 @@
-"""What the processes of a job share out.
+"""The processes of a job, and how they share out the rows of a batch.
 
-A run has two things that can be shared out, the rows of a batch and the latents. Each is a
-:class:`Partition`; a :class:`World` is the pair of them, one of which is shared among all processes. On one
-process both are whole: nothing is sent, and every tensor comes back as it was given.
-
-* Rows (``parallel="data"``): every process holds the whole autoencoder and takes a fixed slice of each batch.
-  Gradients and counts are added up, peaks compared, so that all processes make the same step.
-* Latents (``parallel="latents"``): every process holds a block of consecutive latents with their optimiser
-  state and counters, and sees all rows. What the blocks write is added up before the error is taken.
+Every process holds a complete autoencoder and takes a fixed slice of each batch. Gradients and counts are
+added up and peaks compared, so that all processes make the same step.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,95 +18,26 @@ from torch import Tensor
 from sae_lib.checks import one_of
 from sae_lib.distributed.process_group import all_reduce, broadcast, join, launched
 
-WAYS = ("auto", "data", "latents", "off")
+WAYS = ("auto", "data", "off")
 # steps between two questions whether someone has pressed Ctrl-C
 _ASK_EVERY = 10
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over processes. What follows is the same in all of them, and so is the gradient that comes back."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        return all_reduce(part.detach().clone(memory_format=torch.contiguous_format))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-@dataclass(frozen=True)
-class Partition:
-    """``total`` things in a row, shared out among ``size`` processes in consecutive parts; this is ``rank``.
-
-    With size 1 every method gives back what it is given.
-    """
-
-    total: int = 0
-    rank: int = 0
-    size: int = 1
-
-    def part(self, rank: int | None = None) -> slice:
-        """The part of a process, by default of this one."""
-        if self.size == 1:
-            return slice(None)
-        rank = self.rank if rank is None else rank
-        return slice(self.total * rank // self.size, self.total * (rank + 1) // self.size)
-
-    def whole(self, mine: int) -> int:
-        """How many things all processes have, if this one has ``mine``."""
-        return mine if self.size == 1 else self.total
-
-    def sum(self, value: Tensor) -> Tensor:
-        """Sum over processes; the gradient is that of a sum whose every use is the same in all of them."""
-        return value if self.size == 1 else cast(Tensor, _Sum.apply(value))
-
-    def max(self, value: Tensor) -> Tensor:
-        """Largest over processes, without gradient."""
-        return value if self.size == 1 else all_reduce(value.detach().clone(), dist.ReduceOp.MAX)
-
-    def share(self, mean: Tensor) -> Tensor:
-        """What a mean over this part adds to the mean over all."""
-        part = self.part()
-        return mean if self.size == 1 else mean * ((part.stop - part.start) / self.total)
-
-    def mean(self, mean: Tensor) -> Tensor:
-        """The mean over all, from the mean over this part."""
-        return self.sum(self.share(mean))
-
-    def once(self, shared: Tensor) -> Tensor:
-        """What all processes hold, with a gradient in the first one alone: gradients are added up later."""
-        return shared if self.rank == 0 else shared.detach()
-
-    def gather(self, part: Tensor, keep: bool = True) -> Tensor:
-        """All parts of a tensor (n, …) as one on the CPU; empty where it is not to be kept."""
-        if self.size == 1:
-            return part
-        length = self.total if keep else 0
-        whole = torch.empty(length, *part.shape[1:], dtype=part.dtype)
-        for rank in range(self.size):
-            here = self.part(rank)
-            block = part.contiguous() if rank == self.rank else part.new_empty(
-                here.stop - here.start, *part.shape[1:]
-            )  # fmt: skip
-            broadcast(block, rank)
-            if keep:
-                whole[here] = block.cpu()
-        return whole
-
-
 @dataclass(frozen=True)
 class World:
-    """The processes of a job, and what they share out."""
+    """``size`` processes that share out batches of ``rows`` rows in consecutive parts; this one is ``rank``.
+
+    With size 1 nothing is sent, and every method gives back what it is given. Only training shares out rows;
+    elsewhere ``rows`` is 0.
+    """
 
     rank: int = 0
     size: int = 1
-    rows: Partition = field(default_factory=Partition)
-    latents: Partition = field(default_factory=Partition)
+    rows: int = 0
 
     @classmethod
     def join_all(cls, parallel: str) -> World:
-        """All processes of the job, with nothing shared out; one process alone for ``"off"``."""
+        """All processes of the job, with no rows to share out; one process alone for ``"off"``."""
         one_of("parallel", parallel, WAYS)
         if parallel == "off" or not launched():
             return cls()
@@ -124,8 +49,38 @@ class World:
         """Whether this is the process that writes files and speaks to the user."""
         return self.rank == 0
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Mean over processes of one number each, so that all go by the same."""
+    @property
+    def part(self) -> slice:
+        """The rows of a batch that this process takes."""
+        if self.size == 1:
+            return slice(None)
+        return slice(self.rows * self.rank // self.size, self.rows * (self.rank + 1) // self.size)
+
+    def batch(self, rows: int) -> int:
+        """Rows in the batch of all processes, of which this one has ``rows``."""
+        return rows if self.size == 1 else self.rows
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over processes, without gradient."""
+        if self.size == 1:
+            return value
+        return all_reduce(value.detach().clone(memory_format=torch.contiguous_format))
+
+    def max(self, value: Tensor) -> Tensor:
+        """Largest over processes, without gradient."""
+        return value if self.size == 1 else all_reduce(value.detach().clone(), dist.ReduceOp.MAX)
+
+    def share(self, mean: Tensor) -> Tensor:
+        """What the mean over the rows of this process adds to the mean over the batch."""
+        part = self.part
+        return mean if self.size == 1 else mean * ((part.stop - part.start) / self.rows)
+
+    def mean(self, mean: Tensor) -> Tensor:
+        """Mean over the batch, without gradient, from the mean over the rows of this process."""
+        return self.sum(self.share(mean))
+
+    def average(self, value: Tensor) -> Tensor:
+        """Average of one number from each process, however many rows they have."""
         return value if self.size == 1 else all_reduce(value.double()) / self.size
 
     def stopped(self, flag: bool, step: int) -> bool:

@@ -40,17 +40,17 @@ class Step(NamedTuple):
     @property
     def rows(self) -> int:
         """Rows of the whole batch."""
-        return self.world.rows.whole(len(self.error))
+        return self.world.batch(len(self.error))
 
     def fired(self) -> Tensor:
         """How many rows of the whole batch each latent fired on (M,)."""
-        return self.world.rows.sum(self.codes.count_nonzero(dim=0))
+        return self.world.sum(self.codes.count_nonzero(dim=0))
 
     def highest(self) -> Tensor:
         """Largest u of each latent over the whole batch (M,)."""
         peak = self.peak if self.projection is None else self.projection.amax(dim=0)
         assert peak is not None
-        return self.world.rows.max(peak)
+        return self.world.max(peak)
 
 
 class Trainer(nn.Module):
@@ -75,12 +75,11 @@ class Trainer(nn.Module):
     def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """One pass over a batch x (B, d): sparse where that is possible and faster, otherwise dense."""
         # of an average process, as all have to come to the same answer
-        rows = self.world.rows.whole(len(x)) / self.world.rows.size
-        width = self.world.latents.whole(sae.width) / self.world.latents.size
-        if not (self.has_sparse_pass(sae) and kernels.supported(x, rows * width)):
+        rows = self.world.batch(len(x)) / self.world.size
+        if not (self.has_sparse_pass(sae) and kernels.supported(x, rows * sae.width)):
             return self.dense(sae, x)
         step = self.sparse(sae, x) if kernels.pays(x, self.density.item()) else self.dense(sae, x)
-        self.density.copy_(self.world.mean(self.entries(sae, step) / (len(x) * sae.width)))
+        self.density.copy_(self.world.average(self.entries(sae, step) / (len(x) * sae.width)))
         return step
 
     def entries(self, sae: SparseAutoencoder, step: Step) -> Tensor:
@@ -126,8 +125,7 @@ class Trainer(nn.Module):
     ) -> list[Tensor]:
         """What :meth:`errors` gives, from sparse codes."""
         scaled = codes.values * sparse_pass.support.at_latents(sae.scale)
-        written = self.world.latents.sum(sparse_pass.decode(scaled, sae.decoder_rows))
-        return [written + (self.world.latents.once(sae.pre_bias) - x)]
+        return [sparse_pass.decode(scaled, sae.decoder_rows) + (sae.pre_bias - x)]
 
     def values(self, sae: SparseAutoencoder, u: Tensor, support: Support) -> Tensor:
         """Codes (E,) from u (E,) on the support."""
@@ -139,8 +137,7 @@ class Trainer(nn.Module):
 
     def errors(self, sae: SparseAutoencoder, codes: Tensor, x: Tensor) -> list[Tensor]:
         """Errors (B, d) that the loss squares. The last is the whole autoencoder's, here the only one."""
-        written = self.world.latents.sum((codes * sae.scale) @ sae.decoder_rows)
-        return [written + self.world.latents.once(sae.pre_bias) - x]
+        return [sae.decode(codes) - x]
 
     def loss(self, codes: Tensor | SparseCodes, errors: list[Tensor]) -> Tensor:
         """½‖error‖², averaged over the batch and added up over ``errors``: the loss of the paper."""
@@ -198,13 +195,14 @@ class Method(ABC):
         """What moves ``parameters``: :func:`adamw`. The training loop sets ``lr`` anew before every step."""
         return adamw(parameters, lr, weight_decay)
 
-    def parallel(self) -> tuple[str, ...]:
-        """What processes that train together may share out: ``"data"``, ``"latents"``; by default nothing.
+    @property
+    def data_parallel(self) -> bool:
+        """Whether processes may share out the rows of a batch; by default not.
 
-        Data: loss and gradient are means over rows, and ``after_step`` learns of them through the
-        :class:`Step` alone. Latents: what they have in common goes through ``Trainer.world.latents``.
+        They may if loss and gradient are means over rows, and ``after_step`` learns of the rows through the
+        :class:`Step` alone.
         """
-        return ()
+        return False
 
     def describe(self) -> dict[str, Any]:
         """Name and settings as plain values."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sae_lib.checks import above_zero, at_least, fraction, one_of
-from sae_lib.distributed import ALONE, Partition
 from sae_lib.kernels.sparse_codes import in_any_order
 from sae_lib.methods.base import Method, Step, Trainer
 from sae_lib.normalisation import Normalisation
@@ -51,7 +50,6 @@ def adapt_bias(
     *,
     gamma: float,
     epsilon: float,
-    latents: Partition = ALONE.latents,
 ) -> Tensor:
     """One application of the bias rule; returns the new bias (M,).
 
@@ -61,10 +59,9 @@ def adapt_bias(
 
     bias, rate, peak: (M,) bias, firing rate p̂ and peak r = max(0, max y) over the buffer.
     group: (M,) group of each latent. target: (K,) target frequency of each group.
-    latents: says who has the other latents of a group.
     """
     positive = (peak > 0).to(peak.dtype)
-    total, number = (latents.sum(group_sums(values, group, len(target))) for values in (peak, positive))
+    total, number = (group_sums(values, group, len(target)) for values in (peak, positive))
     group_peak = total / number.clamp(min=1)
     lowered = (bias - gamma * peak).clamp(min=-1.0)
     raised = (bias + gamma * group_peak[group]).clamp(max=0.0)
@@ -106,9 +103,10 @@ class BiasRule(Method):
             raise ValueError(f"{len(self.targets)} groups do not fit in width {width}; take groups ≤ width")
         return SparseAutoencoder(d_in, width, tied=self.tied, normalisation=normalisation, seed=seed)
 
-    def parallel(self) -> tuple[str, ...]:
-        """Rows or latents."""
-        return ("data", "latents")
+    @property
+    def data_parallel(self) -> bool:
+        """Yes."""
+        return True
 
     def learning_rate(self, d_in: int) -> float:
         """See :func:`unit_row_rate`."""
@@ -118,7 +116,7 @@ class BiasRule(Method):
         """Centre, set the starting bias from the sample, and attach fresh counters."""
         if self.centre:
             sae.centre_(sample)
-        trainer = BiasAdaptationTrainer(self, sae.width, sae.block).to(sae.weight.device)
+        trainer = BiasAdaptationTrainer(self, sae.width).to(sae.weight.device)
         if self.start_bias == "quantile":
             with torch.no_grad():
                 sae.bias.copy_(quantile_bias(sae, sample, trainer.target[trainer.group]))
@@ -251,7 +249,7 @@ class BiasAdaptationTrainer(Trainer):
     group: Tensor
     rate: Tensor
 
-    def __init__(self, method: BiasRule, width: int, block: tuple[int, int]) -> None:
+    def __init__(self, method: BiasRule, width: int) -> None:
         super().__init__()
         self.method = method
         # whole numbers: a float32 counter stops counting at 2^24
@@ -260,9 +258,7 @@ class BiasAdaptationTrainer(Trainer):
         self.register_buffer("highest", torch.full((width,), -torch.inf))
         self.register_buffer("rate", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("target", method.targets, persistent=False)
-        first, whole = block
-        group = group_index(whole, len(method.targets))[first : first + width]
-        self.register_buffer("group", group.clone(), persistent=False)
+        self.register_buffer("group", group_index(width, len(method.targets)), persistent=False)
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
         """Yes: gate, counts and peaks come out of the encoder product."""
@@ -281,7 +277,7 @@ class BiasAdaptationTrainer(Trainer):
         peak = (self.highest + sae.bias).clamp(min=0.0)
         adapted = adapt_bias(
             sae.bias, self.rate, peak, self.group, self.target,
-            gamma=self.method.gamma, epsilon=self.method.epsilon, latents=self.world.latents,
+            gamma=self.method.gamma, epsilon=self.method.epsilon,
         )  # fmt: skip
         sae.bias.copy_(adapted)
         self.fired.zero_()
@@ -291,8 +287,7 @@ class BiasAdaptationTrainer(Trainer):
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
         """Mean firing rate over the last full buffer and mean bias, for each group."""
         groups = len(self.target)
-        everyone = self.world.latents
-        size = everyone.sum(torch.bincount(self.group, minlength=groups))
-        rate = everyone.sum(group_sums(self.rate, self.group, groups)) / size
-        bias = everyone.sum(group_sums(sae.bias.detach().double(), self.group, groups)) / size
+        size = torch.bincount(self.group, minlength=groups)
+        rate = group_sums(self.rate, self.group, groups) / size
+        bias = group_sums(sae.bias.detach().double(), self.group, groups) / size
         return {"group_rate": rate.tolist(), "group_bias": bias.tolist()}

@@ -118,9 +118,10 @@ class Frozen(Method):
         """That of the base method."""
         return self.base.optimiser(parameters, lr, weight_decay)
 
-    def parallel(self) -> tuple[str, ...]:
-        """Rows, if the base method lets them be."""
-        return tuple(way for way in self.base.parallel() if way == "data")
+    @property
+    def data_parallel(self) -> bool:
+        """As for the base method."""
+        return self.base.data_parallel
 
     def describe(self) -> dict[str, Any]:
         """Name, part and the base method's name and settings."""

@@ -40,9 +40,10 @@ class Gated(MomentumFree):
 
     name: ClassVar[str] = "gated"
 
-    def parallel(self) -> tuple[str, ...]:
-        """Rows."""
-        return ("data",)
+    @property
+    def data_parallel(self) -> bool:
+        """Yes."""
+        return True
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
         """Hand the encoder over to the two paths; centre on the sample if asked to."""

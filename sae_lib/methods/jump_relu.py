@@ -87,9 +87,10 @@ class JumpReLU(MomentumFree):
                 raise ValueError(f"{name} is {value}; expected a finite number above 0")
         at_least(0, " steps", warmup=self.warmup)
 
-    def parallel(self) -> tuple[str, ...]:
-        """Rows or latents."""
-        return ("data", "latents")
+    @property
+    def data_parallel(self) -> bool:
+        """Yes."""
+        return True
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
         """Turn on the gradients of the biases, set the thresholds; centre on the sample if asked to."""
@@ -119,8 +120,7 @@ class JumpReLUTrainer(Trainer):
         projection = sae.project_normalised(x)
         codes, fires = jump(projection + sae.bias, self.log_threshold.exp(), self.method.bandwidth)
         errors = self.errors(sae, codes, x)
-        fired = self.world.latents.sum(fires.sum(dim=1).mean())
-        loss = self.loss(codes, errors) + self.coefficient() * fired
+        loss = self.loss(codes, errors) + self.coefficient() * fires.sum(dim=1).mean()
         return Step(loss, projection.detach(), codes.detach(), errors[-1].detach())
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
@@ -154,8 +154,7 @@ class JumpReLUTrainer(Trainer):
         values, fires = jump(self.values(sae, u, sparse_pass.support), threshold, self.method.bandwidth)
         codes = SparseCodes(values, sparse_pass.support)
         errors = self.sparse_errors(sae, sparse_pass, codes, x)
-        fired = self.world.latents.sum(fires.sum())
-        loss = self.loss(codes, errors) + self.coefficient() * fired / len(x)
+        loss = self.loss(codes, errors) + self.coefficient() * fires.sum() / len(x)
         return Step(loss, None, codes.detach(), errors[-1].detach(), peak)
 
     def coefficient(self) -> float | Tensor:
@@ -179,4 +178,4 @@ class JumpReLUTrainer(Trainer):
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
         """Mean threshold."""
-        return {"threshold": self.world.latents.mean(self.log_threshold.detach().exp().mean()).item()}
+        return {"threshold": self.log_threshold.detach().exp().mean().item()}

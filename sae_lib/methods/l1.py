@@ -37,9 +37,10 @@ class L1(Penalised):
         """A ReLU gate."""
         return {"activation": "relu"}
 
-    def parallel(self) -> tuple[str, ...]:
-        """Rows or latents."""
-        return ("data", "latents")
+    @property
+    def data_parallel(self) -> bool:
+        """Yes."""
+        return True
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
@@ -60,8 +61,7 @@ class L1Trainer(Trainer):
 
     def loss(self, codes: Tensor | SparseCodes, errors: list[Tensor]) -> Tensor:
         """Reconstruction loss plus penalty; codes are non-negative."""
-        penalty = self.world.latents.sum(codes.sum(dim=1).mean())
-        return super().loss(codes, errors) + self.coefficient * penalty
+        return super().loss(codes, errors) + self.coefficient * codes.sum(dim=1).mean()
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
         """The coefficient, so that logs can be compared."""

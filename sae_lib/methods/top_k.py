@@ -79,9 +79,10 @@ class TopK(LargestCodes):
         """A TopK gate."""
         return super().kind() | {"activation": "topk", "k": self.k}
 
-    def parallel(self) -> tuple[str, ...]:
-        """Rows; the largest codes of a row are chosen among all latents."""
-        return ("data",)
+    @property
+    def data_parallel(self) -> bool:
+        """Yes."""
+        return True
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> AuxiliaryTrainer:
         """Turn on the gradients of the biases; centre on the sample if asked to."""
@@ -121,7 +122,7 @@ class AuxiliaryTrainer(Trainer):
         codes = torch.zeros_like(y).scatter(1, top.indices, top.values)
         remaining = (codes * sae.scale) @ sae.decoder_rows + error
         # over the whole batch: a quotient of two means is no mean over rows
-        size = self.world.rows.mean(error.square().sum(dim=1).mean())
+        size = self.world.mean(error.square().sum(dim=1).mean())
         return remaining.square().sum(dim=1).mean() / size.clamp(min=1e-12)
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:

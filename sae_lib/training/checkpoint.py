@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib.distributed import ALONE, World
+from sae_lib.distributed import World
 from sae_lib.files.atomic import parsed, replacing, short
 from sae_lib.files.tensors import read_metadata, read_tensors, tensors_sha256, write_tensors
 from sae_lib.methods.base import Trainer
 from sae_lib.sae import SparseAutoencoder
-from sae_lib.training.sharding import gathered, parted
 
 NAME = "checkpoint.safetensors"
 FORMAT = "sae_lib.checkpoint.2"
@@ -38,19 +37,13 @@ def write(
     sae: SparseAutoencoder,
     trainer: Trainer,
     optimiser: torch.optim.Optimizer,
-    world: World = ALONE,
 ) -> None:
-    """Replace ``folder/checkpoint.safetensors`` by the state after ``step`` optimiser steps.
-
-    Called by all processes of a world; the first one writes the whole state.
-    """
+    """Replace ``folder/checkpoint.safetensors`` by the state after ``step`` optimiser steps."""
     tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()}
     tensors |= {f"run.{k}": v for k, v in trainer.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-    if (whole := gathered(world, tensors, _shared(sae, optimiser))) is None:
-        return
-    tensors = {k: v.detach().cpu() for k, v in whole.items()}
+    tensors = {k: v.detach().cpu() for k, v in tensors.items()}
     content = json.dumps({"step": step, "settings": settings}, sort_keys=True)
     header = {FORMAT: content, "sha256": tensors_sha256(tensors, content)}
     with replacing(folder / NAME) as path:
@@ -128,23 +121,14 @@ def _checked(content: Any, path: Path) -> tuple[int, dict[str, Any]]:
     raise ValueError(f"the header of {path} is {short(content)}; expected a step from 0 on and settings")
 
 
-def _shared(sae: SparseAutoencoder, optimiser: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Beginnings of the names of tensors that are not one number or row for each latent."""
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    places = [i for i, p in enumerate(parameters) if p is sae.pre_bias]
-    return ("sae.pre_bias", *(f"optimiser.{i}." for i in places))
-
-
 def restore(
     tensors: dict[str, Tensor],
     *,
     sae: SparseAutoencoder,
     trainer: Trainer,
     optimiser: torch.optim.Optimizer,
-    world: World = ALONE,
 ) -> None:
     """Put the tensors of :func:`read` back where :func:`write` took them from."""
-    tensors = parted(world, tensors, _shared(sae, optimiser))
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

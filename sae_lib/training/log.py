@@ -52,12 +52,12 @@ class TrainingLog(list[dict[str, Any]]):
 
 def record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
     """What every method logs of step ``number``, on its rows x (B, d), at this learning rate."""
-    rows, latents = step.world.rows, step.world.latents
+    world = step.world
     values = torch.stack(
         [
-            rows.mean(step.loss.detach()),
-            rows.sum(step.error.square().sum()) / rows.sum(x.square().sum()),
-            latents.sum(rows.sum(step.codes.count_nonzero())).float() / step.rows,
+            world.mean(step.loss.detach()),
+            world.sum(step.error.square().sum()) / world.sum(x.square().sum()),
+            world.sum(step.codes.count_nonzero()).float() / step.rows,
         ]
     ).tolist()
     return {"step": number, "loss": values[0], "nmse": values[1], "l0": values[2], "lr": rate}

@@ -96,9 +96,8 @@ def train(
     seed: of the initial weights and the order of the data.
     device: where to train; for ``"cuda"`` each of several processes takes the GPU of its own.
     parallel: what the processes share out that ``torchrun`` has started: ``"data"``, the rows of every batch
-        (``batch_size`` counts those of all processes); ``"latents"``, where the autoencoder does not fit on
-        one GPU; ``"off"``, nothing: every process trains by itself. ``"auto"`` is data. With one process
-        all are the same. See :mod:`sae_lib.distributed`.
+        (``batch_size`` counts those of all processes); ``"off"``, nothing: every process trains by itself.
+        ``"auto"`` is data where there are several. See :mod:`sae_lib.distributed`.
     folder: where to keep ``metrics.jsonl``, ``checkpoint.safetensors`` (every ``checkpoint_every`` steps,
         at the end and on Ctrl-C) and, at the end, the autoencoder itself. None keeps nothing. A second
         Ctrl-C ends training at once, without a checkpoint of that step.
@@ -106,8 +105,7 @@ def train(
         on the same machine.
     log_every: steps between two records of the log; the loss is checked for NaN at the same steps.
     progress: show a bar; default only where standard error is a terminal.
-    callback: called after every logged step with the step number and the autoencoder; in every process, and
-        with its own latents where these are shared out.
+    callback: called after every logged step with the step number and the autoencoder, in every process.
 
     Rows must be finite: a tensor, a store or a stream refuses others, and where another source serves one,
     the error names the step and the row. A spike of the loss is no error as long as it is finite: training
@@ -118,8 +116,8 @@ def train(
     The process may be killed at any moment, and the disk may fill up: each file is then the old one or the
     new one, and whole. One process at a time may train in a folder.
 
-    Returns the autoencoder and its log, in every process the whole; where latents are shared out it lies on
-    the CPU. Files are written by the first process, read by all, and may be taken up by any number of them.
+    Returns the autoencoder and its log, in every process. Files are written by the first process and read by
+    all; any number of processes may resume from them.
 
     Raises ValueError for impossible settings and rows, CheckpointError when resume is impossible,
     NonFiniteLossError, RuntimeError when another process trains in the folder, LostProcessError when one of
@@ -137,7 +135,7 @@ def train(
         steps=steps, batch_size=batch_size, lr=lr, schedule=schedule, warmup=warmup, log_every=log_every,
         weight_decay=weight_decay, checkpoint_every=checkpoint_every, resume=resume, folder=folder,
     )  # fmt: skip
-    world = sharding.sharing(parallel, method, batch_size=batch_size, width=width)
+    world = sharding.sharing(parallel, method, batch_size)
     device = distributed.local(device)
     folder = None if folder is None else Path(folder)
     world.by_first(lambda: _check_folder(folder, resume))
@@ -147,24 +145,22 @@ def train(
         "schedule": schedule, "warmup": warmup, "weight_decay": weight_decay, "seed": seed,
     }  # fmt: skip
 
-    sae = method.build(source.d_in, width, normalisation=source.normalisation, seed=seed)
-    sae = sharding.cut(world, sae).to(device)
+    sae = method.build(source.d_in, width, normalisation=source.normalisation, seed=seed).to(device)
     sae.metadata = {"training": settings}
     trainer = method.start(sae, _sample(source, batch_size, seed).to(device))
     sharding.begin(world, sae, trainer)
     parameters = [p for p in (*sae.parameters(), *trainer.parameters()) if p.requires_grad]
     optimiser = method.optimiser(parameters, lr, weight_decay)
     log, first = TrainingLog(), 0
-    state: dict[str, Any] = {"sae": sae, "trainer": trainer, "optimiser": optimiser, "world": world}
+    state: dict[str, Any] = {"sae": sae, "trainer": trainer, "optimiser": optimiser}
 
     def save(step: int) -> None:
         bad = [name for name, value in sae.named_parameters() if not torch.isfinite(value).all()]
         if world.any(bool(bad)):
             name = bad[0] if bad else "a parameter of another process"
             raise NonFiniteLossError(f"{name} holds NaN or infinity after step {step}. {_advice(lr)}. {KEPT}")
-        if folder:
-            if world.first:
-                log.write(folder)
+        if folder and world.first:
+            log.write(folder)
             checkpoint.write(folder, step=step, settings=settings, **state)
 
     def check(number: int, loss: float) -> None:
@@ -192,8 +188,8 @@ def train(
             x = next(batches).to(device)
             step: Step = trainer(sae, x)._replace(world=world)
             optimiser.zero_grad()
-            world.rows.share(step.loss).backward()
-            sharding.reduce_gradients(world, sae, parameters)
+            world.share(step.loss).backward()
+            sharding.reduce_gradients(world, parameters)
             optimiser.step()
             sae.unit_rows_()
             # an autocast around this call would go on with its copies of the weights as they were
@@ -207,15 +203,15 @@ def train(
                     callback(number, sae)
             bar.update()
             if world.stopped(interrupted.is_set(), number):
-                check(number, world.rows.mean(step.loss.detach()).item())
+                check(number, world.mean(step.loss.detach()).item())
                 save(number)
                 where = f"; continue with resume=True, folder={str(folder)!r}" if folder else ""
                 raise KeyboardInterrupt(f"training stopped after step {number} of {steps}{where}")
             if number % checkpoint_every == 0 and number < steps:
-                check(number, world.rows.mean(step.loss.detach()).item())
+                check(number, world.mean(step.loss.detach()).item())
                 save(number)
         save(steps)
-        sharding.whole(world, sae).eval().requires_grad_(False)
+        sae.eval().requires_grad_(False)
         if folder and world.first:
             sae.save(folder)
         world.wait()

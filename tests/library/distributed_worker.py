@@ -57,17 +57,9 @@ METHODS = {
     "gated": Gated(coefficient=0.05, centre=True),
     "frozen": Frozen(L1(0.01)),
 }
-# parallel → methods
-SHARED = {"data": tuple(METHODS), "latents": ("gba", "gba-untied", "ba", "l1", "jumprelu")}
 # of these a job of more than two processes takes fewer, for the sake of time
-FEW = {"data": ("gba-untied", "topk"), "latents": ("gba-untied", "jumprelu")}
-REFUSED = [
-    ("data", BatchTopK(k=2)),
-    ("data", ModifiedBiasAdaptation()),
-    ("latents", TopK(k=2)),
-    ("latents", Gated()),
-    ("latents", Frozen(L1())),
-]
+FEW = ("gba-untied", "topk", "jumprelu")
+REFUSED = [BatchTopK(k=2), ModifiedBiasAdaptation(), Frozen(BatchTopK(k=2))]
 
 
 class InDouble:
@@ -116,27 +108,27 @@ def run(method: Any, parallel: str = "auto", **options: Any) -> dict[str, Any]:
     return {"weights": sae.state_dict(), "log": list(log), "counters": counters}
 
 
-def sparse(method: Any, parallel: str = "auto") -> dict[str, Any]:
+def sparse(method: Any) -> dict[str, Any]:
     """The same through the sparse pass."""
     before = kernels.SMALLEST, kernels.DENSEST, kernels.backend
     # density falls below this on the way; the plain backend, as the other one would be compiled first
     kernels.SMALLEST, kernels.DENSEST, kernels.backend = {"cpu": 1}, {"cpu": 0.15}, lambda device: reference
     try:
-        return run(method, parallel, steps=HALF)
+        return run(method, steps=HALF)
     finally:
         kernels.SMALLEST, kernels.DENSEST, kernels.backend = before
 
 
 def messages() -> dict[str, int]:
     """How often ten steps ask for a mean density where no sparse pass is possible, and where one is."""
-    asked, ask = 0, World.mean
+    asked, ask = 0, World.average
 
     def counted(self: World, value: Any) -> Any:
         nonlocal asked
         asked += 1
         return ask(self, value)
 
-    World.mean = counted  # type: ignore[method-assign]
+    World.average = counted  # type: ignore[method-assign]
     found, smallest = {}, kernels.SMALLEST
     try:
         for name, least in (("small", smallest), ("large", {"cpu": 1})):
@@ -144,7 +136,7 @@ def messages() -> dict[str, int]:
             run(METHODS["frozen"], steps=10)
             found[name] = asked
     finally:
-        World.mean, kernels.SMALLEST = ask, smallest  # type: ignore[method-assign]
+        World.average, kernels.SMALLEST = ask, smallest  # type: ignore[method-assign]
     return found
 
 
@@ -177,10 +169,10 @@ def crash_at(last: int) -> Callable[[int, Any], None]:
     return crash
 
 
-def begun(folder: Path, method: Any, parallel: str = "auto") -> None:
+def begun(folder: Path, method: Any) -> None:
     """A run that ends after its checkpoint."""
     try:
-        run(method, parallel, folder=folder, callback=crash_at(HALF + 10))
+        run(method, folder=folder, callback=crash_at(HALF + 10))
     except Crash:
         return
     raise AssertionError("the run did not crash")
@@ -220,14 +212,13 @@ def main(rank: int, size: int, folder: Path) -> None:
     def keep(name: str, value: Any) -> None:
         torch.save(value, folder / f"{name}-{rank}.pt")
 
-    for parallel, names in SHARED.items():
-        for name in names if size == 2 else FEW[parallel]:
-            keep(f"{parallel}.{name}", run(METHODS[name], parallel))
-        keep(f"sparse.{parallel}", sparse(METHODS["gba-untied"], parallel))
-        # what one process began, and what others may go on with
-        resumed = run(METHODS["gba-untied"], parallel, folder=folder / f"from-one-{parallel}", resume=True)
-        keep(f"resumed.{parallel}", resumed)
-        begun(folder / f"to-one-{parallel}", METHODS["gba-untied"], parallel)
+    for name in METHODS if size == 2 else FEW:
+        # "auto", as by default, is "data"
+        keep(f"data.{name}", run(METHODS[name], "data" if name == "topk" else "auto"))
+    keep("sparse", sparse(METHODS["gba-untied"]))
+    # from a checkpoint of one process, and to one that one process resumes from
+    keep("resumed", run(METHODS["gba-untied"], folder=folder / "from-one", resume=True))
+    begun(folder / "to-one", METHODS["gba-untied"])
     keep("apart", run(Apart(METHODS["frozen"])))
     keep("messages", messages())
     keep("files", run(METHODS["gba"], folder=folder / "files"))
@@ -235,22 +226,17 @@ def main(rank: int, size: int, folder: Path) -> None:
     keep("off", run(METHODS["gba"], "off"))
 
     refusals = []
-    for parallel, method in REFUSED:
+    for method, options in [*((method, {}) for method in REFUSED), (L1(), {"batch_size": size - 1})]:
         try:
-            train(data(), method, parallel=parallel, **RUN)
-        except ValueError as error:
-            refusals.append(str(error))
-    for options in ({"batch_size": size - 1}, {"width": size - 1, "parallel": "latents"}):
-        try:
-            train(data(), L1(), **RUN | options)
+            train(data(), method, **RUN | options)
         except ValueError as error:
             refusals.append(str(error))
     # the last process looks into another folder, with an earlier step; then into one without a checkpoint
-    for other in ("to-one-data", "nowhere"):
+    for other in ("to-one", "nowhere"):
         try:
             run(
                 METHODS["gba-untied"],
-                folder=folder / ("from-one-data" if rank < size - 1 else other),
+                folder=folder / ("from-one" if rank < size - 1 else other),
                 resume=True,
             )
         except ValueError as error:

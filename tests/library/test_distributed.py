@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_worker import FEW, METHODS, SHARED, SITES, begun, harvested, run, sparse
+from distributed_worker import FEW, METHODS, SITES, begun, harvested, run, sparse
 from safetensors.torch import load_file
 
 import sae_lib
 from sae_lib import Rows, distributed
 from sae_lib.activations import ActivationStore
-from sae_lib.distributed import Partition, World
+from sae_lib.distributed import World
 from sae_lib.training import sharding
 
 HERE = Path(__file__).parent
@@ -44,8 +44,7 @@ def one():
 def job(request, tmp_path_factory):
     """A job that has done everything in ``distributed_worker``: its folder and size."""
     size, folder = request.param, tmp_path_factory.mktemp(f"job-{request.param}")
-    for parallel in SHARED:
-        begun(folder / f"from-one-{parallel}", METHODS["gba-untied"])
+    begun(folder / "from-one", METHODS["gba-untied"])
     harvested(folder / "store-from-one", last=7)
     harvested(folder / "stores" / "resid_post.1")
     harvested(folder / "stores", last=7, sites=SITES[:2])
@@ -91,13 +90,11 @@ def assert_equal_up_to_rounding(a, b):
 
 @pytest.mark.slow
 def test_every_process_has_the_same_bits_and_one_process_the_same_up_to_rounding(job, one):
-    names = SHARED if job[1] == 2 else FEW
-    for parallel in SHARED:
-        for name in names[parallel]:
-            first, *others = results(job, f"{parallel}.{name}")
-            for other in others:
-                assert_same_bits(first, other)
-            assert_equal_up_to_rounding(first, one[name])
+    for name in METHODS if job[1] == 2 else FEW:
+        first, *others = results(job, f"data.{name}")
+        for other in others:
+            assert_same_bits(first, other)
+        assert_equal_up_to_rounding(first, one[name])
 
 
 def test_the_runs_put_every_shared_number_to_use(one):
@@ -108,9 +105,8 @@ def test_the_runs_put_every_shared_number_to_use(one):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", SHARED)
-def test_the_sparse_pass_gives_the_same(parallel, job, one):
-    first, *others = results(job, f"sparse.{parallel}")
+def test_the_sparse_pass_gives_the_same(job, one):
+    first, *others = results(job, "sparse")
     for other in others:
         assert_same_bits(first, other)
         # a resumed run starts from the first one's
@@ -119,17 +115,14 @@ def test_the_sparse_pass_gives_the_same(parallel, job, one):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", SHARED)
-def test_a_checkpoint_goes_from_one_process_to_several_and_back(parallel, job, one):
+def test_a_checkpoint_goes_from_one_process_to_several_and_back(job, one):
     folder, _ = job
-    for resumed in results(job, f"resumed.{parallel}"):
+    for resumed in results(job, "resumed"):
         assert_equal_up_to_rounding(resumed, one["gba-untied"])
-    back = run(METHODS["gba-untied"], folder=folder / f"to-one-{parallel}", resume=True)
+    back = run(METHODS["gba-untied"], folder=folder / "to-one", resume=True)
     assert_equal_up_to_rounding(back, one["gba-untied"])
     # the same file, whoever writes it
-    a, b = (
-        load_file(folder / f"{name}-one-{parallel}" / "checkpoint.safetensors") for name in ("from", "to")
-    )
+    a, b = (load_file(folder / name / "checkpoint.safetensors") for name in ("from-one", "to-one"))
     assert a.keys() == b.keys()
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-9)
@@ -173,13 +166,10 @@ def test_what_cannot_be_shared_out_is_refused(job):
         for text, expected in zip(
             said,
             [
-                "batch_topk looks at more than one process sees with parallel='data'; use a single process",
-                "modified_ba looks at more than one process sees with parallel='data'; use a single process",
-                "topk looks at more than one process sees with parallel='latents'; use parallel='data'",
-                "gated looks at more than one process sees with parallel='latents'; use parallel='data'",
-                "frozen looks at more than one process sees with parallel='latents'; use parallel='data'",
+                "batch_topk needs all rows of a batch in one process; use a single process",
+                "modified_ba needs all rows of a batch in one process; use a single process",
+                "frozen needs all rows of a batch in one process; use a single process",
                 f"batch_size is {size - 1}; expected at least {size}, one for each process",
-                f"width is {size - 1}; expected at least {size}, one for each process",
                 "the processes do not read the same checkpoint in",
                 "no checkpoint to resume from",
                 "another process is harvesting into",
@@ -191,10 +181,10 @@ def test_what_cannot_be_shared_out_is_refused(job):
 
 def test_refusals_do_not_wait_for_several_processes(one, dice):
     data = torch.randn(64, 4, generator=dice)
-    with pytest.raises(ValueError, match="expected one of auto, data, latents, off"):
-        sae_lib.train(data, sae_lib.L1(), width=8, parallel="rows")
-    with pytest.raises(ValueError, match="topk looks at more"):
-        sae_lib.train(data, sae_lib.TopK(k=2), width=8, parallel="latents")
+    with pytest.raises(ValueError, match="parallel is 'latents'; expected one of auto, data, off"):
+        sae_lib.train(data, sae_lib.L1(), width=8, parallel="latents")
+    with pytest.raises(ValueError, match="batch_topk needs all rows"):
+        sae_lib.train(data, sae_lib.BatchTopK(k=2), width=8, parallel="data")
 
 
 @pytest.mark.slow
@@ -256,10 +246,7 @@ def test_processes_read_their_own_rows_of_a_store_and_cut_other_batches(tmp_path
     rows = Rows(store.rows(range(store.n_rows)))
     for source in (store, rows):
         whole = source.batches(50, seed=1, start=3)
-        parts = [
-            sharding.batches(World(rank, 4, rows=Partition(50, rank, 4)), source, 50, seed=1, start=3)
-            for rank in range(4)
-        ]
+        parts = [sharding.batches(World(rank, 4, rows=50), source, 50, seed=1, start=3) for rank in range(4)]
         for _ in range(3):
             assert torch.equal(next(whole), torch.cat([next(part) for part in parts]))
 
@@ -270,14 +257,14 @@ def test_processes_read_their_own_rows_of_a_store_and_cut_other_batches(tmp_path
 def test_parts_cover_the_whole_in_order():
     for total in range(1, 12):
         for size in range(1, total + 1):
-            parts = [range(total)[Partition(total, rank, size).part()] for rank in range(size)]
+            parts = [range(total)[World(rank, size, total).part] for rank in range(size)]
             assert [i for part in parts for i in part] == list(range(total))
             assert size == 1 or max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_one_process_gets_back_what_it_gives(dice):
     world, value = World(), torch.randn(3, requires_grad=True, generator=dice)
-    for back in (world.rows.sum, world.rows.max, world.rows.mean, world.latents.once, world.latents.gather):
+    for back in (world.sum, world.max, world.mean, world.average):
         assert back(value) is value
     assert world.texts("ä") == ["ä"]
     assert world.any(True) is True
@@ -349,7 +336,7 @@ def test_torchrun_trains_to_the_end_and_speaks_once(tmp_path):
         "--steps",
         20,
         "--parallel",
-        "latents",
+        "data",
     )
     printed, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
