@@ -49,15 +49,15 @@ def test_every_link_has_one_target() -> None:
 @pytest.mark.parametrize(("module", "item"), ITEMS, ids=lambda value: getattr(value, "target", ""))
 def test_signature_is_the_one_that_python_sees(module: str, item: api.Item) -> None:
     """Names, order and keyword-only arguments, as `inspect` finds them in the imported module."""
-    found = getattr(importlib.import_module(api.full_name(module)), item.name)
-    if not callable(found) or isinstance(found, dict):
+    value = getattr(importlib.import_module(api.full_name(module)), item.name)
+    if not callable(value) or isinstance(value, dict):
         return
     shown = api.signature(item.node, item.home, LIBRARY.source)
     inside = shown.partition("(")[2].rpartition(")")[0]
-    if inspect.isclass(found) and (getattr(found, "_is_protocol", False) or issubclass(found, Exception)):
+    if inspect.isclass(value) and (getattr(value, "_is_protocol", False) or issubclass(value, Exception)):
         return
     expected = []
-    for parameter in inspect.signature(found).parameters.values():
+    for parameter in inspect.signature(value).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not any(name.startswith("*") for name in expected):
             expected.append("*")
         stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")

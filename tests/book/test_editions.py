@@ -109,8 +109,8 @@ def cell_with(notebook: NotebookNode, text: str) -> NotebookNode:
 
 
 def test_a_solution_goes_where_the_edition_wants_it() -> None:
-    made = {kind: editions.edition(gated(), kind, NAMES, "01_title") for kind in editions.KINDS}
-    student, solution, instructor = made.values()
+    by_kind = {kind: editions.edition(gated(), kind, NAMES, "01_title") for kind in editions.KINDS}
+    student, solution, instructor = by_kind.values()
     assert not re.search("secret|More of it|hidden 42|Solution", json.dumps(student))
     assert "The end." in text_of(student)
     assert cell_with(student, "stub()").metadata.tags == ["exercise", "raises-exception"]
@@ -148,19 +148,19 @@ def test_an_edition_says_how_to_run_it(kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def made() -> dict[str, tuple[NotebookNode, dict[str, NotebookNode]]]:
+def chapter_editions() -> dict[str, tuple[NotebookNode, dict[str, NotebookNode]]]:
     """All committed chapters with their editions."""
     book = Book()
-    names, found = editions.names_of(book), {}
+    names, chapters = editions.names_of(book), {}
     for source in book.sources():
         notebook = nbformat.read(book.notebook(source), as_version=4)
-        made = {kind: editions.edition(notebook, kind, names, source.stem) for kind in editions.KINDS}
-        found[source.stem] = notebook, made
-    return found
+        by_kind = {kind: editions.edition(notebook, kind, names, source.stem) for kind in editions.KINDS}
+        chapters[source.stem] = notebook, by_kind
+    return chapters
 
 
-def test_no_myst_is_left_in_any_chapter(made: dict) -> None:
-    for name, (_, kinds) in made.items():
+def test_no_myst_is_left_in_any_chapter(chapter_editions: dict) -> None:
+    for name, (_, kinds) in chapter_editions.items():
         for kind, notebook in kinds.items():
             nbformat.validate(notebook)
             for cell in notebook.cells:
@@ -183,8 +183,8 @@ def parts(notebook: NotebookNode) -> tuple[list[str], list[str]]:
     return outside, inside
 
 
-def test_students_get_every_exercise_and_no_solution(made: dict) -> None:
-    for name, (notebook, kinds) in made.items():
+def test_students_get_every_exercise_and_no_solution(chapter_editions: dict) -> None:
+    for name, (notebook, kinds) in chapter_editions.items():
         student, solution = text_of(kinds["student"]), text_of(kinds["solution"])
         chapter = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
         titles = [block.title for block in blocks(chapter) if block.kind == "exercise"]
@@ -206,8 +206,8 @@ def test_students_get_every_exercise_and_no_solution(made: dict) -> None:
         assert not any(cell.get("outputs") for cell in kinds["student"].cells)
 
 
-def test_code_of_a_chapter_is_untouched(made: dict) -> None:
-    for name, (notebook, kinds) in made.items():
+def test_code_of_a_chapter_is_untouched(chapter_editions: dict) -> None:
+    for name, (notebook, kinds) in chapter_editions.items():
         kept = [
             cell.source for cell in kinds["solution"].cells
             if cell.cell_type == "code" and "install" not in cell.metadata.get("tags", ())
@@ -221,24 +221,24 @@ def test_code_of_a_chapter_is_untouched(made: dict) -> None:
 
 def names(source: str, kind: type[ast.expr_context]) -> set[str]:
     """The names that some Python sets (ast.Store), definitions and imports included, or reads (ast.Load)."""
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name) and isinstance(node.ctx, kind):
-            found.add(node.id)
+            result.add(node.id)
         elif kind is ast.Store and isinstance(node, ast.FunctionDef | ast.ClassDef | ast.arg | ast.alias):
             name = node.arg if isinstance(node, ast.arg) else node.name
-            found.add((getattr(node, "asname", None) or name).partition(".")[0])
-    return found
+            result.add((getattr(node, "asname", None) or name).partition(".")[0])
+    return result
 
 
-def test_students_have_all_that_their_cells_need(made: dict) -> None:
+def test_students_have_all_that_their_cells_need(chapter_editions: dict) -> None:
     """No cell outside of the solutions reads what only a solution defines."""
-    for name, (notebook, kinds) in made.items():
+    for name, (notebook, kinds) in chapter_editions.items():
         code = [cell.source for cell in kinds["student"].cells if cell.cell_type == "code"]
-        given = set[str]().union(*(names(source, ast.Store) for source in code))
+        defined = set[str]().union(*(names(source, ast.Store) for source in code))
         needed = set[str]().union(*(names(source, ast.Load) for source in code))
         everything = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-        solved = set[str]().union(*(names(source, ast.Store) for source in everything)) - given
+        solved = set[str]().union(*(names(source, ast.Store) for source in everything)) - defined
         assert not needed & solved, f"{name}: {needed & solved}"
 
 
@@ -249,9 +249,9 @@ def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
 
 
 @pytest.mark.slow
-def test_a_students_notebook_runs_as_a_whole(made: dict, tmp_path: Path) -> None:
+def test_a_students_notebook_runs_as_a_whole(chapter_editions: dict, tmp_path: Path) -> None:
     """Downloaded to some folder and run untouched: its stubs, and they alone, fail, by an AssertionError."""
-    name, (_, kinds) = next(iter(made.items()))
+    name, (_, kinds) = next(iter(chapter_editions.items()))
     assert name.startswith("01")
     failed = 0
     for cell in run(kinds["student"], tmp_path).cells:

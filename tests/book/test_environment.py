@@ -23,14 +23,14 @@ def pins(path: Path) -> dict[str, str]:
     lines = [line for line in path.read_text("utf8").splitlines() if line and not line.startswith("#")]
     matches = [PIN.fullmatch(line) for line in lines]
     assert all(matches), f"{path.name} holds lines other than name==version: {lines}"
-    here = [match for match in matches if match and match[4] in (None, platform.system())]
-    return {lock.canonical(match[1]): match[2] for match in here}
+    for_this_system = [match for match in matches if match and match[4] in (None, platform.system())]
+    return {lock.canonical(match[1]): match[2] for match in for_this_system}
 
 
 def test_lock_covers_what_is_declared() -> None:
     pinned = pins(lock.LOCK)
-    here = [r for r in lock.declared() if not r.marker or r.marker.evaluate()]
-    for requirement in here:
+    requirements = [r for r in lock.declared() if not r.marker or r.marker.evaluate()]
+    for requirement in requirements:
         name = lock.canonical(requirement.name)
         assert name in pinned, f"{name} is not in {lock.LOCK.name}: run `make lock`"
         assert requirement.specifier.contains(pinned[name]), (

@@ -107,8 +107,8 @@ def test_form_that_is_refused(broken: NotebookNode, told: str) -> None:
 def run(book: Book, stubs: dict[str, str]) -> tuple[str, str]:
     """Standard output of the run, and the notebook's text, "" where none was written."""
     source = book.root / "chapters" / "90_sample.md"
-    made = (EXERCISE.replace("NAME", name).replace("STUB", stub) for name, stub in stubs.items())
-    source.write_text(HEAD + "".join(made), "utf8")
+    sections = (EXERCISE.replace("NAME", name).replace("STUB", stub) for name, stub in stubs.items())
+    source.write_text(HEAD + "".join(sections), "utf8")
     result = call("run", "--root", str(book.root))
     path = book.notebook(source)
     assert path.is_file() == (result.returncode == 0), result.stdout
@@ -132,8 +132,8 @@ def test_what_stubs_say_is_recorded_and_nothing_else(tmp_path) -> None:
     assert "__outcome" not in text
     assert "chapters: 1 passed" in call("verify", "--root", str(book.root)).stdout
     assert call("editions", "--root", str(book.root)).returncode == 0
-    made = {path.parent.name for path in (tmp_path / "_build" / "editions").glob("*/90_sample.ipynb")}
-    assert made == set(editions.KINDS)
+    kinds = {path.parent.name for path in (tmp_path / "_build" / "editions").glob("*/90_sample.ipynb")}
+    assert kinds == set(editions.KINDS)
 
 
 @pytest.mark.slow
@@ -171,8 +171,8 @@ def test_a_wrong_solution_fails_the_chapter(tmp_path) -> None:
 @pytest.mark.parametrize("source", Book().sources(), ids=lambda source: source.stem)
 def test_chapters_have_two_to_five_exercises_each_proved(source) -> None:
     notebook = nbformat.read(Book().notebook(source), as_version=4)
-    found = exercises.exercises(notebook)
-    assert 2 <= len(found) <= 5
+    of_chapter = exercises.exercises(notebook)
+    assert 2 <= len(of_chapter) <= 5
     recorded = notebook.metadata.get("exercises", {})
-    assert set(recorded) == {exercise.label for exercise in found}
+    assert set(recorded) == {exercise.label for exercise in of_chapter}
     assert all(message.strip() for message in recorded.values())

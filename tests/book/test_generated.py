@@ -26,8 +26,8 @@ def test_front_picture_shows_the_measured_points() -> None:
     at = {"n": 256, "d": 128, "s": 3, "ratio": 0.5}
     frr = [row["frr"] for row in rows if at.items() <= row.items() and "hold" not in row]
     (data,) = re.findall(r"const data = (.*);", front.text(Book()))
-    found = json.loads(data)
-    mean, sd, _ = found["found"][found["d"].index(128)][found["p"].index(0.5)]
+    shown = json.loads(data)
+    mean, sd, _ = shown["found"][shown["d"].index(128)][shown["p"].index(0.5)]
     assert len(frr) == 3
     assert mean == pytest.approx(np.mean(frr), abs=1e-3)
     assert sd == pytest.approx(np.std(frr, ddof=1), abs=1e-3)
@@ -40,9 +40,14 @@ def test_page_follows_notebooks_and_records(tmp_path: Path) -> None:
     assert "There are none." in status.text(book)  # nothing executed, no record
     assert call("run", "--root", str(tmp_path)).returncode == 0
     (source,) = book.sources()
-    made = json.loads(book.notebook(source).read_text("utf8"))["metadata"]["provenance"]
+    provenance = json.loads(book.notebook(source).read_text("utf8"))["metadata"]["provenance"]
     page = (book.pages / status.PAGE).read_text("utf8")
-    for shown in (f"[90]({source.stem}.ipynb)", made["date"], made["source_sha256"][:8], "1 of 1 chapters"):
+    for shown in (
+        f"[90]({source.stem}.ipynb)",
+        provenance["date"],
+        provenance["source_sha256"][:8],
+        "1 of 1 chapters",
+    ):
         assert shown in page
 
     (book.pages / "records").mkdir()

@@ -37,8 +37,10 @@ SMALLER = {
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of a language, also those indented in a list."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", page.read_text("utf8"), re.MULTILINE | re.DOTALL)
-    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
+    fenced = re.findall(
+        rf"^( *)```{language}\n(.*?)^ *```$", page.read_text("utf8"), re.MULTILINE | re.DOTALL
+    )
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in fenced]
 
 
 def small(text: str) -> str:
@@ -141,15 +143,15 @@ def test_method_page_runs_as_written(workplace: Path) -> None:
 @cache
 def texts() -> list[str]:
     """Every string of the library and the tools, with … for what is filled in."""
-    found = []
+    strings = []
     for path in [*(REPOSITORY / "sae_lib").rglob("*.py"), *(REPOSITORY / "tools").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
-                found.append("".join(map(str, parts)))
+                strings.append("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
+                strings.append(node.value)
+    return strings
 
 
 def said(message: str) -> bool:

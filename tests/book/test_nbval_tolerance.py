@@ -69,8 +69,8 @@ def test_images_are_not_compared_but_must_be_there() -> None:
 
 def test_new_warning_is_a_difference() -> None:
     warning = new_output("stream", name="stderr", text="UserWarning: odd")
-    found = list(differences(text("1"), [*text("1"), warning], EXACT))
-    assert any("UserWarning: odd" in line for line in found)
+    lines = list(differences(text("1"), [*text("1"), warning], EXACT))
+    assert any("UserWarning: odd" in line for line in lines)
 
 
 def test_a_glued_number_has_all_its_digits_and_no_room_for_the_last_one() -> None:

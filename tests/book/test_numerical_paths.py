@@ -69,8 +69,8 @@ def test_table_has_every_compared_number_under_every_path(executed: Book) -> Non
 @pytest.mark.slow
 def test_threads_and_seed_reach_the_copies(executed: Book) -> None:
     for path in TRIED:
-        made = provenance.recorded(path.book(executed).notebook(source(executed)))
-        assert (made["threads"], made["parameters"]["seed"]) == (path.threads or 1, path.seed)
+        origin = provenance.recorded(path.book(executed).notebook(source(executed)))
+        assert (origin["threads"], origin["parameters"]["seed"]) == (path.threads or 1, path.seed)
 
 
 @pytest.mark.slow
@@ -153,7 +153,9 @@ def test_a_verdict_on_a_number_that_is_not_there_is_an_error_that_names_it(book:
         verdicts.fallen(book)
 
 
-@pytest.mark.parametrize("holds", ["__import__('os').getcwd()", "open('x')", "c90.rate >", "c90['rate'] + 'a' > 0"])
+@pytest.mark.parametrize(
+    "holds", ["__import__('os').getcwd()", "open('x')", "c90.rate >", "c90['rate'] + 'a' > 0"]
+)
 def test_a_condition_runs_no_code_and_one_that_is_none_is_an_error(book: Book, holds: str) -> None:
     with pytest.raises(verdicts.VerdictError, match="chapter 90"):
         verdicts.Verdict("chapter 90", "It is so.", holds).stands(claims.names(book))

@@ -173,9 +173,9 @@ def broken_cells(book: Book, notebook: NotebookNode) -> set[str]:
     """The code cells that nbval finds different, numbered from 0."""
     nbformat.write(notebook, book.pages / "90_sample.ipynb")
     result = call("verify", "--root", str(book.root))
-    found = set(re.findall(r"^FAILED .*::Cell (\d+)", result.stdout, re.MULTILINE))
-    assert result.returncode == (1 if found else 0), result.stdout
-    return found
+    cells = set(re.findall(r"^FAILED .*::Cell (\d+)", result.stdout, re.MULTILINE))
+    assert result.returncode == (1 if cells else 0), result.stdout
+    return cells
 
 
 @pytest.mark.slow
@@ -275,9 +275,9 @@ def test_what_others_wait_for_starts_before_what_takes_longer(monkeypatch: pytes
 @pytest.mark.slow
 def test_a_chapter_that_measures_speed_runs_alone(tmp_path: Path) -> None:
     jobs = [Job("01_a", []), Job("02_b", [], alone=True), Job("03_c", []), Job("04_d", [])]
-    found = most_at_once(tmp_path / "alone", jobs, 4)
-    assert found["02_b"] == 1
-    assert max(found.values()) == 3
+    most = most_at_once(tmp_path / "alone", jobs, 4)
+    assert most["02_b"] == 1
+    assert max(most.values()) == 3
 
 
 @pytest.mark.slow

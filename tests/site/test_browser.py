@@ -91,7 +91,7 @@ def test_no_serious_barrier(page: Page, address: str, names: list[str]) -> None:
 
     There on two chapters of the fourteen: one with theorems and exercises, one with dashboards.
     """
-    found = []
+    barriers = []
     for name in names:
         page.emulate_media(color_scheme="light", reduced_motion="reduce")  # else colours fade into each other
         page.goto(address + name)
@@ -106,8 +106,8 @@ def test_no_serious_barrier(page: Page, address: str, names: list[str]) -> None:
                 if violation["impact"] in ("serious", "critical"):
                     html = violation["nodes"][0]["html"][:200]
                     times = len(violation["nodes"])
-                    found.append(f"{name}, {scheme}: {violation['id']}, {times} times: {html}")
-    assert not found, "\n".join(found)
+                    barriers.append(f"{name}, {scheme}: {violation['id']}, {times} times: {html}")
+    assert not barriers, "\n".join(barriers)
 
 
 def test_a_mean_and_its_spread_stay_on_one_line(page: Page, address: str) -> None:

@@ -17,8 +17,8 @@ PAGES = sorted(
 def links(text: str) -> list[str]:
     """Addresses of the links to files, without their anchors; code left out, other directives not."""
     prose = re.sub(r"^( *)(`{3,})(?!`|\{(?!code-cell)).*?^\1\2$", "", text, flags=re.MULTILINE | re.DOTALL)
-    found = [address.partition("#")[0] for address in LINK.findall(prose)]
-    return [address for address in found if address and not re.match(r"\w+:", address)]
+    addresses = [address.partition("#")[0] for address in LINK.findall(prose)]
+    return [address for address in addresses if address and not re.match(r"\w+:", address)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")

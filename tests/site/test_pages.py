@@ -19,8 +19,8 @@ CSS_ASSET = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
 
 @pytest.fixture(scope="module")
 def pages(built: Path) -> dict[Path, BeautifulSoup]:
-    found = [path for path in built.rglob("*.html") if "_static" not in path.parts]  # templates of the theme
-    return {path: BeautifulSoup(path.read_text("utf8"), "html.parser") for path in found}
+    paths = [path for path in built.rglob("*.html") if "_static" not in path.parts]  # templates of the theme
+    return {path: BeautifulSoup(path.read_text("utf8"), "html.parser") for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +66,23 @@ def test_every_asset_is_local_and_present(built: Path, pages: dict[Path, Beautif
 @pytest.mark.slow
 def test_pages_beside_the_book_are_in_the_site(built: Path, pages: dict[Path, BeautifulSoup]) -> None:
     """Links by hand into _static, such as chapter 12's to its dashboards; the builder does not check them."""
-    found = {
+    targets = {
         (path.parent / str(link["href"])).resolve()
         for path, page in pages.items()
         for link in page.find_all("a", href=re.compile("_static/"))
     }
-    assert (built / "_static" / "dashboards" / "12_gba.html").resolve() in found
-    assert all(path.is_file() for path in found)
+    assert (built / "_static" / "dashboards" / "12_gba.html").resolve() in targets
+    assert all(path.is_file() for path in targets)
 
 
 def index_links(built: Path, pages: dict[Path, BeautifulSoup]) -> list[tuple[str, str, str]]:
     """(entry, page, anchor) for every link of the index."""
     shown = pages[built / "genindex.html"].select("table.indextable a")
-    found = []
+    entries = []
     for link in shown:
         page, _, anchor = str(link["href"]).partition("#")
-        found.append((link.get_text(), page, anchor))
-    return found
+        entries.append((link.get_text(), page, anchor))
+    return entries
 
 
 @pytest.mark.slow

@@ -48,11 +48,11 @@ def head(page: Path) -> BeautifulSoup:
 
 def meta(page: Path) -> dict[str, str]:
     """The page's tags by name or property; each may come only once."""
-    found = [(str(tag.get("name") or tag["property"]), str(tag["content"])) for tag in head(page).find_all(
+    tags = [(str(tag.get("name") or tag["property"]), str(tag["content"])) for tag in head(page).find_all(
         lambda tag: tag.name == "meta" and (tag.get("property") or tag.get("name") == "description")
     )]  # fmt: skip
-    assert len(dict(found)) == len(found), f"{page.name}: {found}"
-    return dict(found)
+    assert len(dict(tags)) == len(tags), f"{page.name}: {tags}"
+    return dict(tags)
 
 
 def launches(page: Path) -> dict[str, str]:

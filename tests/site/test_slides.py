@@ -80,12 +80,12 @@ def small(tmp_path: Path) -> Path:
 def test_the_rule_decides_what_is_shown(small: Path) -> None:
     slides.write(small)
     deck = BeautifulSoup((small / "slides" / "09_dots.html").read_text("utf8"), "html.parser")
-    made = deck.select("main > section")
-    assert [" ".join(slide["class"]) for slide in made] == [
+    sections = deck.select("main > section")
+    assert [" ".join(slide["class"]) for slide in sections] == [
         *("title", "plan", "section", "figure wide", "figure", "box", "equation", "section", "table"),
         *("quiz", "exercise"),
     ]
-    shown = [" ".join(slide.select_one(".slide").get_text(" ").split()) for slide in made]
+    shown = [" ".join(slide.select_one(".slide").get_text(" ").split()) for slide in sections]
     assert shown[0].startswith("9 · Dots What dots do.")
     assert "Counting Numbers You need a ruler." in shown[1]
     assert shown[2].startswith("Counting How many?")
@@ -93,14 +93,14 @@ def test_the_rule_decides_what_is_shown(small: Path) -> None:
     assert shown[4].startswith("Finer")
     assert shown[5].startswith("Definition 1 (Dot) A dot.")
     assert "Hence" in shown[6]
-    assert "1\xa0±\xa02" in str(made[8].get_text())
+    assert "1\xa0±\xa02" in str(sections[8].get_text())
     assert "Which?" in shown[9]
     assert shown[10].startswith("Exercise 1 Do it.")
-    assert "Aside." in made[3].select_one("aside").get_text()
-    assert made[2].select_one("a")["href"] == "../book/08_lines.html"
-    assert made[3].img["alt"] == "Dots."
-    assert "style" not in made[3].img.attrs  # its width on the page is not that of a slide
-    assert (small / "slides" / made[3].img["src"]).resolve() == small / "_images" / "wide.png"
+    assert "Aside." in sections[3].select_one("aside").get_text()
+    assert sections[2].select_one("a")["href"] == "../book/08_lines.html"
+    assert sections[3].img["alt"] == "Dots."
+    assert "style" not in sections[3].img.attrs  # its width on the page is not that of a slide
+    assert (small / "slides" / sections[3].img["src"]).resolve() == small / "_images" / "wide.png"
     for hidden in ("draw()", "By looking", "check(", "secret", "Books.", "Prose.", "Not here", "row"):
         assert hidden not in deck.main.get_text()
     assert deck.find("script", src="../_static/mathjax/tex-chtml.js")
@@ -212,5 +212,5 @@ def test_one_slide_a_page_in_print(page: Page, built: Path) -> None:
 @needs_chromium
 def test_no_serious_barrier(page: Page, built: Path) -> None:
     show(page, built / "slides" / "02_identifiability.html")
-    found = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]
-    assert not found, "\n".join(f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found)
+    barriers = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]
+    assert not barriers, "\n".join(f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in barriers)
