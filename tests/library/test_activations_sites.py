@@ -153,9 +153,7 @@ def test_ctrl_c_says_where_every_store_stands(corpus, alone, tmp_path, request):
         lambda *_: signal.raise_signal(signal.SIGINT) if len(passes) == 10 else None
     )
     folders = {site: tmp_path / site for site in SITES[:2]}
-    said = (
-        rf"2 shards in {folders[SITES[0]]} and 2 shards in {folders[SITES[1]]}; the same"
-    )
+    said = rf"2 shards in {folders[SITES[0]]} and 2 shards in {folders[SITES[1]]}; the same"
     with pytest.raises(KeyboardInterrupt, match=said):
         harvest_sites(lm, corpus, folders, **SMALL)
     handle.remove()
