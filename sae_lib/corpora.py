@@ -6,7 +6,7 @@ import hashlib
 import json
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,12 +69,8 @@ class Corpus:
 
     def describe(self) -> dict[str, Any]:
         """Return plain JSON values that identify the text."""
-        return {
-            "name": self.name,
-            "licence": self.licence,
-            "n_documents": len(self.documents),
-            "fingerprint": self.fingerprint,
-        }
+        names = {"name": self.name, "licence": self.licence}
+        return {**names, "n_documents": len(self.documents), "fingerprint": self.fingerprint}
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Corpus, Corpus]:
         """Split by document into (train, held out).
@@ -133,12 +129,9 @@ def wikipedia_summaries() -> Corpus:
     """
     path = packaged_file(WIKIPEDIA_PACKAGE, "data/summaries_en-us.json")
     articles = json.loads(path.read_text(encoding="utf-8"))
-    documents = [
-        Document(title, article["extract"])
-        for title, article in sorted(articles.items())
-        if article["extract"]
-    ]
-    return Corpus("wikipedia", "Wikipedia, CC BY-SA 4.0", tuple(documents))
+    texts = {title: article["extract"] for title, article in sorted(articles.items())}
+    documents = tuple(Document(title, text) for title, text in texts.items() if text)
+    return Corpus("wikipedia", "Wikipedia, CC BY-SA 4.0", documents)
 
 
 def folder(path: str | Path, pattern: str = "**/*.txt") -> Corpus:
@@ -205,10 +198,7 @@ def hugging_face(
     return Corpus(f"{dataset_id}[{split}]", licence, tuple(documents))
 
 
-NAMED: dict[str, Callable[[], Corpus]] = {
-    "standard-library": standard_library,
-    "wikipedia": wikipedia_summaries,
-}
+NAMED = {"standard-library": standard_library, "wikipedia": wikipedia_summaries}
 
 
 def corpus(name_or_path: str | Path) -> Corpus:

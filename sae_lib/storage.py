@@ -88,27 +88,18 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
     tensors = {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
     digest = tensors_sha256(tensors)
     config: dict[str, Any] = {
-        "architecture": ARCHITECTURES[sae.activation],
-        "d_in": sae.d_in,
-        "d_sae": sae.width,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
+        "architecture": ARCHITECTURES[sae.activation], "d_in": sae.d_in, "d_sae": sae.width,
+        "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
         "normalize_activations": "constant_norm_rescale" if sae.normalisation.kind == "unit" else "none",
         "reshape_activations": "none",
         "metadata": {
-            **_model_keys(sae.metadata),
-            "sae_lens_version": SAE_LENS_VERSION,
+            **_model_keys(sae.metadata), "sae_lens_version": SAE_LENS_VERSION,
             "sae_lib": {
-                "activation": sae.activation,
-                "tied": sae.tied,
-                "free_encoder": sae.free_encoder,
-                "normalisation": sae.normalisation.to_dict(),
-                **sae.metadata,
-                SHA256: digest,
+                "activation": sae.activation, "tied": sae.tied, "free_encoder": sae.free_encoder,
+                "normalisation": sae.normalisation.to_dict(), **sae.metadata, SHA256: digest,
             },
         },
-    }
+    }  # fmt: skip
     if sae.activation == "topk":
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     with replacing(folder / WEIGHTS) as path:
@@ -206,10 +197,14 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
     return sae.eval().requires_grad_(False).to(device)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise StorageError(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}")
+    return path
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = _existing(folder / CONFIG)
     try:
         config = read_json(path)
     except ValueError as error:
@@ -260,9 +255,7 @@ def _read_tensors(folder: Path, config: dict[str, Any], digest: Any) -> dict[str
     shapes = {"W_enc": (d_in, width), "W_dec": (width, d_in), "b_enc": (width,), "b_dec": (d_in,)}
     if config["architecture"] == "jumprelu":
         shapes["threshold"] = (width,)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise StorageError(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}")
+    path = _existing(folder / WEIGHTS)
     try:
         tensors = read_tensors(path, {name: (FLOATS, shape) for name, shape in shapes.items()}, CONFIG)
         written = read_metadata(path).get(SHA256)

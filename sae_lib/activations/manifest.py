@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_lib.checks import at_least, between
 from sae_lib.files.atomic import read_json, replacing, short
 from sae_lib.files.tensors import write_tensors
 from sae_lib.normalisation import Normalisation
@@ -21,13 +22,9 @@ MANIFEST = "manifest.json"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # JSON types of the fields below
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "bool": (bool,),
-    "str": (str,),
-    "dict[str, Any]": (dict,),
-    "dict[str, Any] | None": (dict, type(None)),
-    "list[Shard]": (list,),
-}
+    "int": (int,), "bool": (bool,), "str": (str,), "list[Shard]": (list,),
+    "dict[str, Any]": (dict,), "dict[str, Any] | None": (dict, type(None)),
+}  # fmt: skip
 RESUME = "call harvest again with the same arguments"
 
 
@@ -127,12 +124,11 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
-        if self.d_in < 1:
-            raise ValueError(f"d_in is {self.d_in}, expected at least 1")
-        for name, least in (("block_size", 1), ("blocks_per_shard", 1)):
+        at_least(1, d_in=self.d_in)
+        for name in ("block_size", "blocks_per_shard"):
             value = self.settings.get(name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"settings.{name} is {short(value)}, expected a whole number ≥ {least}")
+            if type(value) is not int or value < 1:
+                raise ValueError(f"settings.{name} is {short(value)}, expected a whole number ≥ 1")
         # a tuple, as unhashable values such as lists cannot be looked up in a dictionary
         if self.settings.get("dtype") not in tuple(DTYPES):
             raise ValueError(
@@ -154,16 +150,11 @@ class Manifest:
             if shard.file != shard_name(i):
                 raise ValueError(f"shards[{i}].file is {short(shard.file)}, expected {shard_name(i)!r}")
             least = self.blocks_per_shard if i < len(self.shards) - 1 else 1
-            if not least <= shard.blocks <= self.blocks_per_shard:
-                raise ValueError(
-                    f"shards[{i}].blocks is {shard.blocks}, expected {least}..{self.blocks_per_shard}"
-                )
-            if not 0 <= shard.rows <= shard.blocks * self.block_size:
-                raise ValueError(
-                    f"shards[{i}].rows is {shard.rows}, expected 0..{shard.blocks * self.block_size}"
-                )
+            between(least, self.blocks_per_shard, "blocks_per_shard", **{f"shards[{i}].blocks": shard.blocks})
+            tokens = shard.blocks * self.block_size
+            between(0, tokens, "tokens in its blocks", **{f"shards[{i}].rows": shard.rows})
             # sizes of files are compared, so that no reader allocates more than a file really holds
-            least = shard.rows * (self.d_in * self.dtype.itemsize + 4) + shard.blocks * self.block_size * 4
+            least = shard.rows * (self.d_in * self.dtype.itemsize + 4) + tokens * 4
             if shard.bytes < least:
                 raise ValueError(f"shards[{i}].bytes is {shard.bytes}, but its rows alone take {least}")
 

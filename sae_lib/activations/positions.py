@@ -26,19 +26,14 @@ def origin(
     if not 0 <= skip_first < block_size:
         raise ValueError(f"skip_first is {skip_first}; expected 0..{block_size - 1} (block_size - 1)")
     at_least(1, batch_blocks=batch_blocks)
-    return {
-        "model": {"name": model.name, "fingerprint": model.fingerprint},
-        "site": str(site),
-        "corpus": corpus.describe(),
-        "tokenizer": {
-            "vocabulary_sha256": vocabulary_sha256(model.tokenizer),
-            "separator": separator_id(model.tokenizer),
-            "opening": opening_ids(model.tokenizer),
-        },
-        "block_size": block_size,
-        "batch_blocks": batch_blocks,
-        "skip_first": skip_first,
+    tokenizer = {
+        "vocabulary_sha256": vocabulary_sha256(model.tokenizer),
+        "separator": separator_id(model.tokenizer),
+        "opening": opening_ids(model.tokenizer),
     }
+    sources = {"model": {"name": model.name, "fingerprint": model.fingerprint}, "site": str(site)}
+    sizes = {"block_size": block_size, "batch_blocks": batch_blocks, "skip_first": skip_first}
+    return {**sources, "corpus": corpus.describe(), "tokenizer": tokenizer, **sizes}
 
 
 def kept(model: LanguageModel, blocks: Tensor, skip_first: int) -> Tensor:
