@@ -144,7 +144,7 @@ def harvest_sites(
         block_size: Tokens the model sees at once.
         batch_blocks: Blocks in one forward pass.
         dtype: Type of the rows in the files: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
-        shard_rows: Approximate rows of a file, the most an interruption loses; one shard a site is in memory.
+        shard_rows: Approximate rows of a file; as many are in memory for each site, and can be lost.
         seed: Decides the order of the documents.
         skip_first: Positions left out of every block, as are the separators between documents: models park
             attention on both (:func:`kept`), now and then also on the second position, hence 2.

@@ -1,4 +1,4 @@
-"""Shards of one or more stores, written in rounds: one a process, all sites in one pass of the model."""
+"""Shards of one or more stores, written in rounds of one shard a process, all sites in one model pass."""
 
 from __future__ import annotations
 

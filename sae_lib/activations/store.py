@@ -94,7 +94,11 @@ class ActivationStore:
             yield shard, inside, index[inside] - begin
 
     def rows(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """Return rows by number, raw, float32 (n, d_in). Raises IndexError for a number out of range."""
+        """Return rows by number, in raw units: float32 (n, d_in).
+
+        Raises:
+            IndexError: A number is out of range; also in :meth:`context`, :meth:`places`, :meth:`windows`.
+        """
         rows = torch.empty(len(indices), self.d_in)
         for shard, inside, within in self._locate(indices):
             rows[inside] = self._shard(shard)["acts"][within].float()
@@ -114,10 +118,7 @@ class ActivationStore:
         return tensors["blocks"][block, : position + 1].long()
 
     def places(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return the block of each row's token and its position there: int64 (n,) both.
-
-        Blocks are numbered through the store. Raises IndexError for a number out of range.
-        """
+        """Return the block (numbered through the store) and position of each row's token: int64 (n,) both."""
         blocks = torch.empty(len(indices), dtype=torch.long)
         positions = torch.empty_like(blocks)
         size = self.manifest.block_size
@@ -133,7 +134,7 @@ class ActivationStore:
         """Return the text around rows: tokens, and the rows they gave, int64 (n, before + 1 + after) both.
 
         Column ``before`` is the row itself. A token is −1 outside the row's block; a row is −1 there, and
-        where a token gave none (the first of a block, separators). Raises IndexError as :meth:`rows`.
+        where a token gave none (the first of a block, separators).
         """
         if before < 0 or after < 0:
             raise ValueError(f"before is {before}, after is {after}; expected 0 or more tokens")

@@ -55,7 +55,7 @@ def dot_entries(
 def accumulate_latent(
     values, rows, latent_ends, vectors, out, d, ENTRIES: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Add to out (M, d): Σ value × vector over the entries of one latent, for a block of columns."""
+    """Add Σ value × vector over the entries of one latent to out (M, d), for a block of columns."""
     latent = tl.program_id(0).to(tl.int64)
     first, end = tl.load(latent_ends + latent), tl.load(latent_ends + latent + 1)
     if first < end:

@@ -92,7 +92,11 @@ class LanguageModel:
         return digest.hexdigest()
 
     def site(self, site: str | Site) -> Site:
-        """Parse and check a site. Raises ValueError for a layer that this model lacks."""
+        """Parse a site and refuse a layer that this model lacks.
+
+        Raises:
+            ValueError: Not a site of this model.
+        """
         site = Site.parse(site) if isinstance(site, str) else site
         if not 0 <= site.layer < self.n_layers:
             raise ValueError(f"layer {site.layer} of {self.n_layers}: allowed 0..{self.n_layers - 1}")
@@ -171,7 +175,7 @@ class LanguageModel:
     def replaced(self, site: str | Site, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """Have forward passes continue with ``fn(activations)`` in place of the activations, while open.
 
-        ``fn`` takes and returns (B, T, d_model); a pass raises ValueError when it returns another shape.
+        ``fn`` takes and returns (B, T, d_model). Results of another shape raise a ValueError in the pass.
         """
         site = self.site(site)
 

@@ -14,7 +14,9 @@ def first_blocks(model: LanguageModel, n: int) -> LanguageModel:
     """Copy a model without the blocks after its first ``n``: same activations there, other logits.
 
     This is enough to read an early site, and twins of it (:func:`reinitialised`) are drawn much sooner.
-    Raises ValueError unless 1 ≤ n ≤ number of blocks.
+
+    Raises:
+        ValueError: The model has no ``n`` blocks, or n < 1.
     """
     if not 1 <= n <= model.n_layers:
         raise ValueError(f"n is {n}; expected 1..{model.n_layers}, the blocks that {model.name} has")
