@@ -8,34 +8,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# the names below once more, where no program comes by: type checkers and editors follow nothing else
+# the names below repeated for type checkers and editors, which follow nothing else; no program runs this
 if TYPE_CHECKING:
     from sae_lib import (
-        activations as activations,
-        batches as batches,
-        corpora as corpora,
-        dashboards as dashboards,
-        distributed as distributed,
-        identifiability as identifiability,
-        interventions as interventions,
-        language_models as language_models,
-        methods as methods,
-        metrics as metrics,
-        normalisation as normalisation,
-        plotting as plotting,
-        records as records,
-        sae as sae,
-        storage as storage,
-        sweeps as sweeps,
-        synthetic as synthetic,
-        training as training,
-    )
+        activations as activations, batches as batches, corpora as corpora, dashboards as dashboards,
+        distributed as distributed, identifiability as identifiability, interventions as interventions,
+        language_models as language_models, methods as methods, metrics as metrics,
+        normalisation as normalisation, plotting as plotting, records as records, sae as sae,
+        storage as storage, sweeps as sweeps, synthetic as synthetic, training as training,
+    )  # fmt: skip
     from sae_lib.batches import BatchSource as BatchSource, Rows as Rows
     from sae_lib.methods.batch_top_k import BatchTopK as BatchTopK
-    from sae_lib.methods.bias_adaptation import (
-        BiasAdaptation as BiasAdaptation,
-        GroupBiasAdaptation as GroupBiasAdaptation,
-    )
+    from sae_lib.methods.bias_adaptation import BiasAdaptation as BiasAdaptation
+    from sae_lib.methods.bias_adaptation import GroupBiasAdaptation as GroupBiasAdaptation
     from sae_lib.methods.frozen import Frozen as Frozen
     from sae_lib.methods.gated import Gated as Gated
     from sae_lib.methods.jump_relu import JumpReLU as JumpReLU
@@ -52,43 +37,18 @@ __version__ = "0.1.0"
 
 # public name → the module that defines it
 _EXPORTS: dict[str, str] = {
-    "BatchSource": "batches",
-    "BatchTopK": "methods.batch_top_k",
-    "BiasAdaptation": "methods.bias_adaptation",
-    "Frozen": "methods.frozen",
-    "Gated": "methods.gated",
-    "GroupBiasAdaptation": "methods.bias_adaptation",
-    "JumpReLU": "methods.jump_relu",
-    "L1": "methods.l1",
-    "Matryoshka": "methods.matryoshka",
-    "ModifiedBiasAdaptation": "methods.modified_bias_adaptation",
-    "Normalisation": "normalisation",
-    "Rows": "batches",
-    "SparseAutoencoder": "sae",
-    "TopK": "methods.top_k",
-    "load": "storage",
+    "BatchSource": "batches", "BatchTopK": "methods.batch_top_k", "BiasAdaptation": "methods.bias_adaptation",
+    "Frozen": "methods.frozen", "Gated": "methods.gated", "GroupBiasAdaptation": "methods.bias_adaptation",
+    "JumpReLU": "methods.jump_relu", "L1": "methods.l1", "Matryoshka": "methods.matryoshka",
+    "ModifiedBiasAdaptation": "methods.modified_bias_adaptation", "Normalisation": "normalisation",
+    "Rows": "batches", "SparseAutoencoder": "sae", "TopK": "methods.top_k", "load": "storage",
     "train": "training.loop",
-}
+}  # fmt: skip
 _MODULES = (
-    "activations",
-    "batches",
-    "corpora",
-    "dashboards",
-    "distributed",
-    "identifiability",
-    "interventions",
-    "language_models",
-    "methods",
-    "metrics",
-    "normalisation",
-    "plotting",
-    "records",
-    "sae",
-    "storage",
-    "sweeps",
-    "synthetic",
-    "training",
-)
+    "activations", "batches", "corpora", "dashboards", "distributed", "identifiability", "interventions",
+    "language_models", "methods", "metrics", "normalisation", "plotting", "records", "sae", "storage",
+    "sweeps", "synthetic", "training",
+)  # fmt: skip
 
 __all__ = sorted([*_EXPORTS, *_MODULES])
 

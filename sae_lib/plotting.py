@@ -1,4 +1,4 @@
-"""The book's one figure style: colour-blind safe, readable at 360 px and in print."""
+"""The figure style of the book: colour-blind safe, readable at 360 px and in print."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cycler import cycler
 from matplotlib.figure import Figure
 from PIL import Image
 
-# Okabe and Ito (2008), "Color Universal Design"; the yellow is left out, too faint on white
+# Okabe and Ito (2008), "Color Universal Design", without the yellow, which is too faint on white
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000",
 )  # fmt: skip
-# the yellow darkened until it shows, and a grey for nulls
+# the yellow darkened until it is visible, and a grey for nulls
 OLIVE, GREY = "#8F8500", "#767676"
 
-# one colour for each method, the same in every chapter
+# each method has the same colour in every chapter
 METHOD_COLOURS = {
     "gba": BLUE, "ba": SKY, "modified_ba": BLACK, "topk": VERMILLION, "batch_topk": ORANGE,
     "matryoshka": BLACK, "l1": GREEN, "jumprelu": PURPLE, "gated": OLIVE, "untrained": GREY, "random": GREY,
@@ -48,7 +48,7 @@ def use_style() -> None:
             "figure.dpi": 100,
             "figure.facecolor": "white",
             "figure.constrained_layout.use": True,
-            # twice the pixels of what is displayed, for projectors and screens of high density
+            # twice the displayed pixels, for projectors and high-density screens
             "savefig.dpi": 200,
             "font.size": 11,
             "axes.prop_cycle": cycler(color=[BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK]),
@@ -68,10 +68,10 @@ def use_style() -> None:
 
 
 def small_png(image: Image.Image) -> bytes:
-    """PNG of a figure in no more colours than it takes to look the same: a quarter of the bytes.
+    """Return a figure's PNG with only as many colours as it needs to look the same: a quarter of the bytes.
 
-    Areas of one colour keep it, to within 4 of 255 a channel, so that colour maps stay smooth; the shades
-    along their edges, which smooth them, may be off by 64. Of more than 256 colours the commonest are kept.
+    Areas of one colour keep it to within 4 of 255 a channel, so that colour maps stay smooth; shades that
+    smooth their edges may be off by 64. Of more than 256 colours the most common are kept.
     """
     pixels = np.asarray(image.convert("RGB")).astype(np.int64)
     packed = pixels @ (1 << 16, 1 << 8, 1)
@@ -90,20 +90,20 @@ def small_png(image: Image.Image) -> bytes:
     return _indexed_png(nearest.astype(np.uint8)[index], rgb[kept].astype(np.uint8))
 
 
-def _distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How far colours are apart: the largest difference of a channel, more where the hue changes."""
-    by = one - other
-    return np.abs(by).max(axis=-1) + np.ptp(by, axis=-1)
+def _distance(colours: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the distance of colours: the largest difference of a channel, more where the hue changes."""
+    difference = colours - others
+    return np.abs(difference).max(axis=-1) + np.ptp(difference, axis=-1)
 
 
 def _indexed_png(indices: np.ndarray, palette: np.ndarray) -> bytes:
-    """A PNG of half a byte or a byte a pixel, without Pillow's filters, which make figures larger."""
+    """Return a PNG of half a byte or a byte a pixel, without Pillow's filters, which make figures larger."""
     height, width = indices.shape
     bits = 4 if len(palette) <= 16 else 8
     if bits == 4:
         indices = np.pad(indices, ((0, 0), (0, width % 2)))
         indices = indices[:, ::2] << 4 | indices[:, 1::2]
-    rows = np.pad(indices, ((0, 0), (1, 0)))  # each begins with the number of its filter, none
+    rows = np.pad(indices, ((0, 0), (1, 0)))  # each begins with a 0: no filter
     chunks = {
         b"IHDR": struct.pack(">IIBBBBB", width, height, bits, 3, 0, 0, 0),
         b"PLTE": palette.tobytes(),
@@ -117,18 +117,18 @@ def _indexed_png(indices: np.ndarray, palette: np.ndarray) -> bytes:
 
 
 def _sharp_png(figure: Figure) -> tuple[str, dict[str, int]]:
-    """A figure as a base64 PNG at the resolution of saved files, and the width at which a page shows it."""
+    """Return a figure as a base64 PNG at the resolution of saved files, and its width on a page."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return base64.b64encode(small_png(Image.open(file))).decode(), {"width": round(figure.bbox.width)}
 
 
 def _show_sharp_figures() -> None:
-    """Let notebooks keep figures as :func:`_sharp_png`, so that ten of them weigh little."""
+    """Let notebooks store figures as :func:`_sharp_png`, so that ten of them stay small."""
     import matplotlib.pyplot as plt
     from IPython import get_ipython
 
     if shell := get_ipython():
-        # the backend registers its own format when it loads, so it has to be loaded first
+        # the backend registers its own format when it loads, so it must be loaded first
         plt.switch_backend(plt.get_backend())
         shell.display_formatter.formatters["image/png"].for_type(Figure, _sharp_png)

@@ -1,23 +1,23 @@
 """Saving and loading autoencoders in SAELens's layout: ``cfg.json`` + ``sae_weights.safetensors``.
 
 In the files, codes are in units of the raw activations and decoder rows have unit norm. With our
-x_n = s·x, output scale a and pre-bias b_pre that means (formats: SAELens ≥ 6)::
+x_n = s·x, output scale a and pre-bias b_pre, that means (formats: SAELens ≥ 6)::
 
     W_enc = |a| w        W_dec = sign(a) v        b_dec = b_pre / s
     jumprelu: threshold = −|a| b / s, b_enc = 0   standard: b_enc = |a| b / s
     our "threshold" gate is also a jumprelu: threshold = |a| θ / s, b_enc = |a| b / s
 
-so a code in the file is |a| z / s. A GBA autoencoder is a ``jumprelu`` one, exactly. In a ``topk`` one the
+so a code in the file is |a| z / s. A GBA autoencoder is exactly a ``jumprelu`` one. In a ``topk`` one the
 size of a code decides which fire, so |a| goes into W_dec instead.
 
-Files of SAELens's own are read as SAELens reads them: codes are the same, decoder rows are brought to unit
-norm and their lengths become the output scale. Its options fold into our form::
+SAELens's own files are read as SAELens reads them: codes are the same, decoder rows are brought to unit norm
+and their lengths become the output scale. Its options fold into our form::
 
     apply_b_dec_to_input false:        b_enc += b_dec W_enc
     rescale_acts_by_decoder_norm true: W_enc, b_enc times the norms of the rows of W_dec, which become 1
 
-Both files carry one SHA-256 of the weights, which tells damage, and weights beside the ``cfg.json`` of
-another save. Weights that another program wrote carry none, and are taken as they are.
+Both files carry the same SHA-256 of the weights, which reveals damage, and weights beside the ``cfg.json`` of
+another save. Weights from other programs carry none, and are read unchecked.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ ACTIVATIONS = {"jumprelu": "jumprelu", "standard": "relu", "topk": "topk"}
 # the oldest version whose loader applies no legacy conversion
 SAE_LENS_VERSION = "6.0.0"
 SHA256 = "sae_lib.weights_sha256"
-# where the metadata of a file that another program wrote are kept: model_name, hook_name, …
+# key of the metadata of a file that another program wrote: model_name, hook_name, …
 FOREIGN = "sae_lens"
 # types that weights may have in the file
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# keeps 0/0 out of rows of zero norm
+# avoids 0/0 in rows of zero norm
 TINY = 1e-30
-# what to do about a scaling of the rows that the files name but do not hold, or that we have not
+# remedies for scalings of the rows that the files name without holding them, or that we do not support
 REFUSED_SCALINGS = {
     "expected_average_only_in": "its factor is not in the files: fold it in SAELens by "
     "sae.fold_activation_norm_scaling_factor(√d / mean norm of the rows) and save again",
     "covariance_whitening": "its matrices are not in the files: fold them in SAELens by "
     "sae.fold_activation_whitening and save again",
-    "layer_norm": "it divides each row by its own standard deviation, which no weights can do: normalise the "
-    "rows yourself, and put 'none' here",
+    "layer_norm": "it divides each row by its own standard deviation, which weights cannot do: normalise the "
+    "rows yourself, and write 'none' instead",
 }
 
 
 class StorageError(ValueError):
-    """Files that do not hold an autoencoder this library can use, and why."""
+    """Why files do not hold an autoencoder that this library can use."""
 
 
 def _input_scale(normalisation: Normalisation, d_in: int) -> float:
@@ -88,27 +88,18 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
     tensors = {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
     digest = tensors_sha256(tensors)
     config: dict[str, Any] = {
-        "architecture": ARCHITECTURES[sae.activation],
-        "d_in": sae.d_in,
-        "d_sae": sae.width,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
+        "architecture": ARCHITECTURES[sae.activation], "d_in": sae.d_in, "d_sae": sae.width,
+        "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
         "normalize_activations": "constant_norm_rescale" if sae.normalisation.kind == "unit" else "none",
         "reshape_activations": "none",
         "metadata": {
-            **_model_keys(sae.metadata),
-            "sae_lens_version": SAE_LENS_VERSION,
+            **_model_keys(sae.metadata), "sae_lens_version": SAE_LENS_VERSION,
             "sae_lib": {
-                "activation": sae.activation,
-                "tied": sae.tied,
-                "free_encoder": sae.free_encoder,
-                "normalisation": sae.normalisation.to_dict(),
-                **sae.metadata,
-                SHA256: digest,
+                "activation": sae.activation, "tied": sae.tied, "free_encoder": sae.free_encoder,
+                "normalisation": sae.normalisation.to_dict(), **sae.metadata, SHA256: digest,
             },
         },
-    }
+    }  # fmt: skip
     if sae.activation == "topk":
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     with replacing(folder / WEIGHTS) as path:
@@ -118,7 +109,7 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
 
 
 def _model_keys(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Where the activations came from, under the names SAELens uses."""
+    """Return where the activations came from, under SAELens's names."""
     data = metadata.get("training", {}).get("data", {})
     if "model" not in data:
         return dict(metadata.get(FOREIGN, {}))
@@ -144,10 +135,11 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
     >>> sae_lib.load(folder).reconstruct(rows).diagonal()
     tensor([2., 2., 2., 2.])
 
-    One that another program saved has no normalisation of ours: its rows are raw activations. What it says
-    about itself is in ``metadata["sae_lens"]``.
+    Autoencoders that another program saved have no normalisation: their rows are raw activations. Their
+    metadata is in ``metadata["sae_lens"]``.
 
-    Raises StorageError if files are missing or damaged, or of a kind this library cannot represent.
+    Raises:
+        StorageError: Files are missing, damaged, or of a kind that this library cannot represent.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -163,7 +155,7 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
     scaling = metadata.pop("normalisation", {"kind": kind})
     try:
         normalisation = Normalisation(**scaling)
-    # TypeError, OverflowError: entries or numbers that no normalisation has
+    # TypeError and OverflowError come from entries or numbers that no normalisation has
     except (TypeError, ValueError, OverflowError) as error:
         raise StorageError(
             f"{folder / CONFIG}: metadata.sae_lib.normalisation is {short(scaling)}; "
@@ -186,7 +178,7 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
     length = tensors["W_dec"].norm(dim=1)
     directions = tensors["W_dec"] / length.clamp(min=TINY)[:, None]
     if "threshold" in tensors:
-        # SAELens applies a ReLU as well, so a threshold below 0 is one of 0
+        # SAELens applies a ReLU as well, so a threshold below 0 acts as 0
         tensors["threshold"].clamp_(min=0.0)
     gate = -tensors["threshold"] if activation == "jumprelu" else tensors["b_enc"]
     if sae.threshold is not None:
@@ -200,29 +192,33 @@ def load(folder: str | PathLike[str], device: str | torch.device = "cpu") -> Spa
         sae.decoder.copy_(directions)
         sae.scale.copy_(magnitude * length)
     if not all(torch.isfinite(parameter).all() for parameter in sae.parameters()):
-        raise StorageError(f"{folder / WEIGHTS}: weights, or their products with a, s or θ, leave float32")
+        raise StorageError(f"{folder / WEIGHTS}: weights, or their products with a, s or θ, overflow float32")
     sae.metadata = metadata
     return sae.eval().requires_grad_(False).to(device)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise StorageError(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}")
+    return path
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = _existing(folder / CONFIG)
     try:
         config = read_json(path)
     except ValueError as error:
         raise StorageError(str(error)) from error
     if not isinstance(config, dict):
         raise StorageError(f"{path} holds a {type(config).__name__}; expected an object")
-    # a tuple: a list, say, cannot be looked up in a dictionary
+    # a tuple, as unhashable values such as lists cannot be looked up in a dictionary
     if config.get("architecture") not in tuple(ACTIVATIONS):
         raise StorageError(
             f"{path}: architecture is {short(config.get('architecture'))}; "
             f"expected one of {', '.join(ACTIVATIONS)}"
         )
     for key in ("d_in", "d_sae", *(["k"] if config["architecture"] == "topk" else [])):
-        # exact types: True is no number of latents
+        # exact types, as True would pass for a number of latents
         if type(config.get(key)) is not int or config[key] < 1:
             raise StorageError(f"{path}: {key} is {short(config.get(key))}; expected a whole number above 0")
     scaling = config.setdefault("normalize_activations", "none")
@@ -242,7 +238,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _folded(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of the same autoencoder with both of SAELens's options at what we have."""
+    """Convert the weights to those of the same autoencoder with both of SAELens's options at our values."""
     if not config["apply_b_dec_to_input"]:
         # SAELens's encoder sees x where ours sees x − b_dec
         shift = tensors["b_dec"].double() @ tensors["W_enc"].double()
@@ -259,9 +255,7 @@ def _read_tensors(folder: Path, config: dict[str, Any], digest: Any) -> dict[str
     shapes = {"W_enc": (d_in, width), "W_dec": (width, d_in), "b_enc": (width,), "b_dec": (d_in,)}
     if config["architecture"] == "jumprelu":
         shapes["threshold"] = (width,)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise StorageError(f"{path} does not exist; expected a folder with {CONFIG} and {WEIGHTS}")
+    path = _existing(folder / WEIGHTS)
     try:
         tensors = read_tensors(path, {name: (FLOATS, shape) for name, shape in shapes.items()}, CONFIG)
         written = read_metadata(path).get(SHA256)
@@ -271,8 +265,8 @@ def _read_tensors(folder: Path, config: dict[str, Any], digest: Any) -> dict[str
         raise StorageError(f"{path} is damaged: its SHA-256 is not the one in its header; save it again")
     if written and written != digest:
         raise StorageError(
-            f"{path} and {CONFIG} beside it are from different saves: the SHA-256 of the weights in {CONFIG} "
-            f"is {short(digest)}, expected {written}; save the autoencoder again"
+            f"{path} and the {CONFIG} beside it are from different saves: the SHA-256 of the weights in "
+            f"{CONFIG} is {short(digest)}, expected {written}; save the autoencoder again"
         )
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""A language model's activations on a corpus: written to disk, read from there, or made on the fly."""
+"""A language model's activations on a corpus, harvested to disk and read back, or computed as needed."""
 
 from sae_lib.activations.harvesting import harvest, harvest_sites
 from sae_lib.activations.positions import kept

@@ -1,6 +1,6 @@
-"""A language model's activations on a corpus, written to disk by a run that may be interrupted.
+"""Harvests of a language model's activations: written to disk by a run that may be interrupted.
 
-Several sites are read in one pass of the model, each into a store of its own.
+One pass of the model reads several sites, each into its own store.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from sae_lib.activations.manifest import DTYPES, MANIFEST, Manifest, Shard, check_shard, shard_name
-from sae_lib.activations.positions import enough, origin
+from sae_lib.activations.positions import enough, no_block, origin
 from sae_lib.activations.shards import write_shards
 from sae_lib.activations.store import ActivationStore
 from sae_lib.checks import at_least, one_of
@@ -38,7 +38,7 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
 
 
 def _resumed(folder: Path, fresh: Manifest) -> Manifest:
-    """The manifest to go on from: the folder's own, cut before its first missing or damaged shard."""
+    """Return the manifest to resume from: the folder's, cut before its first missing or damaged shard."""
     if not (folder / MANIFEST).exists():
         if (folder / shard_name(0)).exists():
             raise FileExistsError(
@@ -46,18 +46,17 @@ def _resumed(folder: Path, fresh: Manifest) -> Manifest:
             )
         return fresh
     manifest = Manifest.read(folder)
-    if different := list(
-        _differences({"d_in": manifest.d_in, **manifest.settings}, {"d_in": fresh.d_in, **fresh.settings})
-    ):
+    old, new = ({"d_in": m.d_in, **m.settings} for m in (manifest, fresh))
+    if differences := list(_differences(old, new)):
         raise ValueError(
-            f"{folder} was begun with other settings: {'; '.join(different)}. "
-            "Use the same ones to go on, or another folder"
+            f"{folder} was begun with other settings: {'; '.join(differences)}. "
+            "Resume with the same settings or choose another folder"
         )
     for i, shard in enumerate(manifest.shards):
         try:
             check_shard(folder, shard, hashes=True)
         except (FileNotFoundError, ValueError) as error:
-            warnings.warn(f"harvesting again from shard {i} on: {error}", stacklevel=6)
+            warnings.warn(f"harvesting again from shard {i}: {error}", stacklevel=6)
             manifest.shards, manifest.finished = manifest.shards[:i], False
             manifest.normalisation = manifest.normalisation if i else None
             manifest.write(folder)
@@ -68,7 +67,7 @@ def _resumed(folder: Path, fresh: Manifest) -> Manifest:
 def _progress(
     model: LanguageModel, unfinished: Mapping[Site, Manifest], n_tokens: int, show: bool | None
 ) -> tqdm:
-    """A bar of the rows in all unfinished stores; ``show=None`` shows it on a terminal."""
+    """Return a bar of the rows in all unfinished stores; ``show=None`` shows it on a terminal."""
     return tqdm(
         total=n_tokens * len(unfinished), initial=sum(manifest.n_rows for manifest in unfinished.values()),
         unit=" rows", desc=f"{', '.join(map(str, unfinished))} of {model.name}",
@@ -93,7 +92,7 @@ def harvest(
     progress: bool | None = None,
     parallel: str = "auto",
 ) -> ActivationStore:
-    """Write the activations at one site to a store, or go on with one begun earlier.
+    """Write the activations at one site to a store, or resume a harvest that was interrupted.
 
     >>> settings = {"n_tokens": 500, "block_size": 32}
     >>> store = sae_lib.activations.harvest(model, corpus, "resid_post.1", "acts", **settings)
@@ -101,8 +100,7 @@ def harvest(
     (True, True)
     >>> sae, log = sae_lib.train(store, sae_lib.TopK(k=4), width=64, steps=10, batch_size=64)
 
-    site: see :class:`sae_lib.language_models.Site`.
-    All else as for :func:`harvest_sites`, of which this is the short form.
+    The short form of :func:`harvest_sites`, which describes all parameters and errors.
     """
     return harvest_sites(
         model, corpus, {site: folder}, n_tokens=n_tokens, normalisation=normalisation, block_size=block_size,
@@ -127,90 +125,93 @@ def harvest_sites(
     progress: bool | None = None,
     parallel: str = "auto",
 ) -> dict[Place, ActivationStore]:
-    """Write the activations of at least ``n_tokens`` tokens at some sites, or go on with what was begun.
+    """Write the activations of at least ``n_tokens`` tokens at some sites, or resume an interrupted harvest.
 
-    folders: for each site (see :class:`sae_lib.language_models.Site`) the folder of its store. The model runs
-        once for all of them, up to the last; a store has the bytes that it has when harvested alone.
-    n_tokens: rows to write, rounded up to a whole block; one pass over the corpus at most, with a warning
-        if it holds less.
-    normalisation: ``"scale"``, ``"unit"`` or ``"none"``. Rows are stored raw; the constant is fitted on the
-        first shard and applied on reading.
-    block_size: tokens the model sees at once. batch_blocks: blocks in one forward pass.
-    dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``, for the files.
-    shard_rows: rows of a file, about; also what an interruption can cost. One shard a site is in memory.
-    seed: order of the documents.
-    skip_first: positions left out of every block, beside the separators between documents: models park
-        attention on both, with rows up to a hundred times as long as the others
-        (:func:`sae_lib.activations.kept`). Now and then the second position is such a place, hence 2.
-    progress: show a bar; None shows it on a terminal.
-    parallel: ``"auto"`` shares the shards out among the processes that ``torchrun`` has started, which must
-        all see the folders; ``"off"`` does not.
+    The call may be killed at any moment: repeated, it resumes after the last complete shard and ends with the
+    bytes of an unbroken run (on the same machine with as many threads). It rewrites damaged shards, lets
+    stores that are behind the others catch up first, and leaves finished ones as they are. The number of
+    processes may change from call to call: in rounds, process r of R writes the shards whose number is r
+    modulo R, and the first process the manifests. Only one harvest at a time may write to a folder.
 
-    May be killed at any moment: the same call goes on after the last whole shard, and ends with the same
-    bytes as an unbroken run (on the same machine with as many threads). A damaged shard is written anew.
-    Stores that are behind the others catch up first; finished ones are left as they are. Processes may differ
-    in number from call to call: in rounds, process r writes the shards whose number is r modulo R, the first
-    one the manifests after each round. One such job at a time may write to a folder.
-    Raises ValueError when a folder was begun with other settings, or when an activation does not fit
-    ``dtype``; RuntimeError when another process is writing.
+    Args:
+        model: Language model to run.
+        corpus: Documents to read, at most once; a warning says if they give too few rows.
+        folders: Folder of the store for each site (:class:`sae_lib.language_models.Site`). The model runs
+            once for all sites, up to the last; each store has the bytes it would have if harvested alone.
+        n_tokens: Rows to write, rounded up to a whole block.
+        normalisation: ``"scale"``, ``"unit"`` or ``"none"``. Rows are stored raw; the constant is fitted on
+            the first shard and applied on reading.
+        block_size: Tokens the model sees at once.
+        batch_blocks: Blocks in one forward pass.
+        dtype: Type of the rows in the files: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
+        shard_rows: Approximate rows of a file; as many are in memory for each site, and can be lost.
+        seed: Decides the order of the documents.
+        skip_first: Positions left out of every block, as are the separators between documents: models park
+            attention on both (:func:`kept`), now and then also on the second position, hence 2.
+        progress: Whether to show a bar; None shows it on a terminal.
+        parallel: ``"auto"`` shares the shards among the processes that ``torchrun`` has started, which must
+            all see the folders; ``"off"`` does not.
+
+    Raises:
+        ValueError: A folder was begun with other settings, or an activation does not fit ``dtype``.
+        FileExistsError: A folder holds shards but no manifest.
+        RuntimeError: Another process is writing to a folder.
     """
-    where = {model.site(site): Path(folder) for site, folder in folders.items()}
-    if not folders or len(where) < len(folders):
+    paths = {model.site(site): Path(folder) for site, folder in folders.items()}
+    if not folders or len(paths) < len(folders):
         raise ValueError(
             f"sites are {[str(site) for site in folders]}; expected at least one, and none twice"
         )
-    if len({folder.resolve() for folder in where.values()}) < len(where):
-        raise ValueError(f"folders are {[str(f) for f in where.values()]}; expected one of its own a site")
+    if len({path.resolve() for path in paths.values()}) < len(paths):
+        raise ValueError(
+            f"folders are {[str(p) for p in paths.values()]}; expected a different one for each site"
+        )
     one_of("dtype", dtype, DTYPES)
     one_of("normalisation", normalisation, KINDS)
     at_least(1, n_tokens=n_tokens, shard_rows=shard_rows)
-    settings = origin(model, corpus, next(iter(where)), block_size, batch_blocks, skip_first)
+    settings = origin(model, corpus, next(iter(paths)), block_size, batch_blocks, skip_first)
     settings |= {"n_tokens": n_tokens, "seed": seed, "dtype": dtype, "normalisation": normalisation}
     # shards are whole forward batches, so that a resumed run composes the same ones
     batch_rows = batch_blocks * (block_size - skip_first)
     settings["blocks_per_shard"] = max(1, round(shard_rows / batch_rows)) * batch_blocks
 
     world = World.join_all(parallel)
-    with ExitStack() as locked:
+    with ExitStack() as locks:
 
         def begin() -> list[dict[str, Any]]:
-            for folder in where.values():
-                locked.enter_context(only_writer(folder, "harvesting into"))
-            found = []
-            for site, folder in where.items():
-                found.append(_resumed(folder, Manifest(settings | {"site": str(site)}, model.d_model)))
-            # when all folders are found to be in order
-            for folder, manifest in zip(where.values(), found, strict=True):
-                if not (folder / MANIFEST).exists():
-                    manifest.write(folder)
-            return [asdict(manifest) for manifest in found]
+            for path in paths.values():
+                locks.enter_context(only_writer(path, "harvesting into"))
+            resumed = []
+            for site, path in paths.items():
+                resumed.append(_resumed(path, Manifest(settings | {"site": str(site)}, model.d_model)))
+            # only now that all folders have proved to be in order
+            for path, manifest in zip(paths.values(), resumed, strict=True):
+                if not (path / MANIFEST).exists():
+                    manifest.write(path)
+            return [asdict(manifest) for manifest in resumed]
 
         manifests = {
-            site: Manifest(**found | {"shards": [Shard(**shard) for shard in found["shards"]]})
-            for site, found in zip(where, world.by_first(begin), strict=True)
+            site: Manifest(**values | {"shards": [Shard(**shard) for shard in values["shards"]]})
+            for site, values in zip(paths, world.by_first(begin), strict=True)
         }
         if unfinished := {site: manifest for site, manifest in manifests.items() if not manifest.finished}:
-            everything = token_blocks(corpus, model.tokenizer, block_size, seed=seed)
-            blocks = enough(model, everything, skip_first, n_tokens)
+            all_blocks = token_blocks(corpus, model.tokenizer, block_size, seed=seed)
+            blocks = enough(model, all_blocks, skip_first, n_tokens)
             with _progress(model, unfinished, n_tokens, progress if world.first else False) as bar:
-                write_shards(model, unfinished, where, blocks, world, bar)
-            # the same in all of them, as they hold the same tokens
-            rows = next(iter(unfinished.values())).n_rows
-            if not rows:
-                raise ValueError(
-                    f"corpus {corpus.name!r} does not fill one block of {block_size} tokens; lower block_size"
-                )
-            if rows < n_tokens and world.first:
-                warnings.warn(
-                    f"corpus {corpus.name!r} gave {rows} rows of the {n_tokens} asked for", stacklevel=3
-                )
+                write_shards(model, unfinished, paths, blocks, world, bar)
+            # the same number in every store, as they hold the same tokens
+            n_rows = next(iter(unfinished.values())).n_rows
+            if not n_rows:
+                raise no_block(corpus, block_size)
+            if n_rows < n_tokens and world.first:
+                warnings.warn(f"corpus {corpus.name!r} gave {n_rows} of {n_tokens} rows", stacklevel=3)
             for site, manifest in unfinished.items():
                 manifest.finished = True
                 if world.first:
-                    manifest.write(where[site])
-            # fitted by the first process, and said when the manifests are written
+                    manifest.write(paths[site])
+            # fitted by the first process; sent to the others once the manifests are written
             fitted = json.loads(world.texts(json.dumps([m.normalisation for m in unfinished.values()]))[0])
             for manifest, values in zip(unfinished.values(), fitted, strict=True):
                 manifest.normalisation = values
-    stores = (ActivationStore(where[site], manifest) for site, manifest in manifests.items())
+    stores = (ActivationStore(paths[site], manifest) for site, manifest in manifests.items())
     return dict(zip(folders, stores, strict=True))

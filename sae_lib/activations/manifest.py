@@ -1,4 +1,4 @@
-"""Files of an activation store: safetensors shards and the manifest that lists them."""
+"""The files of an activation store: safetensors shards and the manifest that lists them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_lib.checks import at_least, between
 from sae_lib.files.atomic import read_json, replacing, short
 from sae_lib.files.tensors import write_tensors
 from sae_lib.normalisation import Normalisation
@@ -19,22 +20,20 @@ FORMAT = "sae_lib activations"
 VERSION = 1
 MANIFEST = "manifest.json"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-# how the fields below look in JSON
+# JSON types of the fields below
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "bool": (bool,),
-    "str": (str,),
-    "dict[str, Any]": (dict,),
-    "dict[str, Any] | None": (dict, type(None)),
-    "list[Shard]": (list,),
-}
+    "int": (int,), "bool": (bool,), "str": (str,), "list[Shard]": (list,),
+    "dict[str, Any]": (dict,), "dict[str, Any] | None": (dict, type(None)),
+}  # fmt: skip
 RESUME = "call harvest again with the same arguments"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file: ``acts (rows, d_in)``, the ``blocks (n_blocks, block_size)`` of tokens they come from, and
-    ``places (rows,)``, where in the flattened blocks each row was.
+    """A file with three tensors.
+
+    They are ``acts (rows, d_in)``, the ``blocks (n_blocks, block_size)`` of tokens they come from, and
+    ``places (rows,)``, the position of each row in the flattened blocks.
     """
 
     file: str
@@ -46,10 +45,16 @@ class Shard:
 
 @dataclass
 class Manifest:
-    """What a store holds and how it was made; no dates, so that equal stores are equal files.
+    """The contents of a store and how they were made; no dates, so that equal stores are equal files.
 
-    settings: everything that decides the rows, as :func:`sae_lib.activations.harvest` writes it.
-    normalisation: fitted on the first shard, absent before it is written.
+    Attributes:
+        settings: Everything that decides the rows, as :func:`sae_lib.activations.harvest` writes it.
+        d_in: Dimension of the rows.
+        finished: Whether the harvest has ended.
+        normalisation: Fitted on the first shard; None until that is written.
+        shards: The complete files in order.
+        format: Name of the format.
+        version: Version of the format.
     """
 
     settings: dict[str, Any]
@@ -81,13 +86,18 @@ class Manifest:
         return DTYPES[self.settings["dtype"]]
 
     def write(self, folder: Path) -> None:
-        """Replace the folder's manifest at once: readers see the old one or the new one."""
+        """Replace the folder's manifest in one step: readers see the old one or the new one."""
         with replacing(folder / MANIFEST) as path:
             path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read and check. Raises FileNotFoundError or ValueError naming the field at fault."""
+        """Read a folder's manifest and check it.
+
+        Raises:
+            FileNotFoundError: The folder has none.
+            ValueError: A field is wrong; says which.
+        """
         path = folder / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(
@@ -114,13 +124,12 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
-        if self.d_in < 1:
-            raise ValueError(f"d_in is {self.d_in}, expected at least 1")
-        for name, least in (("block_size", 1), ("blocks_per_shard", 1)):
+        at_least(1, d_in=self.d_in)
+        for name in ("block_size", "blocks_per_shard"):
             value = self.settings.get(name)
-            if type(value) is not int or value < least:
-                raise ValueError(f"settings.{name} is {short(value)}, expected a whole number ≥ {least}")
-        # a list, say, cannot be looked up
+            if type(value) is not int or value < 1:
+                raise ValueError(f"settings.{name} is {short(value)}, expected a whole number ≥ 1")
+        # a tuple, as unhashable values such as lists cannot be looked up in a dictionary
         if self.settings.get("dtype") not in tuple(DTYPES):
             raise ValueError(
                 f"settings.dtype is {short(self.settings.get('dtype'))}, expected {', '.join(DTYPES)}"
@@ -130,7 +139,7 @@ class Manifest:
         if self.normalisation is not None:
             try:
                 Normalisation(**self.normalisation)
-            # TypeError, OverflowError: entries or numbers that no normalisation has
+            # TypeError and OverflowError come from entries or numbers that no normalisation has
             except (TypeError, ValueError, OverflowError) as error:
                 raise ValueError(
                     f"normalisation is {short(self.normalisation)}, expected a kind and a scale ({error})"
@@ -141,28 +150,23 @@ class Manifest:
             if shard.file != shard_name(i):
                 raise ValueError(f"shards[{i}].file is {short(shard.file)}, expected {shard_name(i)!r}")
             least = self.blocks_per_shard if i < len(self.shards) - 1 else 1
-            if not least <= shard.blocks <= self.blocks_per_shard:
-                raise ValueError(
-                    f"shards[{i}].blocks is {shard.blocks}, expected {least}..{self.blocks_per_shard}"
-                )
-            if not 0 <= shard.rows <= shard.blocks * self.block_size:
-                raise ValueError(
-                    f"shards[{i}].rows is {shard.rows}, expected 0..{shard.blocks * self.block_size}"
-                )
-            # whoever reads the rows can then take memory for what the file, whose size is compared, holds
-            least = shard.rows * (self.d_in * self.dtype.itemsize + 4) + shard.blocks * self.block_size * 4
+            between(least, self.blocks_per_shard, "blocks_per_shard", **{f"shards[{i}].blocks": shard.blocks})
+            tokens = shard.blocks * self.block_size
+            between(0, tokens, "tokens in its blocks", **{f"shards[{i}].rows": shard.rows})
+            # sizes of files are compared, so that no reader allocates more than a file really holds
+            least = shard.rows * (self.d_in * self.dtype.itemsize + 4) + tokens * 4
             if shard.bytes < least:
                 raise ValueError(f"shards[{i}].bytes is {shard.bytes}, but its rows alone take {least}")
 
 
 def _built(cls: type, where: str, values: Any) -> Any:
-    """A dataclass from JSON values, each of the type its field is annotated with."""
+    """Build a dataclass from JSON values, each of the type its field is annotated with."""
     if not isinstance(values, dict):
         raise TypeError(f"{where} is a {type(values).__name__}, expected an object")
     for name, annotation in cls.__annotations__.items():
         if name not in values:
             raise ValueError(f"{where}.{name} is missing")
-        # exact types: True is no count of rows
+        # exact types, as True would pass for a count of rows
         if type(values[name]) not in _JSON_TYPES[annotation]:
             raise TypeError(f"{where}.{name} is {short(values[name])}, expected {annotation}")
     if unknown := values.keys() - cls.__annotations__.keys():
@@ -176,12 +180,12 @@ def _sha256(path: Path) -> str:
 
 
 def shard_name(index: int) -> str:
-    """File name of a shard."""
+    """Return the file name of shard ``index``."""
     return f"shard-{index:05d}.safetensors"
 
 
 def write_shard(folder: Path, index: int, acts: Tensor, blocks: Tensor, places: Tensor) -> Shard:
-    """Write acts (rows, d_in), blocks (n_blocks, block_size) and places (rows,), whole or not at all."""
+    """Write acts (rows, d_in), blocks (n_blocks, block_size) and places (rows,), all or nothing."""
     target = folder / shard_name(index)
     with replacing(target) as path:
         write_tensors(path, {"acts": acts, "blocks": blocks.int(), "places": places.int()}, {})
@@ -190,9 +194,14 @@ def write_shard(folder: Path, index: int, acts: Tensor, blocks: Tensor, places: 
 
 
 def check_shard(folder: Path, shard: Shard, hashes: bool) -> None:
-    """Compare a file with its entry. Raises FileNotFoundError or ValueError naming the file."""
+    """Compare a file's size, and with ``hashes`` its SHA-256, with its entry in the manifest.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: The file differs.
+    """
     path = folder / shard.file
-    remedy = f"{RESUME} to write it anew"
+    remedy = f"{RESUME} to write it again"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {remedy}")
     if (size := path.stat().st_size) != shard.bytes:

@@ -1,4 +1,4 @@
-"""From tokens to rows: which tokens give one, and everything that decides what it is."""
+"""The tokens that give a row, and everything that decides its values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sae_lib.language_models import LanguageModel, Site
 
 
 def vocabulary_sha256(tokenizer: Any) -> str:
-    """SHA-256 over the tokenizer's pieces in the order of their ids, hexadecimal."""
+    """Return the hexadecimal SHA-256 of the tokenizer's pieces in the order of their ids."""
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     return hashlib.sha256(repr(words).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -22,31 +22,25 @@ def vocabulary_sha256(tokenizer: Any) -> str:
 def origin(
     model: LanguageModel, corpus: Corpus, site: Site, block_size: int, batch_blocks: int, skip_first: int
 ) -> dict[str, Any]:
-    """Everything that decides the rows, as plain JSON values. Raises ValueError for sizes out of range."""
+    """Return everything that decides the rows, as plain JSON values, after checking the sizes."""
     if not 0 <= skip_first < block_size:
         raise ValueError(f"skip_first is {skip_first}; expected 0..{block_size - 1} (block_size - 1)")
     at_least(1, batch_blocks=batch_blocks)
-    return {
-        "model": {"name": model.name, "fingerprint": model.fingerprint},
-        "site": str(site),
-        "corpus": corpus.describe(),
-        "tokenizer": {
-            "vocabulary_sha256": vocabulary_sha256(model.tokenizer),
-            "separator": separator_id(model.tokenizer),
-            "opening": opening_ids(model.tokenizer),
-        },
-        "block_size": block_size,
-        "batch_blocks": batch_blocks,
-        "skip_first": skip_first,
+    tokenizer = {
+        "vocabulary_sha256": vocabulary_sha256(model.tokenizer),
+        "separator": separator_id(model.tokenizer),
+        "opening": opening_ids(model.tokenizer),
     }
+    sources = {"model": {"name": model.name, "fingerprint": model.fingerprint}, "site": str(site)}
+    sizes = {"block_size": block_size, "batch_blocks": batch_blocks, "skip_first": skip_first}
+    return {**sources, "corpus": corpus.describe(), "tokenizer": tokenizer, **sizes}
 
 
 def kept(model: LanguageModel, blocks: Tensor, skip_first: int) -> Tensor:
-    """Which positions of blocks (…, T) give a row: bool (…, T).
+    """Return which positions of blocks (…, T) give a row, bool (…, T): all but the first and separators.
 
-    Left out are the first positions and the separators between documents. Models park attention on both:
-    in their middle layers such rows can be a hundred times as long as the others, and a handful would rule
-    an autoencoder's loss.
+    Models park attention on the first ``skip_first`` positions and on the separators between documents: in
+    middle layers such rows can be a hundred times as long as others, and a few would dominate the loss.
     """
     keep = blocks != separator_id(model.tokenizer)
     keep[..., :skip_first] = False
@@ -54,14 +48,21 @@ def kept(model: LanguageModel, blocks: Tensor, skip_first: int) -> Tensor:
 
 
 def forward(model: LanguageModel, sites: Sequence[Site], blocks: Tensor, skip_first: int) -> list[Tensor]:
-    """The rows (n, d) that one batch of blocks (B, T) gives at each site."""
-    # counted on the CPU: a mask on the device would make the CPU wait for it
+    """Return the rows (n, d) that one batch of blocks (B, T) gives at each site."""
+    # positions found on the CPU: with a mask on the device, the CPU would have to wait for it
     places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1).to(model.device)
     return [acts.flatten(0, 1)[places] for acts in model.activations_at(blocks, sites)]
 
 
 def enough(model: LanguageModel, blocks: Iterator[Tensor], skip_first: int, n_rows: int) -> Iterator[Tensor]:
-    """Take as many blocks as give at least ``n_rows`` rows, or all there are."""
+    """Yield as many blocks as give at least ``n_rows`` rows, or all there are."""
     while n_rows > 0 and (block := next(blocks, None)) is not None:
         n_rows -= int(kept(model, block, skip_first).sum())
         yield block
+
+
+def no_block(corpus: Corpus, block_size: int) -> ValueError:
+    """Return the error of a corpus that is too short."""
+    return ValueError(
+        f"corpus {corpus.name!r} does not fill one block of {block_size} tokens; lower block_size"
+    )

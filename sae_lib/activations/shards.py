@@ -1,4 +1,4 @@
-"""Shards of one or several stores, written in rounds: one a process, all sites in one pass of the model."""
+"""Shards of one or more stores, written in rounds of one shard a process, all sites in one model pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FIT_ROWS = 16_384
 
 
 def _storable(rows: Tensor, dtype: torch.dtype, model: LanguageModel, site: Site) -> Tensor:
-    """Rows in the type of the store, on the CPU. Raises ValueError when a number does not survive."""
+    """Convert rows to the type of the store, on the CPU; refuse numbers that do not survive."""
     stored = rows.to(dtype)
     if not torch.isfinite(stored).all():
         if torch.isfinite(rows).all():
@@ -43,24 +43,25 @@ def _storable(rows: Tensor, dtype: torch.dtype, model: LanguageModel, site: Site
 def _fill_shard(
     model: LanguageModel, sites: Sequence[Site], blocks: Tensor, settings: Mapping[str, Any], bar: tqdm
 ) -> tuple[list[Tensor], Tensor]:
-    """Rows (n, d) of a shard's blocks (B, T) at each site, and their places (n,) in the flattened blocks."""
+    """Return a shard's rows (n, d) at each site, and their places (n,) in the flattened blocks (B, T)."""
     dtype, skip_first = DTYPES[settings["dtype"]], settings["skip_first"]
     places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1)
     acts = [torch.empty(len(places), model.d_model, dtype=dtype) for _ in sites]
     filled = 0
     for batch in blocks.split(settings["batch_blocks"]):
-        read = forward(model, sites, batch, skip_first)
-        for site, whole, rows in zip(sites, acts, read, strict=True):
-            whole[filled : filled + len(rows)] = _storable(rows, dtype, model, site)
-        filled += len(read[0])
-        bar.update(len(read[0]) * len(sites))
+        by_site = forward(model, sites, batch, skip_first)
+        n_rows = len(by_site[0])
+        for site, shard_rows, rows in zip(sites, acts, by_site, strict=True):
+            shard_rows[filled : filled + n_rows] = _storable(rows, dtype, model, site)
+        filled += n_rows
+        bar.update(n_rows * len(sites))
     return acts, places
 
 
 def _next(unfinished: Mapping[Site, Manifest], world: World) -> tuple[list[Site], range]:
-    """The sites that are furthest behind, and the numbers of the shards they get next, one a process.
+    """Return the sites that are furthest behind, and the numbers of the shards they get next, one a process.
 
-    They stop where another site stands: from there on it goes along.
+    The numbers end where another site has got to, so that it joins them from there.
     """
     counts = {site: len(manifest.shards) for site, manifest in unfinished.items()}
     first = min(counts.values())
@@ -69,7 +70,7 @@ def _next(unfinished: Mapping[Site, Manifest], world: World) -> tuple[list[Site]
 
 
 def _turn(blocks: Iterator[Tensor], per_shard: int, numbers: range, world: World) -> dict[int, Tensor | None]:
-    """Those of the shards for which there is text, with the blocks (B, T) of the one that is ours."""
+    """Return the shards for which there is text, and the blocks (B, T) of the one this process writes."""
     turn: dict[int, Tensor | None] = {}
     for index in numbers:
         if batch := list(itertools.islice(blocks, per_shard)):
@@ -104,17 +105,15 @@ def write_shards(
                         unfinished[site].normalisation = fitted.to_dict()
                     written.append(asdict(write_shard(folders[site], index, rows, tokens, places)))
             by_process = [json.loads(text) for text in world.texts(json.dumps(written))]
-            elsewhere = (of for rank, of in enumerate(by_process) if rank != world.rank)
-            bar.update(sum(shard["rows"] for shard in itertools.chain.from_iterable(elsewhere)))
+            by_others = (shards for rank, shards in enumerate(by_process) if rank != world.rank)
+            bar.update(sum(shard["rows"] for shard in itertools.chain.from_iterable(by_others)))
             for number, site in enumerate(behind):
                 unfinished[site].shards += [Shard(**by_process[index % world.size][number]) for index in turn]
                 if world.first:
                     unfinished[site].write(folders[site])
             behind, numbers = _next(unfinished, world)
     except KeyboardInterrupt:
-        whole = [
-            f"{len(found.shards)} whole shards are in {folders[site]}" for site, found in unfinished.items()
-        ]
+        saved = [f"{len(manifest.shards)} shards in {folders[site]}" for site, manifest in unfinished.items()]
         raise KeyboardInterrupt(
-            f"harvest stopped; {' and '.join(whole)}, the same call goes on after them"
+            f"harvest stopped; saved are {' and '.join(saved)}; the same call resumes after them"
         ) from None

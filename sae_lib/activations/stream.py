@@ -1,4 +1,4 @@
-"""Training rows straight from a language model, made as they are needed."""
+"""Training rows straight from a language model, computed as they are needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sae_lib.activations.positions import enough, forward, origin
+from sae_lib.activations.positions import enough, forward, no_block, origin
 from sae_lib.corpora import Corpus, token_blocks
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.normalisation import Normalisation
@@ -23,29 +23,35 @@ _FIT_ROWS = 2_048
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made in a thread while the one before is in use."""
+    """Yield the same items, each computed in a thread while the one before is in use."""
     end = object()
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
+        upcoming = thread.submit(next, items, end)
+        while (item := upcoming.result()) is not end:
+            upcoming = thread.submit(next, items, end)
             yield item  # type: ignore[misc]
 
 
 class ActivationStream:
-    """Training batches straight from the model, without a file; a new document order every pass.
+    """Training batches straight from the model, without files; a new order of documents every pass.
 
     >>> stream = sae_lib.activations.ActivationStream(model, corpus, "resid_post.1", block_size=32)
     >>> next(stream.batches(64, seed=0)).shape == (64, model.d_model)
     True
 
-    normalisation: one fitted before, or a kind, fitted on the first rows of the stream with seed 0.
-    buffer_rows: rows made at a time, shuffled among themselves, and served, about. Larger mixes more
-        documents into a batch and takes that many rows of memory.
-    Other arguments: see :func:`harvest`.
+    Batches are float32 on the model's device. A run that starts with batch ``i`` tokenises the text of the
+    earlier ones again (some 300,000 tokens a second), but the model does not read it.
 
-    Batches are float32 on the model's device. Batch ``i`` can be had without the ones before it: their text
-    is tokenised again (some 300,000 tokens a second), but not read by the model.
+    Args:
+        model: Language model to run.
+        corpus: Documents to read, pass after pass.
+        site: Place to read, :class:`sae_lib.language_models.Site`.
+        normalisation: Fitted before, or a kind, to be fitted on the first rows of the stream with seed 0.
+        block_size: Tokens the model sees at once.
+        batch_blocks: Blocks in one forward pass.
+        buffer_rows: Approximate rows computed at a time and shuffled; more of them mix more documents into
+            a batch and take more memory.
+        skip_first: Positions left out of every block; see :func:`harvest_sites`.
     """
 
     def __init__(
@@ -71,22 +77,19 @@ class ActivationStream:
         self.normalisation = normalisation
 
     def _blocks(self, seed: int) -> Iterator[Tensor]:
-        """The endless stream of blocks, pass after pass."""
-        # a copy: tokenizers refuse to be used by two threads at once
+        """Yield blocks without end, pass after pass."""
+        # a copy, as a tokenizer refuses to be used by two threads at once
         tokenizer = copy.deepcopy(self.model.tokenizer)
         for epoch in itertools.count():
             blocks = token_blocks(self.corpus, tokenizer, self.block_size, seed=seed, epoch=epoch)
             first = next(blocks, None)
             if first is None:
-                raise ValueError(
-                    f"corpus {self.corpus.name!r} does not fill one block of {self.block_size} tokens; "
-                    "lower block_size"
-                )
+                raise no_block(self.corpus, self.block_size)
             yield first
             yield from blocks
 
     def _rows(self, blocks: list[Tensor]) -> Tensor:
-        """Raw float32 rows of some blocks. Raises ValueError for NaN or infinity."""
+        """Compute the raw float32 rows of some blocks; refuse NaN and infinity."""
         batches = (
             torch.stack(blocks[i : i + self.batch_blocks]) for i in range(0, len(blocks), self.batch_blocks)
         )
@@ -102,7 +105,7 @@ class ActivationStream:
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
         """Yield normalised float32 batches (batch_size, d_in) without end; see :class:`BatchSource`.
 
-        A buffer is a whole number of batches, made from the fewest blocks that hold them.
+        A buffer is a whole number of batches, computed from the fewest blocks that hold them.
         """
         if batch_size < 1:
             raise ValueError(f"batch size is {batch_size}; expected at least 1")
@@ -112,22 +115,18 @@ class ActivationStream:
             list(enough(self.model, blocks, self.skip_first, per_buffer * batch_size))
             for _ in itertools.count()
         )
-        # one core tokenises while the device reads and trains; on a GPU reading would otherwise wait for it
-        for buffer, mine in enumerate(ahead(texts)):
-            # buffers before the first batch asked for are only counted off
+        # a thread tokenises ahead: a GPU would otherwise wait for the text
+        for buffer, text in enumerate(ahead(texts)):
+            # text of buffers before the first requested batch is skipped
             first = max(0, start - buffer * per_buffer)
             if first >= per_buffer:
                 continue
-            rows = self.normalisation.apply(self._rows(mine))
+            rows = self.normalisation.apply(self._rows(text))
             order = torch.randperm(len(rows), generator=generator(seed, "order", buffer)).to(rows.device)
             for i in range(first, per_buffer):
                 yield rows[order[i * batch_size : (i + 1) * batch_size]]
 
     def describe(self) -> dict[str, Any]:
-        """Where the rows come from."""
-        return {
-            "source": "activation stream",
-            "d_in": self.d_in,
-            "buffer_rows": self.buffer_rows,
-            **self._origin,
-        }
+        """Describe where the rows come from."""
+        sizes = {"d_in": self.d_in, "buffer_rows": self.buffer_rows}
+        return {"source": "activation stream", **sizes, **self._origin}

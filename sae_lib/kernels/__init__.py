@@ -1,8 +1,8 @@
-"""The sparse training step: encoder product, gate and counts in one pass, then work only where codes are.
+"""The sparse training step: encoder product, gate and counts in one pass, then work on nonzero codes only.
 
 A backend is a module with five functions: ``scan``, ``index``, ``decode``, ``dots`` and ``accumulate``. Plain
 ones are in ``reference``, fast ones in ``cpu`` and, for CUDA devices where Triton is installed, in ``gpu``,
-which are put to the test on each device before their first use. A :class:`Pass` makes them differentiable.
+which is tested on each device before its first use. A :class:`Pass` makes them differentiable.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from sae_lib.kernels.sparse_codes import SparseCodes, Support
 
 __all__ = ["Pass", "SparseCodes", "Support", "backend", "pays", "supported"]
 
-# Both by type of device: "cpu" measured (chapter 14), "cuda" ESTIMATED, no GPU having been at hand.
-# Multiplications in the encoder product (batch × d × width) from which on the sparse pass is considered.
-# Below, small experiments stay free of compiled code; on a GPU the product must outlast the launch of some
-# twenty small kernels and one wait for the number of entries.
+# Both by type of device: "cpu" measured (chapter 14), "cuda" ESTIMATED, without a GPU.
+# Least multiplications in the encoder product (batch × d × width) for which the sparse pass is considered.
+# Smaller experiments stay free of compiled code; on a GPU the product must take longer than the launch of
+# some twenty small kernels and one wait for the number of entries.
 SMALLEST = {"cpu": 2**26, "cuda": 2**36}
-# Share of nonzero codes up to which the sparse step is faster; on a CPU the two meet at about 0.1.
+# Largest share of nonzero codes for which the sparse step is faster; on a CPU the two tie at about 0.1.
 DENSEST = {"cpu": 0.08, "cuda": 0.005}
-# types of device whose backend depends on a compiler and a driver that the tests have not seen
+# types of device whose backend depends on a compiler and a driver that the tests have not covered
 UNTRIED = ("cuda",)
 
 
@@ -41,8 +41,8 @@ def _has_triton() -> bool:
 
 
 def backend(device: torch.device) -> ModuleType:
-    """The fastest backend for a device."""
-    # what compiles is imported only where it is used
+    """Return the fastest backend for a device."""
+    # modules that compile code are imported only where they are used
     if device.type == "cpu":
         from sae_lib.kernels import cpu
 
@@ -55,9 +55,9 @@ def backend(device: torch.device) -> ModuleType:
 
 
 def supported(x: Tensor, codes: float) -> bool:
-    """Whether a step on rows x (…, d) that has so many codes (B · M) may ever be worth the sparse path.
+    """Return whether a step on rows x (…, d) with so many codes (B · M) can ever gain from the sparse path.
 
-    On CUDA, for float32 and with Triton only; the size from which on is an estimate there, not measured.
+    On CUDA that takes float32 and Triton; the least size there is an estimate, not measured.
     """
     kind = x.device.type
     if kind == "cuda":
@@ -68,10 +68,10 @@ def supported(x: Tensor, codes: float) -> bool:
 
 
 def pays(x: Tensor, density: float) -> bool:
-    """Whether a supported step on rows x is to be sparse when this share of the codes is nonzero.
+    """Return whether a supported step on rows x should be sparse when this share of the codes is nonzero.
 
-    It is where that is faster (on CUDA an estimate, not measured) and the backend gives right results. On a
-    GPU that is put to the test, once a process: if it fails, a warning says so and steps stay dense.
+    It should where that is faster (on CUDA an estimate, not measured) and the backend gives right results.
+    A GPU's backend is tested once a process: if it fails, a warning says so and steps stay dense.
     """
     kind = x.device.type
     if density > DENSEST[kind]:
@@ -86,8 +86,8 @@ def _passes(device: torch.device, factors: torch.dtype) -> bool:
     fault = check.fault(lambda: backend(device), device, factors)
     if fault:
         warnings.warn(
-            f"the sparse kernels fail their self-check on {device} ({fault}). Training goes on with dense "
-            "steps, which give the same results and take longer",
+            f"the sparse kernels fail their self-check on {device} ({fault}). Training continues with dense "
+            "steps, which give the same results but take longer",
             stacklevel=3,
         )
     return fault is None

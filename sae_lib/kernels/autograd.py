@@ -13,10 +13,13 @@ from sae_lib.kernels.sparse_codes import Support
 
 
 class Pass:
-    """One forward pass over a batch: what its encoding and its decoding have in common.
+    """One forward pass over a batch, whose encoding and decoding share a support.
 
-    backend: see ``sae_lib.kernels``. support: the entries in play. tied: whether encoder and decoder share
-    their rows, whose gradient is then written once, when both shares of it are known.
+    Args:
+        backend: See ``sae_lib.kernels``.
+        support: Entries at which codes are computed.
+        tied: Whether encoder and decoder share their rows, whose gradient is then written once, when both
+            parts of it are known.
     """
 
     def __init__(self, backend: ModuleType, support: Support, *, tied: bool) -> None:
@@ -24,24 +27,21 @@ class Pass:
         self.decoded: list[tuple[Tensor, Support, Tensor]] = []
 
     def encode(self, values: Tensor, centred: Tensor, weight: Tensor, pre_bias: Tensor) -> Tensor:
-        """u (E,) = W (x − b_pre) on the support, differentiable in the weight and b_pre.
+        """Return u (E,) = W (x − b_pre) on the support, differentiable in the weight W and b_pre.
 
-        values: u, as the backend's ``scan`` found it. centred: x − b_pre (B, d).
+        ``values`` is u as the backend's ``scan`` computed it, ``centred`` is x − b_pre (B, d).
         """
         return _Encode.apply(self, values.detach(), centred.detach(), weight, pre_bias)
 
     def decode(self, values: Tensor, directions: Tensor) -> Tensor:
-        """Σ value × direction over the entries of each row, (B, d); differentiable in both.
+        """Return Σ value (E,) × direction (M, d) over each row's entries, (B, d); differentiable in both.
 
-        values: (E,). directions: (M, d), of a tied pass the weight given to :meth:`encode`.
+        The directions of a tied pass are the weight given to :meth:`encode`.
         """
         return self.decode_parts(values, directions, [len(directions)])[0]
 
     def decode_parts(self, values: Tensor, directions: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-        """The same for each of several blocks of latents by itself.
-
-        sizes: latents up to the end of each block, increasing, the last one M.
-        """
+        """Decode each of several blocks of latents separately; ``sizes`` as for :meth:`Support.parts`."""
         return cast("tuple[Tensor, ...]", _Decode.apply(self, values, directions, sizes))
 
 
@@ -77,14 +77,14 @@ class _Decode(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.sparse_pass, ctx.parts = sparse_pass, sparse_pass.support.parts(sizes)
         ctx.save_for_backward(values, directions)
-        return tuple(sparse_pass.backend.decode(values[here], part, directions) for here, part in ctx.parts)
+        return tuple(sparse_pass.backend.decode(values[span], part, directions) for span, part in ctx.parts)
 
     @staticmethod
     def backward(ctx: Any, *errors: Tensor) -> tuple[Tensor | None, ...]:
         sparse_pass: Pass = ctx.sparse_pass
         values, directions = ctx.saved_tensors
         parts = [
-            (here, part, error.contiguous()) for (here, part), error in zip(ctx.parts, errors, strict=True)
+            (span, part, error.contiguous()) for (span, part), error in zip(ctx.parts, errors, strict=True)
         ]
         of_values = of_directions = None
         if ctx.needs_input_grad[1]:
@@ -92,10 +92,10 @@ class _Decode(torch.autograd.Function):
             of_values = torch.cat([dots(error, part, directions) for _, part, error in parts])
         if ctx.needs_input_grad[2]:
             if sparse_pass.tied:
-                # the codes depend on the weight, so the backward pass comes to _Encode after this
-                sparse_pass.decoded += [(values[here], part, error) for here, part, error in parts]
+                # the codes depend on the weight, so the backward pass reaches _Encode later
+                sparse_pass.decoded += [(values[span], part, error) for span, part, error in parts]
             else:
                 of_directions = torch.zeros_like(directions)
-                for here, part, error in parts:
-                    sparse_pass.backend.accumulate(values[here], part, error, of_directions)
+                for span, part, error in parts:
+                    sparse_pass.backend.accumulate(values[span], part, error, of_directions)
         return None, of_values, of_directions, None

@@ -1,4 +1,4 @@
-"""The operations of the sparse step on a CPU, by compiled loops; see ``reference`` for what they do."""
+"""The operations of ``reference`` on a CPU, by compiled loops."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from sae_lib.kernels import loops
 from sae_lib.kernels.loops import LANES
 from sae_lib.kernels.sparse_codes import Support
 
-# latents encoded at a time: large enough for the product to run at full speed, small enough for
-# 1,024 rows of pre-activations (4 MiB) to stay in cache until they have been looked through
+# latents encoded at a time: enough for the product to run at full speed, few enough for 1,024 rows of
+# pre-activations (4 MiB) to stay in cache until they have been scanned
 CHUNK = 1024
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """As arrays, and with as many threads as PyTorch may use."""
+    """Return tensors as arrays, after giving Numba as many threads as PyTorch may use."""
     threads = torch.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    # Numba's first call makes its own number of threads that of everyone who uses OpenMP
+    # Numba's first call sets OpenMP's number of threads, PyTorch's included, to its own
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
@@ -38,29 +38,29 @@ def index(rows: Tensor, latents: Tensor, shape: tuple[int, int]) -> tuple[Suppor
 
 
 def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tensor]:
-    """See :func:`sae_lib.kernels.reference.scan`; the pre-activations are never stored whole."""
+    """See :func:`sae_lib.kernels.reference.scan`; pre-activations are stored for one chunk at a time."""
     (n_rows, _), width = x.shape, len(weight)
     chunk = min(CHUNK, -(-width // LANES) * LANES)
     padded = -(-width // chunk) * chunk
-    # above every number, so that what the buffer holds beyond the last latent is not looked at
+    # infinite, so that nothing in the buffer beyond the last latent counts as an entry
     limit = torch.full((padded,), torch.inf, dtype=x.dtype)
     limit[:width] = bar
     highest = torch.empty(padded, dtype=x.dtype)
     buffer = torch.zeros(n_rows, chunk, dtype=x.dtype)
     u, limits, tops = _arrays(buffer, limit, highest)
     counts = np.empty((n_rows, chunk // LANES), np.int32)
-    found = []
+    entries = []
     for first in range(0, width, chunk):
         part = weight[first : first + chunk]
         torch.mm(x, part.T, out=buffer[:, : len(part)])
-        here = slice(first, first + chunk)
-        loops.count(u, limits[here], tops[here], counts)
+        span = slice(first, first + chunk)
+        loops.count(u, limits[span], tops[span], counts)
         ends = np.cumsum(counts.sum(axis=0))
         starts = np.concatenate([[0], ends[:-1]])
-        entries = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.int64), np.empty(ends[-1], u.dtype)
-        loops.collect(u, limits[here], counts, starts, first, *entries)
-        found.append(entries)
-    rows, latents, values = (torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True))
+        arrays = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.int64), np.empty(ends[-1], u.dtype)
+        loops.collect(u, limits[span], counts, starts, first, *arrays)
+        entries.append(arrays)
+    rows, latents, values = (torch.from_numpy(np.concatenate(part)) for part in zip(*entries, strict=True))
     support, order = index(rows, latents, (n_rows, width))
     return highest[:width], support, values[order]
 

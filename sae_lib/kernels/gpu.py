@@ -1,7 +1,7 @@
-"""The operations of the sparse step on a GPU, by Triton kernels; see ``reference`` for what they do.
+"""The operations of ``reference`` on a GPU, by Triton kernels.
 
-All sums are taken in float32; float64 is left to the reference. Results repeat to the bit on one machine.
-Block sizes are estimates: no GPU was at hand to tune them.
+All sums are in float32; float64 is left to the reference. Results repeat bit for bit on one machine. Block
+sizes are estimates, not tuned on a GPU.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from sae_lib.kernels.sparse_codes import Support
 from sae_lib.kernels.triton_entries import accumulate_latent, decode_row, dot_entries
 from sae_lib.kernels.triton_scan import LANES, collect_groups, scan_tile
 
-# room for groups with an entry: this share of all groups at first, then the last scan's times this factor
+# space for groups with an entry: first this share of all groups, then this factor times the last scan's share
 FIRST_ROOM, HEADROOM = 0.05, 1.5
-# compute capabilities whose programs may use the shared memory that the larger tiles take, 144 KiB
+# compute capabilities whose programs may use the shared memory that the larger tiles need, 144 KiB
 ROOMY = {(8, 0), (9, 0), (10, 0), (10, 3)}
-# entries and columns that a program works on at a time; groups of the scan that it looks through
+# entries and columns that a program processes at a time; groups of the scan that it searches
 DECODE, DOTS, ACCUMULATE, BLOCK = (16, 256), (16, 128), (8, 256), 128
 
 # share of the groups that had an entry in the last scan, by device; a wrong guess costs time, never an entry
@@ -30,44 +30,44 @@ def _double(*tensors: Tensor) -> bool:
     return any(tensor.dtype == torch.float64 for tensor in tensors)
 
 
-def _small(numbers: int) -> torch.dtype:
-    """The integers that sort fastest among those that can count so far."""
-    return torch.int32 if numbers < 2**31 else torch.int64
+def _index_type(size: int) -> torch.dtype:
+    """Return the type of integers below ``size`` that sorts fastest."""
+    return torch.int32 if size < 2**31 else torch.int64
 
 
 def _ends(sorted_places: Tensor, size: int) -> Tensor:
-    """Where the runs of sorted places end, after a leading 0: (size + 1,) int64."""
+    """Return where the runs of sorted places end, after a leading 0: (size + 1,) int64."""
     places = torch.arange(-1, size, dtype=sorted_places.dtype, device=sorted_places.device)
     return torch.searchsorted(sorted_places, places, right=True)
 
 
 def _support(keys: Tensor, shape: tuple[int, int]) -> Support:
-    """From sorted keys latent · B + row."""
+    """Build the support of sorted keys latent · B + row."""
     n_rows, width = shape
     latents = torch.div(keys, n_rows, rounding_mode="floor")
     rows = keys - latents * n_rows
-    by_row = rows.to(_small(n_rows)).sort(stable=True)
+    by_row = rows.to(_index_type(n_rows)).sort(stable=True)
     latent_ends, row_ends = _ends(latents, width), _ends(by_row.values, n_rows)
     return Support(rows.long(), latents.long(), latent_ends, by_row.indices, row_ends)
 
 
 def index(rows: Tensor, latents: Tensor, shape: tuple[int, int]) -> tuple[Support, Tensor]:
     """See :func:`sae_lib.kernels.reference.index`."""
-    keys, order = (latents * shape[0] + rows).to(_small(shape[0] * shape[1])).sort()
+    keys, order = (latents * shape[0] + rows).to(_index_type(shape[0] * shape[1])).sort()
     return _support(keys, shape), order
 
 
 def cuda_precision() -> str:
-    """How PyTorch is set to multiply float32 on CUDA: ``"tf32"`` or ``"ieee"``, exactly."""
+    """Return how PyTorch is set to multiply float32 on CUDA: as ``"tf32"``, or exactly, ``"ieee"``."""
     switches = torch.backends.cuda.matmul
-    # the older switch raises once the newer one, of PyTorch 2.9, was used; the newer one follows the older
+    # the older switch raises once the newer one (PyTorch 2.9) was used; the newer one follows the older
     if hasattr(switches, "fp32_precision"):
         return "tf32" if switches.fp32_precision == "tf32" else "ieee"
     return "tf32" if switches.allow_tf32 else "ieee"
 
 
 def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, str]:
-    """Both factors as they are multiplied, and the precision that float32 asks for."""
+    """Return both factors as they are multiplied, and the precision of float32."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         x, weight = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (x, weight))
@@ -76,7 +76,7 @@ def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, str]:
 
 
 def gpu_tiles(element_size: int, capability: tuple[int, int]) -> dict[str, int]:
-    """Tiles of the scan for numbers of so many bytes on a GPU of this compute capability."""
+    """Return the scan's tiles for numbers of ``element_size`` bytes on a GPU of this compute capability."""
     tiles = {"ROWS": 128, "LATENTS": 128, "DEPTH": 32, "GROUP": 16, "num_warps": 8, "num_stages": 3}
     if element_size == 4:
         return tiles
@@ -86,7 +86,7 @@ def gpu_tiles(element_size: int, capability: tuple[int, int]) -> dict[str, int]:
 
 
 def _tiles(x: Tensor) -> dict[str, int]:
-    """Tiles of the scan for this factor; small ones in the interpreter, which is slow."""
+    """Return the scan's tiles for this factor; small ones in the interpreter, which is slow."""
     if x.device.type == "cpu":
         return {"ROWS": 16, "LATENTS": 32, "DEPTH": 16, "GROUP": 2}
     return gpu_tiles(x.element_size(), torch.cuda.get_device_capability(x.device))
@@ -95,8 +95,8 @@ def _tiles(x: Tensor) -> dict[str, int]:
 def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tensor]:
     """See :func:`sae_lib.kernels.reference.scan`; the pre-activations are never stored.
 
-    Under autocast the factors are rounded to its type, otherwise float32 is multiplied as PyTorch is set to:
-    exactly, or as TF32 where that is allowed.
+    Under autocast the factors are rounded to its type. Otherwise float32 is multiplied exactly, or as TF32
+    where PyTorch is set to allow that.
     """
     if _double(x, weight, bar):
         return reference.scan(x, weight, bar)
@@ -121,16 +121,16 @@ def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tenso
 def _scan(
     x: Tensor, weight: Tensor, bar: Tensor, precision: str, room: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Peaks by tile of rows, keys and values of the groups with an entry, numbers of groups and entries.
+    """Return peaks by tile of rows, keys and values of groups with an entry, numbers of groups and entries.
 
-    If there are more groups than room for them, keys and values are of no use.
+    If the groups outnumber ``room``, keys and values are useless.
     """
     (n_rows, d), width, device = x.shape, len(weight), x.device
     tiles = _tiles(x)
     down, across = triton.cdiv(n_rows, tiles["ROWS"]), triton.cdiv(width, tiles["LATENTS"])
     tops = torch.empty(down, width, device=device)
     totals = torch.zeros(2, dtype=torch.int64, device=device)
-    groups = torch.empty(room, dtype=_small(n_rows * (width + LANES.value)), device=device)
+    groups = torch.empty(room, dtype=_index_type(n_rows * (width + LANES.value)), device=device)
     kept = torch.empty(room, LANES.value, device=device)
     whole = d % tiles["DEPTH"] == 0
     with torch.cuda.device_of(x):
@@ -142,7 +142,7 @@ def _scan(
 
 
 def _collect(groups: Tensor, kept: Tensor, bar: Tensor, n_entries: int, n_rows: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of the entries (E,), in any order, from groups."""
+    """Return keys and values of the entries (E,) of groups, in any order."""
     keys = torch.empty(n_entries, dtype=groups.dtype, device=groups.device)
     values = torch.empty(n_entries, device=groups.device)
     if n_entries:
@@ -155,7 +155,7 @@ def _collect(groups: Tensor, kept: Tensor, bar: Tensor, n_entries: int, n_rows: 
 
 
 def _block(d: int, most: tuple[int, int]) -> tuple[int, int]:
-    """Entries and columns that a program works on at a time, no more columns than there may be."""
+    """Return how many entries and columns a program processes at a time: columns to fit d, up to ``most``."""
     entries, columns = most
     return entries, min(columns, max(16, triton.next_power_of_2(d)))
 

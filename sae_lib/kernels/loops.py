@@ -1,29 +1,28 @@
-"""Loops of the sparse step, compiled by Numba for the CPU at hand.
+"""Loops of the sparse step, compiled by Numba for the CPU it runs on.
 
-Arrays are C-contiguous, numbers all float32 or all float64, indices int64 and in range: nothing is checked,
-``cpu`` sees to it. B rows, C latents of a chunk (M of all), d columns, E entries; ``latents``, ``rows``,
-``row_order``, ``row_ends`` and ``latent_ends`` as in :class:`sae_lib.kernels.sparse_codes.Support`. Results
-are written to arrays that the caller gives.
+Arrays are C-contiguous, numbers all float32 or all float64, indices int64 and in range: ``cpu`` ensures it,
+nothing is checked. B rows, C latents of a chunk (M in all), d ≥ 1 columns, E entries; ``latents``, ``rows``
+and ``row_order`` (E,), ``row_ends`` (B + 1,) and ``latent_ends`` (M + 1,) as in
+:class:`sae_lib.kernels.sparse_codes.Support`. Results are written to arrays that the caller provides.
 """
 # mypy: disallow-untyped-defs=False
 
 import numpy as np
 from numba import njit, prange
 
-# latents looked through at a time: 8 vector registers
+# latents searched at a time: 8 vector registers
 LANES = 64
-# shares of the latents dealt out to threads in turn, as neighbours fire about equally often
+# shares of the latents dealt to threads like cards, as neighbours fire about equally often
 HANDS = 64
-# sums may be taken in vector lanes. NaN is not expected: it reaches the loss through the rows themselves
+# sums may be split into vector lanes; NaN is not handled here, as it reaches the loss through the rows
 FAST = {"contract", "reassoc", "nsz", "nnan"}
 
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def count(u, bar, highest, counts):
-    """Find the largest u of each latent, and the number of entries above the bar by row and group of lanes.
+    """Write the ``highest`` u of each latent (C,), and int32 ``counts`` (B, C / LANES) of entries.
 
-    u: (B, C), C a multiple of ``LANES``. bar: (C,).
-    highest: (C,), written. counts: (B, C / LANES) int32, written.
+    Entries are those of u (B, C), C a multiple of ``LANES``, above the bar (C,), by row and group of lanes.
     """
     for s in prange(counts.shape[1]):
         lo = s * LANES
@@ -41,10 +40,10 @@ def count(u, bar, highest, counts):
 
 @njit(parallel=True, cache=True)
 def collect(u, bar, counts, starts, first, rows, latents, values):
-    """Write the entries that ``count`` found, group of lanes by group, within a group by row.
+    """Write ``rows``, ``latents`` and ``values`` (E,) of the entries that ``count`` counted.
 
-    u, bar, counts: as ``count`` took and wrote them. starts: (C / LANES,), where each group's entries begin.
-    first: number of the chunk's first latent. rows, latents, values: (E,), written.
+    They are sorted by group of lanes, within a group by row. Each group's entries begin at ``starts``
+    (C / LANES,); the chunk's first latent is number ``first``.
     """
     for s in prange(counts.shape[1]):
         k = starts[s]
@@ -58,7 +57,7 @@ def collect(u, bar, counts, starts, first, rows, latents, values):
 
 @njit(cache=True)
 def order(index, size):
-    """Stable order (E,) of an index (E,) of 0 … size − 1, by counting, and its runs' ends (size + 1,)."""
+    """Return the stable order (E,) of an index (E,) of 0 … size − 1, and its runs' ends (size + 1,)."""
     ends = np.zeros(size + 1, np.int64)
     for i in index:
         ends[i + 1] += 1
@@ -74,10 +73,7 @@ def order(index, size):
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def decode(values, latents, row_order, row_ends, directions, out):
-    """Σ over the entries of each row: value × direction of the latent. A row has one thread.
-
-    values, latents, row_order: (E,). row_ends: (B + 1,). directions: (M, d). out: (B, d), written.
-    """
+    """Write Σ value (E,) × direction (M, d) over each row's entries to ``out`` (B, d), a thread a row."""
     for i in prange(len(out)):
         total = np.zeros(out.shape[1], out.dtype)
         for e in row_order[row_ends[i] : row_ends[i + 1]]:
@@ -89,11 +85,7 @@ def decode(values, latents, row_order, row_ends, directions, out):
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def dots(errors, latents, row_order, row_ends, directions, out):
-    """For each entry the product of its row of ``errors`` and its latent's direction. A row has one thread.
-
-    errors: (B, d), d at least 1. latents, row_order: (E,). row_ends: (B + 1,). directions: (M, d).
-    out: (E,), written.
-    """
+    """Write each entry's product of error (B, d) and direction (M, d) to ``out`` (E,), a thread a row."""
     for i in prange(len(errors)):
         error = errors[i]
         for e in row_order[row_ends[i] : row_ends[i + 1]]:
@@ -106,10 +98,7 @@ def dots(errors, latents, row_order, row_ends, directions, out):
 
 @njit(parallel=True, cache=True, fastmath=FAST)
 def accumulate(values, rows, latent_ends, vectors, out):
-    """Add to ``out``, for each latent, Σ over its entries in their order: value × row of ``vectors``.
-
-    values, rows: (E,). latent_ends: (M + 1,). vectors: (B, d). out: (M, d), added to, a latent by one thread.
-    """
+    """Add each latent's Σ value (E,) × vector (B, d) over its entries to ``out`` (M, d), one thread each."""
     for hand in prange(HANDS):
         for m in range(hand, len(out), HANDS):
             if latent_ends[m] == latent_ends[m + 1]:

@@ -1,7 +1,7 @@
-"""The five operations of the sparse step in plain PyTorch: what the fast ones are compared with.
+"""The five operations of the sparse step in plain PyTorch, with which the fast ones are compared.
 
-B rows, M latents, d dimensions, E entries of a support; all tensors of a call lie on one device. Shapes are
-not checked, :class:`sae_lib.kernels.Pass` makes them fit; a misfit raises whatever error PyTorch raises.
+B rows, M latents, d dimensions, E entries of a support; all tensors of a call are on one device. Shapes are
+not checked, as :class:`sae_lib.kernels.Pass` makes them fit. ``values`` are in the support's order.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from sae_lib.kernels.sparse_codes import Support
 
 
 def _ends(places: Tensor, size: int) -> Tensor:
-    """Where the runs of sorted places end, after a leading 0: (size + 1,) int64."""
+    """Return where the runs of sorted places end, after a leading 0: (size + 1,) int64."""
     counts = torch.bincount(places, minlength=size)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def index(rows: Tensor, latents: Tensor, shape: tuple[int, int]) -> tuple[Support, Tensor]:
-    """The support of entries in any order, and the permutation (E,) that puts their values in its order.
+    """Return the support of entries, and the permutation (E,) that puts their values in its order.
 
-    rows, latents: (E,) int64, of different entries. shape: (B, M).
+    Args:
+        rows: (E,) int64.
+        latents: (E,) int64; entries in any order, all different.
+        shape: (B, M).
     """
     n_rows, width = shape
     order = (latents * n_rows + rows).argsort()
@@ -31,10 +34,15 @@ def index(rows: Tensor, latents: Tensor, shape: tuple[int, int]) -> tuple[Suppor
 
 
 def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tensor]:
-    """Encoder product and gate: the entries of u = x Wᵀ above a bar.
+    """Multiply and gate: find the entries of u = x Wᵀ above a bar.
 
-    x: (B, d). weight: (M, d). bar: (M,); an entry counts where u > bar.
-    Returns the largest u of each latent (M,), the support, and u there (E,).
+    Args:
+        x: (B, d).
+        weight: (M, d).
+        bar: (M,); entries are where u > bar.
+
+    Returns:
+        The largest u of each latent (M,), the support, and u there (E,).
     """
     u = x @ weight.T
     rows, latents = (u > bar).nonzero(as_tuple=True)
@@ -43,26 +51,16 @@ def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tenso
 
 
 def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:
-    """Σ over the entries of each row: value × direction of the latent, (B, d); 0 for a row without entries.
-
-    values: (E,), in the support's order. directions: (M, d).
-    """
+    """Return Σ value (E,) × direction (M, d) over the entries of each row, (B, d); 0 for rows without any."""
     out = directions.new_zeros(support.shape[0], directions.shape[1])
     return out.index_add(0, support.rows, values[:, None] * directions[support.latents])
 
 
 def dots(errors: Tensor, support: Support, directions: Tensor) -> Tensor:
-    """For each entry the scalar product of its row of errors and its latent's direction, (E,).
-
-    errors: (B, d). directions: (M, d).
-    """
+    """Return each entry's scalar product (E,) of its row of errors (B, d) and latent's direction (M, d)."""
     return (errors[support.rows] * directions[support.latents]).sum(dim=1)
 
 
 def accumulate(values: Tensor, support: Support, vectors: Tensor, out: Tensor) -> None:
-    """Add to ``out``, for each latent, Σ over its entries: value × row of ``vectors``.
-
-    values: (E,), in the support's order. vectors: (B, d). out: (M, d), changed in place; latents without
-    entries keep their rows.
-    """
+    """Add to ``out`` (M, d) each latent's Σ value (E,) × vector (B, d) over its entries."""
     out.index_add_(0, support.latents, values[:, None] * vectors[support.rows])

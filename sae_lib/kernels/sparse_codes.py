@@ -1,4 +1,4 @@
-"""Which entries of the codes are in play: the one index that every sparse operation shares."""
+"""Sparse codes, and the index of their entries that all sparse operations share."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 
 def _add_up(values: Tensor, index: Tensor, ends: Tensor, order: Tensor | None = None) -> Tensor:
-    """Sum of the values (E,) at each place (n,), the same bits every time.
+    """Sum the values (E,) at each place (n,), with the same bits every time.
 
-    index: (E,), where each value belongs. order: sorts it; None if it is sorted. ends: (n + 1,), of its runs.
+    ``index`` (E,) is the place of each value, ``order`` sorts it (None if it is sorted), and its runs end at
+    ``ends`` (n + 1,).
     """
     if in_any_order(values):
         ordered = values if order is None else values.index_select(0, order)
@@ -23,7 +24,7 @@ def _add_up(values: Tensor, index: Tensor, ends: Tensor, order: Tensor | None = 
 
 
 def in_any_order(values: Tensor) -> bool:
-    """Whether ``index_add`` adds up such values in any order, and so rounds differently every time."""
+    """Return whether ``index_add`` adds such values in varying order, and so rounds differently each time."""
     return values.is_cuda and values.is_floating_point()
 
 
@@ -53,14 +54,16 @@ class _ByRow(torch.autograd.Function):
 class Support:
     """E entries of a matrix (B, M), rows of the batch by latents, in two orders.
 
-    The entries are numbered latent by latent, within a latent by row; values that belong to them, one number
-    each, are vectors (E,) in that order. So a latent's entries are a slice, and the sum over them that a
-    weight gradient needs is written once, by one thread, without atomics.
+    Entries are numbered latent by latent, within a latent by row; their values are vectors (E,) in that
+    order. So a latent's entries are a slice, and a weight gradient's sum over them is written once, by one
+    thread, without atomics. All tensors are int64.
 
-    rows, latents: (E,) int64, where each entry stands.
-    latent_ends: (M + 1,) int64; the entries of latent m are ``latent_ends[m] … latent_ends[m + 1] − 1``.
-    row_order: (E,) int64, the entries sorted by row, within a row by latent.
-    row_ends: (B + 1,) int64; the entries of row i are ``row_order[row_ends[i]:row_ends[i + 1]]``.
+    Attributes:
+        rows: Row of each entry, (E,).
+        latents: Latent of each entry, (E,).
+        latent_ends: (M + 1,); latent m has the entries ``latent_ends[m] … latent_ends[m + 1] − 1``.
+        row_order: The entries sorted by row, within a row by latent, (E,).
+        row_ends: (B + 1,); row i has the entries ``row_order[row_ends[i]:row_ends[i + 1]]``.
     """
 
     rows: Tensor
@@ -78,7 +81,7 @@ class Support:
         return len(self.rows)
 
     def at_latents(self, vector: Tensor) -> Tensor:
-        """The number of each entry's latent (E,), from one for every latent (M,); differentiable."""
+        """Return the vector's (M,) number at the latent of each entry, (E,); differentiable."""
         return cast(Tensor, _AtLatents.apply(vector, self))
 
     def by_latent(self, values: Tensor) -> Tensor:
@@ -90,34 +93,33 @@ class Support:
         return cast(Tensor, _ByRow.apply(values, self))
 
     def parts(self, sizes: Sequence[int]) -> list[tuple[slice, Support]]:
-        """The entries of consecutive blocks of latents, each block alone as a support of the same shape.
+        """Split into consecutive blocks of latents: slices of the entries, and supports of the same shape.
 
-        sizes: latents up to the end of each block, increasing, the last one M. Beside each support stands
-        the slice of the entries that it holds.
+        ``sizes`` are the numbers of latents up to the end of each block, increasing, the last one M.
         """
         if len(sizes) == 1:
             return [(slice(0, len(self)), self)]
         ends = self.latent_ends[torch.tensor([0, *sizes], device=self.latent_ends.device)].tolist()
-        found = []
+        parts = []
         for first, end in itertools.pairwise(ends):
-            here = slice(first, end)
+            span = slice(first, end)
             inside = (self.row_order >= first) & (self.row_order < end)
             before = torch.cat([inside.new_zeros(1, dtype=torch.int64), inside.cumsum(0)])
-            part = Support(
-                self.rows[here],
-                self.latents[here],
+            latent_ends, row_order = (
                 self.latent_ends.clamp(first, end) - first,
                 self.row_order[inside] - first,
-                before[self.row_ends],
             )
-            found.append((here, part))
-        return found
+            part = Support(self.rows[span], self.latents[span], latent_ends, row_order, before[self.row_ends])
+            parts.append((span, part))
+        return parts
 
 
 class SparseCodes:
-    """Codes (B, M) of which only the entries of a support are held; what methods need of a tensor of codes.
+    """Codes (B, M) stored at the entries of a support only, with the operations that methods need.
 
-    values: (E,); some may be 0.
+    Args:
+        values: (E,); some may be 0.
+        support: Where the values belong.
     """
 
     def __init__(self, values: Tensor, support: Support) -> None:
@@ -127,19 +129,19 @@ class SparseCodes:
         return self.support.shape[0]
 
     def sum(self, dim: int) -> Tensor:
-        """Sum over rows (``dim=0``: (M,), without gradient) or over latents (``dim=1``: (B,))."""
+        """Sum over rows (``dim=0``: (M,), without gradient) or latents (``dim=1``: (B,))."""
         return self.support.by_latent(self.values) if dim == 0 else self.support.by_row(self.values)
 
     def count_nonzero(self, dim: int | None = None) -> Tensor:
-        """How many codes are not 0, of all, by latent (``dim=0``) or by row (``dim=1``)."""
+        """Count the codes that are not 0, in all, by latent (``dim=0``) or by row (``dim=1``)."""
         fires = self.values != 0
         return fires.sum() if dim is None else SparseCodes(fires.long(), self.support).sum(dim)
 
     def detach(self) -> SparseCodes:
-        """The same codes without gradient."""
+        """Return the same codes without gradient."""
         return SparseCodes(self.values.detach(), self.support)
 
     def to_dense(self) -> Tensor:
-        """All of them, (B, M)."""
+        """Return all codes (B, M) as a tensor."""
         dense = self.values.new_zeros(self.support.shape)
         return dense.index_put((self.support.rows, self.support.latents), self.values)

@@ -1,45 +1,30 @@
-"""Encoder product and gate in one kernel, for Triton: pre-activations live only inside a tile.
+"""Encoder product and gate in one Triton kernel: pre-activations exist only inside a tile.
 
-Most of a tile is below the bar. Entries are picked in two steps: ``scan_tile`` keeps whole groups of 8
-latents of a row, those with an entry among them, which takes an eighth of the bookkeeping next to the
-product; ``collect_groups`` picks the entries from what was kept.
+Most of a tile is below the bar. Entries are picked in two steps: ``scan_tile`` keeps groups of 8 latents of
+a row that hold an entry, with an eighth of the bookkeeping beside the product; ``collect_groups`` picks the
+entries from these groups.
 """
 # mypy: disallow-untyped-defs=False, disable-error-code="untyped-decorator"
 
 import triton
 import triton.language as tl
 
-# latents to a group: eight float32 are one sector of memory, the least that is written at a time
+# latents of a group: eight float32 are one sector of memory, the least that is written at a time
 LANES = tl.constexpr(8)
 
 
 @triton.jit
 def scan_tile(
-    x,
-    weight,
-    bar,
-    tops,
-    totals,
-    keys,
-    values,
-    n_rows,
-    width,
-    d,
-    capacity,
-    ROWS: tl.constexpr,
-    LATENTS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    GROUP: tl.constexpr,
-    WHOLE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """One tile of u = x Wᵀ: its largest u of each latent, and the groups with an entry above the bar.
+    x, weight, bar, tops, totals, keys, values, n_rows, width, d, capacity,
+    ROWS: tl.constexpr, LATENTS: tl.constexpr, DEPTH: tl.constexpr,
+    GROUP: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute a tile of u = x Wᵀ: the largest u of each latent, and the groups with an entry above the bar.
 
-    x: (B, d). weight: (M, d). bar: (M,). tops: (row tiles, M). totals: int64, 0; numbers of groups and of
-    entries. keys: room for ``capacity`` groups, of which each gets a key: number of the group · B + row.
-    values: (capacity, LANES), u of the groups. Groups come in any order; those that find no room are counted
-    all the same.
-    GROUP: tiles of rows that share their latents, one after the other. WHOLE: DEPTH divides d.
+    From x (B, d), weight (M, d) and bar (M,) it writes ``tops`` (row tiles, M), adds the numbers of groups
+    and entries to ``totals`` (int64, initially 0), and writes each group's key, group · B + row, to ``keys``
+    (capacity,) and its u to ``values`` (capacity, LANES). Groups come in any order; those beyond ``capacity``
+    are only counted. GROUP tiles of rows in succession share their latents; WHOLE says that DEPTH divides d.
     """
     tile = tl.program_id(0)
     in_group = GROUP * tl.cdiv(width, LATENTS)
@@ -50,7 +35,7 @@ def scan_tile(
     tile_latent = tile % in_group // height
     latents = tile_latent * LATENTS + tl.arange(0, LATENTS)
 
-    # beyond the edge another row is read, not memory that is not ours; what it gives is not looked at
+    # beyond the edge some valid row is read instead of foreign memory; its results are not used
     k = tl.arange(0, DEPTH)
     left = x + (rows % n_rows).to(tl.int64)[:, None] * d + k[None, :]
     right = weight + (latents % width).to(tl.int64)[None, :] * d + k[:, None]
@@ -68,7 +53,7 @@ def scan_tile(
     u = tl.where(rows[:, None] < n_rows, u, float("-inf"))
     inside = latents < width
     tl.store(tops + row_tile.to(tl.int64) * width + latents, tl.max(u, 0), mask=inside)
-    # −∞ of a row too many is above no bar, and nothing is above the +∞ of a latent too many
+    # beyond the edge, rows are −∞, which is above no bar, and bars of latents +∞, which nothing is above
     above = u > tl.load(bar + latents, mask=inside, other=float("inf"))[None, :]
     GROUPS: tl.constexpr = LATENTS // LANES
     counts = tl.sum(tl.reshape(above.to(tl.int32), (ROWS, GROUPS, LANES)), 2)
@@ -82,15 +67,16 @@ def scan_tile(
     key = group.to(keys.dtype.element_ty)[None, :] * n_rows + rows[:, None]
     tl.store(keys + slot, key, mask=kept)
     lanes = tl.arange(0, LANES)[None, None, :]
-    where = values + slot[:, :, None] * LANES + lanes
-    tl.store(where, tl.reshape(u, (ROWS, GROUPS, LANES)), mask=kept[:, :, None] & (lanes >= 0))
+    target = values + slot[:, :, None] * LANES + lanes
+    tl.store(target, tl.reshape(u, (ROWS, GROUPS, LANES)), mask=kept[:, :, None] & (lanes >= 0))
 
 
 @triton.jit
 def collect_groups(groups, kept, bar, total, keys, values, n_groups, n_rows, width, BLOCK: tl.constexpr):
-    """Keys latent · B + row and values of the entries in some groups, in any order.
+    """Write keys, latent · B + row, and values of the entries of groups, in any order.
 
-    groups: their keys. kept: their values (G, LANES). total: int64, 0; counts the entries.
+    ``groups`` are the keys of the groups, ``kept`` (G, LANES) their values; ``total`` (int64, initially 0)
+    counts the entries.
     """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     key = tl.load(groups + place, mask=place < n_groups, other=0)

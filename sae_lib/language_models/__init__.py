@@ -1,4 +1,4 @@
-"""Causal language models with named places to read and replace activations."""
+"""Causal language models with named sites where activations are read and replaced."""
 
 from sae_lib.language_models.loading import DEFAULT_MODEL, load
 from sae_lib.language_models.model import LanguageModel

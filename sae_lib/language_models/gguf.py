@@ -1,4 +1,4 @@
-"""Models in GGUF files, converted once to transformers' own format and kept."""
+"""Models in GGUF files, converted to transformers' own format once and cached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ``$SAE_LIB_CACHE``, else ``sae_lib`` in the user's cache folder."""
+    """Return the folder of converted models: ``$SAE_LIB_CACHE``, or ``sae_lib`` in the user's cache."""
     if chosen := os.environ.get("SAE_LIB_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae_lib"
@@ -31,19 +31,23 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
         raise ImportError(
             f"reading {gguf.name} needs more packages ({error}); run: pip install 'sae_lib[gguf]'"
         ) from error
-    # the reader meets damage with whatever error it stumbles into
+    # on damaged files the reader raises all kinds of errors
     except Exception as error:
         raise ValueError(
-            f"{gguf} cannot be read as a language model in GGUF format ({error}); the file may be damaged, "
-            "fetch it again, or its architecture may be unknown to transformers"
+            f"{gguf} cannot be read as a language model in GGUF format ({error}); the file may be damaged "
+            "(download it again), or transformers may not support its architecture"
         ) from error
 
 
 def converted(gguf: Path) -> Path:
-    """A folder in transformers' own format with the weights of a GGUF file, made on first use.
+    """Convert a GGUF file to a folder in transformers' own format on first use, and return that folder.
 
     Reading GGUF takes transformers some twenty seconds even for a small model; the converted copy (float32,
-    four bytes a weight) opens at once. It is known by the file's SHA-256 and the version of transformers.
+    four bytes a weight) opens at once. Its name holds the file's SHA-256 and the version of transformers.
+
+    Raises:
+        ImportError: The extra ``gguf`` is not installed.
+        ValueError: The file is damaged or of an unknown architecture.
     """
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -51,11 +55,11 @@ def converted(gguf: Path) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    # built aside and renamed, so that a half-written copy is never taken for a whole one
+    # built beside it and renamed, so that a half-written copy is never mistaken for a complete one
     unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix="unfinished-"))
     try:
         model, tokenizer = _read_gguf(gguf)
-        # the weights are plain float32 by now; left in place, the mark would ask for GGUF again
+        # the weights are plain float32 by now; these marks would have them read as GGUF again
         del model.config.quantization_config
         for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
             vars(model).pop(mark, None)

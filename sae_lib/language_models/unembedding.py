@@ -1,4 +1,4 @@
-"""What stands between the last residual stream and the logits."""
+"""The final norm, between the last residual stream and the logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sae_lib.language_models.model import LanguageModel
 
 
 def _normed(model: LanguageModel, stream: Tensor) -> Tensor:
-    """What the unembedding receives when the last residual stream is ``stream`` (N, d)."""
+    """Return the input (N, d) of the unembedding when the last residual stream is ``stream`` (N, d)."""
     caught: list[Tensor] = []
 
     def catch(_module: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -27,10 +27,13 @@ def _normed(model: LanguageModel, stream: Tensor) -> Tensor:
 
 
 def through_final_norm(model: LanguageModel, directions: Tensor) -> Tensor:
-    """Directions (n, d) through the linear part of the final norm: its gain, and its centring if it has one.
+    """Map directions (n, d) through the linear part of the final norm: its gain, and any centring.
 
     A norm is x ↦ g ⊙ C x / s(x) + bias, with C the identity (RMSNorm) or x − mean (LayerNorm). Its odd part
     at two known vectors gives g and C, whatever the norm is called and however it stores the gain.
+
+    Raises:
+        ValueError: There is more than a norm before the unembedding.
     """
     device, d = model.device, model.d_model
     balanced = torch.ones(d, device=device)
@@ -39,7 +42,7 @@ def through_final_norm(model: LanguageModel, directions: Tensor) -> Tensor:
     balanced = balanced / balanced.square().mean().sqrt()
     other = torch.linspace(-1, 2, d, device=device).square()
     probes = torch.stack([balanced, torch.ones_like(balanced), other])
-    # long enough for the ε under the norm's root not to count
+    # so long that the ε under the norm's root does not matter
     out = _normed(model, 64 * torch.cat([probes, -probes])).float()
     odd = (out[:3] - out[3:]) / 2
     gain = odd[0] / balanced
@@ -48,5 +51,5 @@ def through_final_norm(model: LanguageModel, directions: Tensor) -> Tensor:
         return rows * gain - rows.mean(dim=-1, keepdim=True) * (gain - odd[1])
 
     if torch.cosine_similarity(linear(other), odd[2], dim=0) < 0.99:
-        raise ValueError(f"between the last block and the unembedding of {model.name} lies more than a norm")
+        raise ValueError(f"{model.name} has more than a norm between the last block and the unembedding")
     return linear(directions)

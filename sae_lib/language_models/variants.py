@@ -1,4 +1,4 @@
-"""Other models made from one: its first blocks alone, and twins with random weights."""
+"""Models derived from another: its first blocks alone, and twins with random weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from sae_lib.language_models.model import LanguageModel
 
 
 def first_blocks(model: LanguageModel, n: int) -> LanguageModel:
-    """The same model without the blocks after its first ``n``: same activations there, other logits.
+    """Copy a model without the blocks after its first ``n``: same activations there, other logits.
 
-    What reads an early site needs no more, and its twins (:func:`reinitialised`) are drawn in a fraction of
-    the time. Weights are copied.
+    This is enough to read an early site, and twins of it (:func:`reinitialised`) are drawn much sooner.
+
+    Raises:
+        ValueError: The model has no ``n`` blocks, or n < 1.
     """
     if not 1 <= n <= model.n_layers:
         raise ValueError(f"n is {n}; expected 1..{model.n_layers}, the blocks that {model.name} has")
@@ -31,13 +33,16 @@ def first_blocks(model: LanguageModel, n: int) -> LanguageModel:
 
 
 def reinitialised(model: LanguageModel, seed: int, *, keep_embedding: bool = False) -> LanguageModel:
-    """A twin with the same architecture and fresh random weights, by the architecture's own scheme.
+    """Build a twin with fresh random weights, drawn by the architecture's own scheme.
 
-    keep_embedding: leave the token embedding as it was trained (also where it is the output layer): the twin
-        then knows tokens, and nothing of how to read them together.
+    The twin is a null model: what an autoencoder finds in it owes nothing to training. It is determined by
+    the seed on any device, and the caller's random state is left alone.
 
-    Deterministic in ``seed`` on any device; the caller's random state is left alone. The null model: what
-    an autoencoder finds here owes nothing to training.
+    Args:
+        model: Model to copy the architecture of.
+        seed: Seed of the weights.
+        keep_embedding: Keep the trained token embedding (also where it is the output layer): the twin then
+            knows tokens, but not how to read them together.
     """
     config = copy.deepcopy(model.model.config)
     # drawn on the CPU in float32, so that device and type do not change the draw
@@ -48,5 +53,5 @@ def reinitialised(model: LanguageModel, seed: int, *, keep_embedding: bool = Fal
         with torch.no_grad():
             twin.get_input_embeddings().weight.copy_(model.model.get_input_embeddings().weight)
     twin = twin.to(device=model.device, dtype=model.dtype)
-    what = "random blocks" if keep_embedding else "random weights"
-    return LanguageModel(twin, model.tokenizer, f"{model.name} ({what}, seed {seed})")
+    label = "random blocks" if keep_embedding else "random weights"
+    return LanguageModel(twin, model.tokenizer, f"{model.name} ({label}, seed {seed})")

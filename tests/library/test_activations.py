@@ -230,7 +230,7 @@ def test_a_damaged_shard_is_found_by_name_and_written_anew(kind, copy, whole, lm
     change(copy / "shard-00002.safetensors")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         ActivationStore.open(copy)
-    with pytest.warns(UserWarning, match=f"harvesting again from shard 2 on: .*{message}"):
+    with pytest.warns(UserWarning, match=f"harvesting again from shard 2: .*{message}"):
         harvest(lm, corpus, SITE, copy, **SMALL)
     assert contents(copy) == contents(whole.folder)
 
@@ -257,7 +257,7 @@ def test_without_verifying_a_shard_of_the_wrong_shape_is_still_found(copy):
         (lambda m: m.update(version=2), "version is 2; this version of sae_lib reads 1"),
         (lambda m: m.update(d_in="32"), "manifest.d_in is '32', expected int"),
         (lambda m: m.update(d_in=True), "manifest.d_in is True, expected int"),
-        (lambda m: m.update(d_in=0), "d_in is 0, expected at least 1"),
+        (lambda m: m.update(d_in=0), "d_in is 0; expected at least 1"),
         (lambda m: m.pop("finished"), "manifest.finished is missing"),
         (lambda m: m.pop("shards"), "shards"),
         (lambda m: m.update(extra=1), r"unknown entries \['extra'\]"),
@@ -265,9 +265,9 @@ def test_without_verifying_a_shard_of_the_wrong_shape_is_still_found(copy):
         (lambda m: m["normalisation"].update(scale=-1), "scale is -1"),
         (lambda m: m["settings"].update(dtype="int8"), "settings.dtype is 'int8'"),
         (lambda m: m["settings"].update(block_size=None), "settings.block_size is None"),
-        (lambda m: m["shards"][1].update(rows=193), r"shards\[1\]\.rows is 193, expected 0\.\.192"),
-        (lambda m: m["shards"][1].update(blocks=11), r"shards\[1\]\.blocks is 11, expected 12\.\.12"),
-        (lambda m: m["shards"][5].update(blocks=13), r"shards\[5\]\.blocks is 13, expected 1\.\.12"),
+        (lambda m: m["shards"][1].update(rows=193), r"shards\[1\]\.rows is 193; expected 0 … 192"),
+        (lambda m: m["shards"][1].update(blocks=11), r"shards\[1\]\.blocks is 11; expected 12 … 12"),
+        (lambda m: m["shards"][5].update(blocks=13), r"shards\[5\]\.blocks is 13; expected 1 … 12"),
         (lambda m: m["shards"][1].update(sha256=5), r"shards\[1\]\.sha256 is 5, expected str"),
         (lambda m: m["shards"][1].update(file="../x"), r"shards\[1\]\.file is '\.\./x'"),
         (lambda m: m["shards"].pop(1), r"shards\[1\]\.file"),
@@ -335,7 +335,7 @@ def test_ctrl_c_says_how_to_go_on(corpus, whole, tmp_path, request):
 
     handle = lm.model.register_forward_pre_hook(interrupt)
     with pytest.raises(
-        KeyboardInterrupt, match=r"2 whole shards are in .*, the same call goes on after them"
+        KeyboardInterrupt, match=r"saved are 2 shards in .*; the same call resumes after them"
     ):
         harvest(lm, corpus, SITE, tmp_path, **SMALL)
     handle.remove()
@@ -362,7 +362,7 @@ def test_other_settings_do_not_resume(copy, change, message):
     arguments = {"lm": 0, "corpus": 0, "site": SITE, **SMALL, **change}
     lm, corpus = language_model(seed=arguments.pop("lm")), text_corpus(seed=arguments.pop("corpus"))
     before = contents(copy)
-    with pytest.raises(ValueError, match=f"begun with other settings.*{message}.*or another folder"):
+    with pytest.raises(ValueError, match=f"begun with other settings.*{message}.*or choose another folder"):
         harvest(lm, corpus, arguments.pop("site"), copy, **arguments)
     assert contents(copy) == before
 
@@ -393,7 +393,7 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(lm, corpus, tmp_path):
 
 def test_a_short_corpus_warns_and_an_empty_one_is_refused(lm, tmp_path):
     short = text_corpus(2)
-    with pytest.warns(UserWarning, match="gave .* rows of the 1000 asked for"):
+    with pytest.warns(UserWarning, match="gave .* of 1000 rows"):
         store = harvest(lm, short, SITE, tmp_path / "short", **SMALL)
     n_blocks = len(list(token_blocks(short, lm.tokenizer, 16)))
     assert store.n_rows == len(reference(lm, short, n_blocks)[1])

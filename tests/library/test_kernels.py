@@ -413,7 +413,7 @@ def test_a_backend_that_fails_its_self_check_is_left_alone_with_one_warning(oper
         patch.setitem(kernels.SMALLEST, "cpu", 2**60)
         dense, _ = sae_lib.train(data, METHODS["gba"], **SHORT)
     monkeypatch.setattr(kernels, "backend", lambda device: Backend(operation, wrong))
-    with pytest.warns(UserWarning, match=f"self-check on cpu .*{fault}.*goes on with dense"):
+    with pytest.warns(UserWarning, match=f"self-check on cpu .*{fault}.*continues with dense"):
         fallen_back, _ = sae_lib.train(data, METHODS["gba"], **SHORT)
     with warnings.catch_warnings(action="error"):
         sae_lib.train(data, METHODS["topk"], **SHORT)

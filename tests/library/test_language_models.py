@@ -169,7 +169,7 @@ def test_an_error_in_the_model_takes_the_hook_away():
         (torch.zeros(5, dtype=torch.long), r"expected whole numbers \(B, T\)"),
         (torch.zeros(2, 5), r"expected whole numbers \(B, T\)"),
         (torch.zeros(0, 5, dtype=torch.long), "both at least 1"),
-        (torch.full((1, 2), VOCABULARY), f"tokens lie in {VOCABULARY}..{VOCABULARY}.*own tokenizer"),
+        (torch.full((1, 2), VOCABULARY), f"tokens range over {VOCABULARY}..{VOCABULARY}.*own tokenizer"),
         (torch.zeros(1, CONTEXT + 1, dtype=torch.long), f"exceed the {CONTEXT}.*smaller block_size"),
     ],
 )
