@@ -1,4 +1,4 @@
-"""Which latents of several autoencoders to lay side by side."""
+"""Latents of several autoencoders to show side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sae_lib.sae import SparseAutoencoder
 
 
 class Match(NamedTuple):
-    """A latent of one autoencoder, and the cosine of its direction with that of the latent it goes with."""
+    """A latent of one autoencoder, and the cosine of its direction with that of its counterpart."""
 
     number: int
     cosine: float
@@ -23,11 +23,20 @@ class Match(NamedTuple):
 def match(
     autoencoders: Mapping[str, SparseAutoencoder], latents: Sequence[int] | Tensor
 ) -> list[dict[str, Match]]:
-    """For latents of the first autoencoder, the one of each other that points most nearly the same way.
+    """Match latents of the first autoencoder to the one of each other that points most nearly the same way.
 
-    Rule: the largest cosine of signed decoder directions, whatever its size; the smaller number where equal.
+    That is the largest cosine of signed decoder directions, whatever its size; the smaller index if equal.
     Two latents may get the same counterpart: a coarse latent of one autoencoder can be split in another.
-    The cosine with oneself is 1. All must read the same rows (equal d).
+
+    Args:
+        autoencoders: Autoencoders by name, all for the same rows (equal d).
+        latents: Latents of the first.
+
+    Returns:
+        For each of the latents its match by name; in the first autoencoder itself, with cosine 1.
+
+    Raises:
+        ValueError: No autoencoders, unequal d, or a latent out of range.
     """
     if not autoencoders:
         raise ValueError("0 autoencoders given; expected at least one")
