@@ -255,7 +255,7 @@ def test_a_stream_that_goes_through_more_than_a_norm_has_no_logit_weights():
     [
         (lambda lm, sae: ablate(lm, "resid_post.1", sae, [3, 64]), r"latent 64 of 64: allowed 0\.\.63"),
         (lambda lm, sae: ablate(lm, "resid_post.1", sae, [-1]), r"latent -1 of 64: allowed 0\.\.63"),
-        (lambda lm, sae: ablate(lm, "resid_post.1", sae, [3, 3]), "2 latents, 1 of them different"),
+        (lambda lm, sae: ablate(lm, "resid_post.1", sae, [3, 3]), "2 latents, 1 of them distinct"),
         (lambda lm, sae: ablate(lm, "resid_post.1", sae, [0.5]), r"float32; expected whole numbers"),
         (
             lambda lm, sae: ablate(lm, "resid_post.1", sae, torch.ones(64) > 0),
