@@ -5,8 +5,6 @@ the changed activations; they may be nested, and the one opened last acts last. 
 Entries that an intervention does not change stay the same bit for bit.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager

@@ -1,10 +1,8 @@
 """The scaling of activations before an autoencoder, and back."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -40,7 +38,7 @@ class Normalisation:
             raise ValueError(f"normalisation {self.kind!r} takes no scale, got {self.scale}")
 
     @classmethod
-    def fit(cls, kind: str, rows: Tensor) -> Normalisation:
+    def fit(cls, kind: str, rows: Tensor) -> Self:
         """Choose the constant from sample rows (N, d), so that ``"scale"`` gives them a mean norm of about 1.
 
         The constant is rounded to a power of two, so that folding it into weights is exact.

@@ -1,7 +1,5 @@
 """The sparse autoencoder: encoder, gate, decoder (paper, section 2)."""
 
-from __future__ import annotations
-
 from os import PathLike
 from typing import Any
 

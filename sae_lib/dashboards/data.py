@@ -1,14 +1,12 @@
 """The contents of feature dashboards, as plain data that goes to JSON and back."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sae_lib.files.atomic import parsed, replacing, short
 
@@ -88,6 +86,13 @@ class Latent:
         """
         return self.top[len(self.top) // 2].activation if self.top else self.peak
 
+    @property
+    def token_ids(self) -> list[int]:
+        """All token ids that the dashboard shows, repeated as often as it shows them."""
+        shown = [token for context in (*self.top, *self.lower) for token in context.tokens]
+        shown += (token for token, _ in (*self.promoted, *self.demoted))
+        return shown if self.token is None else [*shown, self.token]
+
 
 @dataclass(frozen=True)
 class Dashboards:
@@ -135,7 +140,7 @@ class Dashboards:
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Dashboards:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the dashboards that :meth:`to_dict` wrote, with or without a detour through JSON.
 
         Raises:
@@ -160,7 +165,7 @@ class Dashboards:
             temporary.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> Dashboards:
+    def load(cls, path: str | PathLike[str]) -> Self:
         """Read the dashboards that :meth:`save` wrote; a ValueError names the file."""
         values = parsed(Path(path).read_text(encoding="utf-8"), path)
         try:

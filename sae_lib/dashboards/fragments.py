@@ -3,8 +3,6 @@
 Text is on white whatever the page around it, so that shading looks the same in a dark theme.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from html import escape
 

@@ -1,7 +1,5 @@
 """Latents of several autoencoders to show side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Measuring dashboards from two passes over a store and from the weights of the autoencoder."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -109,7 +107,8 @@ def measure(
         )  # fmt: skip
     return Dashboards(
         name, sae.width, store.n_rows, int((seen.firings > 0).sum()), words, tuple(measured),
-        texts(model.tokenizer, _token_ids(measured)), store.describe(),
+        texts(model.tokenizer, (token for latent in measured for token in latent.token_ids)),
+        store.describe(),
     )  # fmt: skip
 
 
@@ -200,12 +199,3 @@ def _together(table: Cooccurrence, number: int, k: int) -> Pairs:
         return ()
     others, phi = table.neighbours(number, k, by="phi", min_count=MIN_TOGETHER)
     return tuple(zip(others.tolist(), phi.tolist(), strict=True))
-
-
-def _token_ids(latents: Sequence[Latent]) -> set[int]:
-    ids = {latent.token for latent in latents if latent.token is not None}
-    for latent in latents:
-        for context in (*latent.top, *latent.lower):
-            ids.update(context.tokens)
-        ids.update(token for token, _ in (*latent.promoted, *latent.demoted))
-    return ids

@@ -4,8 +4,6 @@ Tokens are in one table, the most common first, and activations are 999ths of th
 The page's security policy allows only its own script and style sheet, by their hashes, and no request.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -85,13 +83,7 @@ def _rounded(value: float) -> float:
 
 
 def _compact(board: Dashboards) -> dict[str, Any]:
-    uses: Counter[int] = Counter()
-    for latent in board:
-        for context in (*latent.top, *latent.lower):
-            uses.update(context.tokens)
-        uses.update(token for token, _ in (*latent.promoted, *latent.demoted))
-        if latent.token is not None:
-            uses[latent.token] += 1
+    uses = Counter(token for latent in board for token in latent.token_ids)
     # the most common first: its place takes one digit
     place = {token: i for i, (token, _) in enumerate(uses.most_common())}
     return {

@@ -5,8 +5,6 @@ each; the second reads the activations around the chosen contexts, and fills the
 table of rows × latents, and firings are kept of a limited number of rows only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -170,11 +168,6 @@ def _context(
     """Return the part of a window inside its block."""
     inside = np.flatnonzero(tokens >= 0)
     stored = (rows[inside] >= 0).tolist()
-    values = zip(activations[inside].tolist(), stored, strict=True)
-    return Context(
-        row,
-        before - int(inside[0]),
-        tuple(tokens[inside].tolist()),
-        tuple(value if is_stored else None for value, is_stored in values),
-        quantile,
-    )
+    pairs = zip(activations[inside].tolist(), stored, strict=True)
+    values = tuple(value if is_stored else None for value, is_stored in pairs)
+    return Context(row, before - int(inside[0]), tuple(tokens[inside].tolist()), values, quantile)

@@ -1,7 +1,5 @@
 """The best few of a long stream of entries, for each latent."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,7 +1,5 @@
 """Text of single tokens with every character visible."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterable
 from typing import Any

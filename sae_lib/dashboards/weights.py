@@ -1,7 +1,5 @@
 """What the weights of a latent say without any data: the tokens it promotes, the latents nearest to it."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 import numpy as np

@@ -12,8 +12,6 @@ adaptation at target frequency p:
 every feature is recovered after 1/ς steps with probability at least 1 − n^(−4ε).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

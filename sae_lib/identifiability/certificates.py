@@ -1,7 +1,5 @@
 """Two decompositions compared up to what no data can tell (paper, Def. 5.1)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -141,7 +139,7 @@ def certify(
             f"the first explains {h1.shape[0]} rows of dimension {v1.shape[1]}, the second {h2.shape[0]} of "
             f"dimension {v2.shape[1]}; expected the same rows"
         )
-    row_error = _row_error(h1, v1, h2, v2)
+    row_error = _relative((a @ v1.double(), b @ v2.double()) for a, b in _side_by_side(h1, h2))
     used1, used2 = _used(h1, v1), _used(h2, v2)
     cosine = (unit_rows(v1) @ unit_rows(v2).T).clamp(-1, 1).numpy()
     inner = cosine[np.ix_(used1, used2)]
@@ -182,10 +180,6 @@ def _relative(parts: Iterator[tuple[Tensor, Tensor]]) -> float:
     if size == 0:
         return 0.0 if difference == 0 else math.inf
     return math.sqrt(difference / size)
-
-
-def _row_error(h1: Tensor, v1: Tensor, h2: Tensor, v2: Tensor) -> float:
-    return _relative((a @ v1.double(), b @ v2.double()) for a, b in _side_by_side(h1, h2))
 
 
 def _code_error(h1: Tensor, norms1: Tensor, h2: Tensor, norms2: Tensor, blocks: tuple[Block, ...]) -> float:

@@ -1,7 +1,5 @@
 """How far a decomposition meets the conditions H1, H2, H3 and V1 (paper, Def. 5.2)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@
 feature is listed as several parallel ones, but no row. :func:`sae_lib.identifiability.certify` undoes them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

@@ -6,8 +6,6 @@ agree on something false. Of the nulls for both, :func:`random_dictionaries` kno
 :func:`row_dictionaries` only where they are.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

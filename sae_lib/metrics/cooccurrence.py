@@ -4,8 +4,6 @@ Memory holds one table of firings, about 16 bytes each (1 GB for a million rows 
 from it in blocks of latents. Pair counts accumulated over a stream could grow up to M²/2.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """How well a language model still predicts when a reconstruction replaces its activations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ re-initialised model, or with permuted labels. A p-value is valid if, under the 
 draws are exchangeable; so a draw must repeat *every* step of the search, choices included. Statistics are
 larger where there is more to see; otherwise take the absolute value or flip the sign first."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

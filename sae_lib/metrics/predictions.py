@@ -7,8 +7,6 @@ when it is ablated. The null scores the same prediction on the changes made by a
 direction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 

@@ -4,8 +4,6 @@ A *reading* is the simplest statement about a latent: "it fires on these tokens"
 (N, M) from :func:`code_table`, tokens are integers (N,), one for each row of the table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -94,6 +92,15 @@ def evenly_spaced(scores: np.ndarray, n: int) -> np.ndarray:
     return order[np.arange(n) * (len(scores) - 1) // (n - 1)]
 
 
+@dataclass(frozen=True)
+class ReadingScores:
+    """A reading as a detector of the firings: precision, recall and F1, (n,), 0 where undefined."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
 class TokenTable:
     """How often each latent fires on each token.
 
@@ -170,12 +177,3 @@ class TokenTable:
             recall=hits / np.maximum(fired, 1),
             f1=2 * hits / np.maximum(predicted + fired, 1),
         )
-
-
-@dataclass(frozen=True)
-class ReadingScores:
-    """A reading as a detector of the firings: precision, recall and F1, (n,), 0 where undefined."""
-
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray

@@ -1,7 +1,5 @@
 """How well rows are reconstructed, and from how many latents."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

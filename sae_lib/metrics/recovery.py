@@ -1,7 +1,5 @@
 """Whether an autoencoder finds the features that are really there (paper, section 5)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -15,8 +15,6 @@ occurrences of a feature whose size varies by more than a factor of about two. T
 together count as one. :func:`gaussian_twin` shows what the estimate reports on data without features.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

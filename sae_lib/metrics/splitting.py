@@ -7,8 +7,6 @@ same N rows, from :func:`sae_lib.metrics.reading.code_table`; the null for both 
 :func:`sae_lib.metrics.reading.scattered`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

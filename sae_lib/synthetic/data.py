@@ -1,7 +1,5 @@
 """Rows X = HV: coefficients on a support, times a dictionary."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

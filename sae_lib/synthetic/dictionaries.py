@@ -1,7 +1,5 @@
 """Dictionaries V: unit feature vectors."""
 
-from __future__ import annotations
-
 import math
 
 import torch

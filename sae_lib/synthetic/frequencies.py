@@ -4,8 +4,6 @@ Each function can scale its spectrum to a chosen mean number of active features 
 exceeds 1; the excess goes to the rarer features.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Presets share ``n_features`` (n), ``d_in`` (d), ``n_rows`` (N), ``seed`` and the
 ``sigma`` and ``unit_norm`` of :func:`compose`.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, Unpack

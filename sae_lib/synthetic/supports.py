@@ -1,7 +1,5 @@
 """Supports: which features occur in which rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
