@@ -129,7 +129,7 @@ class Dashboards:
         try:
             return self._by_number[number]
         except KeyError:
-            raise KeyError(f"latent {number} was not measured; there are {len(self)} others here") from None
+            raise KeyError(f"latent {number} was not measured; {len(self)} others were") from None
 
     @cached_property
     def _by_number(self) -> dict[int, Latent]:

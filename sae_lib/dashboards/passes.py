@@ -21,7 +21,7 @@ from sae_lib.sae import SparseAutoencoder
 # firings of each latent in the random sample that lower contexts and purity come from
 SAMPLE = 64
 BINS = 20
-# codes held at a time
+# codes computed at a time
 _CODES = 2**24
 
 

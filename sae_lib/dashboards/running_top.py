@@ -38,9 +38,9 @@ class RunningTop:
         touched = np.unique(latents[better])
         if len(touched) == 0:
             return
-        held = self.rows[touched] >= 0
+        filled = self.rows[touched] >= 0
         latent, row, score, value, group = (
-            np.concatenate([kept[touched][held], new[better]])
+            np.concatenate([kept[touched][filled], new[better]])
             for kept, new in (
                 (np.broadcast_to(np.arange(len(self.rows))[:, None], self.rows.shape), latents),
                 (self.rows, rows),

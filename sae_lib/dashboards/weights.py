@@ -1,4 +1,4 @@
-"""What the weights of a latent say without any data: the tokens it promotes, the latents nearest to it."""
+"""What weights alone say about a latent: the tokens it promotes, the latents nearest to it."""
 
 from typing import TypeAlias
 

@@ -107,8 +107,8 @@ def sufficient_width(
 ) -> float:
     """Return the width n p^(−s/(1 − ε)²) of Theorem 6.1, ε in [0, 1).
 
-    Published in summary; the unknown constant is taken as 1. At sizes that a laptop can run it is
-    far out of reach (1e7 for n = 128, s = 3, p = s/n), and far from necessary: chapter 4 recovers with a few
+    Published in summary; the unknown constant is taken as 1. At sizes that a laptop can run the width is far
+    out of reach (1e7 for n = 128, s = 3, p = s/n), and far from necessary: chapter 4 recovers with a few
     latents a feature.
     """
     _check_sizes(n_features, 1, sparsity)

@@ -1,4 +1,4 @@
-"""Two decompositions compared up to what no data can tell (paper, Def. 5.1)."""
+"""Two decompositions compared up to differences that no data can show (paper, Def. 5.1)."""
 
 import math
 from collections.abc import Iterator

@@ -91,7 +91,7 @@ def consistency_curve(
 
 
 def pair_correlations(runs: Sequence[SparseAutoencoder | Tensor]) -> Tensor:
-    """Return the signed MCC of each pair of S runs, (S(S − 1)/2,) float64, in the order (0, 1), (0, 2), …"""
+    """Return the signed MCC of each pair of S runs, (S(S − 1)/2,) float64, ordered (0, 1), (0, 2), … ."""
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run; expected at least 2 to compare")
     pairs = itertools.combinations(runs, 2)

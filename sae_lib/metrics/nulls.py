@@ -3,7 +3,8 @@
 The null says how statistics come out where there is nothing to find: the complete search repeated on a
 re-initialised model, or with permuted labels. A p-value is valid if, under the null, the observation and the
 draws are exchangeable; so a draw must repeat *every* step of the search, choices included. Statistics are
-larger where there is more to see; otherwise take the absolute value or flip the sign first."""
+larger where there is more to see; otherwise take the absolute value or flip the sign first.
+"""
 
 from collections.abc import Callable
 

@@ -132,7 +132,7 @@ class Absorption:
 
     @property
     def rate(self) -> float:
-        """absorbed / found, NaN where the probe finds nothing."""
+        """Share absorbed / found, NaN where the probe finds nothing."""
         return self.absorbed / self.found if self.found else float("nan")
 
 
