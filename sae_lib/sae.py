@@ -84,9 +84,8 @@ class SparseAutoencoder(nn.Module):
         self.decoder = None if tied else nn.Parameter(rows.clone())
         self.scale = nn.Parameter(torch.ones(width), requires_grad=not free_encoder)
         self.bias = nn.Parameter(torch.zeros(width), requires_grad=False)
-        self.threshold = (
-            nn.Parameter(torch.zeros(width), requires_grad=False) if activation == "threshold" else None
-        )
+        threshold = nn.Parameter(torch.zeros(width), requires_grad=False)
+        self.threshold = threshold if activation == "threshold" else None
         self.pre_bias = nn.Parameter(torch.zeros(d_in), requires_grad=False)
 
     @property

@@ -155,9 +155,7 @@ class Dashboards:
             settings["tokens"] = {int(token): text for token, text in settings["tokens"].items()}
             return cls(**settings)
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"dashboards are incomplete or damaged ({error!r}); measure them again"
-            ) from None
+            raise ValueError(f"dashboards incomplete or damaged ({error!r}); measure them again") from None
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a JSON file, completely or not at all."""

@@ -97,9 +97,7 @@ def figure(
     import matplotlib.pyplot as plt
 
     if not panels or characters < 8:
-        raise ValueError(
-            f"{len(panels)} panels of {characters} characters; expected at least one, of at least 8"
-        )
+        raise ValueError(f"{len(panels)} panels, {characters} characters; expected at least 1 and 8")
     shown = [
         (board, board[number], [*board[number].top[:n_contexts], *board[number].lower[-1:]])
         for board, number in panels

@@ -46,9 +46,7 @@ def match(
     numbers = torch.as_tensor(latents, dtype=torch.long).flatten()
     width = len(directions[first])
     if len(numbers) and (numbers.min() < 0 or numbers.max() >= width):
-        raise ValueError(
-            f"latents {int(numbers.min())}..{int(numbers.max())} of {first}: allowed 0..{width - 1}"
-        )
+        raise ValueError(f"latents {numbers.min()}..{numbers.max()} of {first}: allowed 0..{width - 1}")
     rows: list[dict[str, Match]] = [{first: Match(number, 1.0)} for number in numbers.tolist()]
     for name in list(directions)[1:]:
         best = (directions[first][numbers] @ directions[name].T).max(dim=1)

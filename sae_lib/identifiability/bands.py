@@ -97,9 +97,8 @@ def summary_band(feature_frequency: float, d_in: int) -> Band:
     """
     fraction(feature_frequency=feature_frequency)
     at_least(1, d_in=d_in)
-    return Band(
-        feature_frequency, {"noise": math.sqrt(feature_frequency), "dimension": feature_frequency * d_in}
-    )
+    terms = {"noise": math.sqrt(feature_frequency), "dimension": feature_frequency * d_in}
+    return Band(feature_frequency, terms)
 
 
 def sufficient_width(

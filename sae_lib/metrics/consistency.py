@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae_lib.checks import at_least, cosine, matrix, one_of
-from sae_lib.metrics.recovery import cosines, directions, mean_correlation_coefficient
+from sae_lib.metrics.recovery import Latents, cosines, directions, mean_correlation_coefficient
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 
@@ -23,7 +23,7 @@ from sae_lib.sae import SparseAutoencoder
 RULES = {"firing rate": "firing_rate", "peak": "peak", "z-score": "z_score"}
 
 
-def max_cosine_similarity(latents: SparseAutoencoder | Tensor, other: SparseAutoencoder | Tensor) -> Tensor:
+def max_cosine_similarity(latents: Latents, other: Latents) -> Tensor:
     """Return the MCS (M,): for each latent the largest cosine with a decoder row of ``other``.
 
     Not symmetric: a latent without a counterpart lowers the MCS of its own run, not of the other.
@@ -90,7 +90,7 @@ def consistency_curve(
     return agreed / torch.arange(1, len(agreed) + 1)
 
 
-def pair_correlations(runs: Sequence[SparseAutoencoder | Tensor]) -> Tensor:
+def pair_correlations(runs: Sequence[Latents]) -> Tensor:
     """Return the signed MCC of each pair of S runs, (S(S − 1)/2,) float64, ordered (0, 1), (0, 2), … ."""
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run; expected at least 2 to compare")
@@ -99,7 +99,7 @@ def pair_correlations(runs: Sequence[SparseAutoencoder | Tensor]) -> Tensor:
     return torch.tensor(scores, dtype=torch.float64)
 
 
-def pairwise_mcc(runs: Sequence[SparseAutoencoder | Tensor]) -> float:
+def pairwise_mcc(runs: Sequence[Latents]) -> float:
     """Return the PW-MCC: the mean signed cosine after Hungarian matching, averaged over all pairs of runs.
 
     >>> sae_lib.metrics.pairwise_mcc([torch.eye(4), torch.eye(4)[[1, 0, 3, 2]]])

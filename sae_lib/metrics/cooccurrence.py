@@ -247,7 +247,4 @@ def _canonical(table: csr_array) -> csr_array:
 
 def _check(measure: str, min_count: int) -> None:
     one_of("measure", measure, MEASURES)
-    if min_count < 1:
-        raise ValueError(
-            f"min_count is {min_count}; expected at least 1: pairs never together are not stored"
-        )
+    at_least(1, min_count=min_count)

@@ -1,6 +1,7 @@
 """Whether an autoencoder finds the features that are really there (paper, section 5)."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -10,13 +11,16 @@ from torch.nn.functional import normalize
 from sae_lib.checks import cosine
 from sae_lib.sae import SparseAutoencoder
 
+# an autoencoder, of which decoder rows count, or directions (M, d)
+Latents: TypeAlias = SparseAutoencoder | Tensor
 
-def directions(latents: SparseAutoencoder | Tensor) -> Tensor:
+
+def directions(latents: Latents) -> Tensor:
     """Return the directions (M, d) of an autoencoder's latents; a tensor is returned unchanged."""
     return latents.directions if isinstance(latents, SparseAutoencoder) else latents
 
 
-def cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
+def cosines(latents: Latents, dictionary: Tensor) -> Tensor:
     """Return the cosine (n, M) between each feature, a row of ``dictionary`` (n, d), and each latent.
 
     The latents are an autoencoder (its decoder rows count) or directions (M, d). A zero row has cosine 0.
@@ -29,7 +33,7 @@ def cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
     return normalize(dictionary, dim=1) @ normalize(rows, dim=1).T
 
 
-def best_cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
+def best_cosines(latents: Latents, dictionary: Tensor) -> Tensor:
     """Return for each feature the largest cosine with any latent, (n,).
 
     >>> sae_lib.metrics.best_cosines(torch.tensor([[3.0, 4.0]]), torch.eye(2))
@@ -38,9 +42,7 @@ def best_cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Ten
     return cosines(latents, dictionary).amax(dim=1)
 
 
-def feature_recovery_rate(
-    latents: SparseAutoencoder | Tensor, dictionary: Tensor, threshold: float = 0.9
-) -> float:
+def feature_recovery_rate(latents: Latents, dictionary: Tensor, threshold: float = 0.9) -> float:
     """Measure FRR(τ), the share of features v_i with max_m cos(w_m, v_i) > τ.
 
     >>> features, latents = torch.eye(4), torch.tensor([[2.0, 0, 0, 0], [0, 1, 0.1, 0], [0, 0, 1, 1]])
@@ -53,9 +55,7 @@ def feature_recovery_rate(
     return (best_cosines(latents, dictionary) > threshold).double().mean().item()
 
 
-def mean_correlation_coefficient(
-    latents: SparseAutoencoder | Tensor, dictionary: Tensor, *, signed: bool = True
-) -> float:
+def mean_correlation_coefficient(latents: Latents, dictionary: Tensor, *, signed: bool = True) -> float:
     """Measure MCC, the mean cosine over the best one-to-one matching of features and latents (Hungarian).
 
     >>> sae_lib.metrics.mean_correlation_coefficient(torch.eye(4)[[2, 0, 1, 1]], torch.eye(4))
@@ -77,15 +77,13 @@ def _matched(matrix: Tensor, signed: bool) -> Tensor:
     return torch.from_numpy(table[rows, columns])
 
 
-def best_features(latents: SparseAutoencoder | Tensor, dictionary: Tensor, *, signed: bool = True) -> Tensor:
+def best_features(latents: Latents, dictionary: Tensor, *, signed: bool = True) -> Tensor:
     """Return for each latent the index of the closest feature, (M,); ``signed`` as for the MCC."""
     matrix = cosines(latents, dictionary)
     return (matrix if signed else matrix.abs()).argmax(dim=0)
 
 
-def feature_uniqueness(
-    latents: SparseAutoencoder | Tensor, dictionary: Tensor, *, signed: bool = True
-) -> float:
+def feature_uniqueness(latents: Latents, dictionary: Tensor, *, signed: bool = True) -> float:
     """Measure distinct best features / M: 1 where no two latents are closest to the same feature.
 
     As in SynthSAEBench (arXiv 2602.14687), which uses absolute cosines, ``signed=False``. It is at most

@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae_lib.checks import above_zero, matrix
-from sae_lib.metrics import recovery
+from sae_lib.metrics.recovery import Latents
+from sae_lib.metrics.recovery import directions as directions_of
 from sae_lib.randomness import generator
-from sae_lib.sae import SparseAutoencoder
 
 ITERATIONS = 100
 
@@ -51,7 +51,7 @@ class Spectrum:
 
 
 def estimate_frequencies(
-    runs: Sequence[SparseAutoencoder | Tensor],
+    runs: Sequence[Latents],
     rows: Tensor,
     *,
     threshold: float = 0.9,
@@ -86,9 +86,7 @@ def estimate_frequencies(
     return Spectrum(directions[order], frequency[order], agreement[order])
 
 
-def agreed_directions(
-    runs: Sequence[SparseAutoencoder | Tensor], *, threshold: float = 0.9
-) -> tuple[Tensor, Tensor]:
+def agreed_directions(runs: Sequence[Latents], *, threshold: float = 0.9) -> tuple[Tensor, Tensor]:
     """Return directions found by at least two of the runs, (m, d), and their agreement (m,).
 
     A latent counts if another run has one with a cosine above ``threshold``. Latents that close to each other
@@ -98,7 +96,7 @@ def agreed_directions(
         raise ValueError(f"{len(runs)} run; expected at least 2, to see what they agree on")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold is {threshold}; expected a cosine, 0 < threshold < 1")
-    unit = [normalize(recovery.directions(run).cpu(), dim=1) for run in runs]
+    unit = [normalize(directions_of(run).cpu(), dim=1) for run in runs]
     if len({rows.shape[1] for rows in unit}) > 1:
         raise ValueError(f"the runs have dimensions {[rows.shape[1] for rows in unit]}; need equal")
     pool, owner = torch.cat(unit), torch.cat([torch.full((len(r),), i) for i, r in enumerate(unit)])

@@ -14,13 +14,11 @@ from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 
 from sae_lib.checks import cosine
-from sae_lib.metrics.recovery import cosines, directions
+from sae_lib.metrics.recovery import Latents, cosines, directions
 from sae_lib.sae import SparseAutoencoder
 
 
-def near_latents(
-    narrow: SparseAutoencoder | Tensor, wide: SparseAutoencoder | Tensor, threshold: float = 0.5
-) -> np.ndarray:
+def near_latents(narrow: Latents, wide: Latents, threshold: float = 0.5) -> np.ndarray:
     """Count for each latent of ``narrow`` those of ``wide`` with a cosine above ``threshold``: (m,).
 
     >>> from sae_lib.metrics.splitting import near_latents
@@ -86,9 +84,7 @@ def splitting(
     if narrow.shape[0] != wide.shape[0]:
         raise ValueError(f"codes of {narrow.shape[0]} and of {wide.shape[0]} rows; need the same rows")
     if not (0 < inside <= 1 and 0 < part < most <= 1):
-        raise ValueError(
-            f"inside={inside}, part={part}, most={most}; expected 0 < part < most ≤ 1, inside ≤ 1"
-        )
+        raise ValueError(f"inside={inside}, part={part}, most={most}; expected all in (0, 1], part < most")
     parent_fires, child_fires = _fires(narrow), _fires(wide)
     parents = np.flatnonzero(np.diff(parent_fires.indptr) >= min_firings)
     if len(parents) == 0:
