@@ -1,12 +1,9 @@
-"""Changing what a language model computes through the latents of an autoencoder.
+"""Changing a language model's computation through the latents of an autoencoder.
 
-``splice``, ``ablate`` and ``steer`` return context managers. While one is open, forward passes go on with the
-changed activations; they may be nested, and the one opened last acts last. Rows are taken in the model's own
-units: the autoencoder's normalisation is applied, and undone on the way back. Entries that an intervention
-does not move keep their bits.
+``splice``, ``ablate`` and ``steer`` return context managers. While one is open, forward passes continue with
+the changed activations; they may be nested, and the one opened last acts last. Rows are in the model's units.
+Entries that an intervention does not change stay the same bit for bit.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +21,7 @@ ERRORS = ("kept", "dropped")
 
 
 def _chosen(sae: SparseAutoencoder, latents: Sequence[int] | Tensor) -> Tensor:
-    """Latents as an index (n,) on the autoencoder's device."""
+    """Return latents as an index (n,) on the autoencoder's device."""
     index = torch.as_tensor(latents)
     if index.numel() == 0:
         index = index.long()
@@ -36,7 +33,7 @@ def _chosen(sae: SparseAutoencoder, latents: Sequence[int] | Tensor) -> Tensor:
         if not 0 <= latent < sae.width:
             raise ValueError(f"latent {latent} of {sae.width}: allowed 0..{sae.width - 1}")
     if len(index.unique()) < len(index):
-        raise ValueError(f"{len(index)} latents, {len(index.unique())} of them different; name each once")
+        raise ValueError(f"{len(index)} latents, {len(index.unique())} of them distinct; name each once")
     return index.to(sae.weight.device)
 
 
@@ -76,7 +73,7 @@ def _at(
 
 
 def _moved(rows: Tensor, shift: Tensor) -> Tensor:
-    """rows + shift, rounded to the type of the rows; −0.0 + 0.0 would be 0.0."""
+    """Return rows + shift in the type of the rows, with unmoved entries as they are: −0.0 + 0.0 is 0.0."""
     return torch.where(shift == 0, rows, (rows + shift).to(rows.dtype))
 
 
@@ -100,11 +97,18 @@ def ablate(
     >>> torch.equal(before, model.logits(blocks)), torch.equal(before, changed)
     (True, False)
 
-    latents: n different numbers; none changes nothing.
-    value: one number or one for each latent (n,), for instance their mean codes; a number above 0 clamps.
-    error: ``"kept"`` moves the activation by the change of these codes alone, so that what the autoencoder
-        does not reconstruct stays; ``"dropped"`` replaces it by the reconstruction from the changed codes.
-    positions: bool (B, T), where to act; by default everywhere.
+    Args:
+        model: The language model.
+        site: Where to act.
+        sae: An autoencoder of this site.
+        latents: n distinct latents; none changes nothing.
+        value: One number or one for each latent (n,), for instance their mean codes; above 0 clamps.
+        error: ``"kept"`` moves the activation only by the change of these codes, which keeps its
+            reconstruction error; ``"dropped"`` replaces it by the reconstruction from the changed codes.
+        positions: Bool (B, T), where to act; by default everywhere.
+
+    Raises:
+        ValueError: A latent out of range or repeated, a value that is not finite, or another d.
     """
     index = _chosen(sae, latents)
     one_of("error", error, ERRORS)
@@ -136,10 +140,9 @@ def splice(
     error: str = "dropped",
     positions: Tensor | None = None,
 ) -> AbstractContextManager[None]:
-    """Put the reconstruction in place of the activations.
+    """Replace the activations by their reconstruction; arguments as for :func:`ablate`.
 
-    error: ``"dropped"``; with ``"kept"`` the error is added back and nothing changes, bit for bit.
-    positions: bool (B, T), where to act; by default everywhere.
+    With ``error="kept"`` the error is added back and nothing changes, bit for bit.
     """
     return ablate(model, site, sae, [], error=error, positions=positions)
 
@@ -163,10 +166,18 @@ def steer(
     >>> bool(changes.max() > 0 > changes.min())
     True
 
-    coefficient: on the scale of the latent's own contribution a_m z_m, that is in normalised units. Undoing
-        the normalisation divides the vector by its scale, or, where it gives rows unit norm, multiplies it
-        by the norm of each row. 0 changes nothing, bit for bit.
-    positions: bool (B, T), where to act; by default everywhere.
+    Args:
+        model: The language model.
+        site: Where to act.
+        sae: An autoencoder of this site.
+        latent: The latent.
+        coefficient: On the scale of the latent's own contribution a_m z_m, in normalised units. Undoing the
+            normalisation divides the vector by its scale, or, where rows have unit norm, multiplies it by
+            the norm of each row. 0 changes nothing, bit for bit.
+        positions: Bool (B, T), where to act; by default everywhere.
+
+    Raises:
+        ValueError: A latent out of range, a coefficient that is not finite, or another d.
     """
     index = _chosen(sae, [latent])
     if not math.isfinite(coefficient):
@@ -182,11 +193,11 @@ def steer(
 
 @torch.no_grad()
 def logit_weights(model: LanguageModel, sae: SparseAutoencoder, latents: Sequence[int] | Tensor) -> Tensor:
-    """What the decoder directions of n latents write straight to the logits: (n, vocabulary), float32.
+    """Return the direct effect of n latents' decoder directions on the logits: (n, vocabulary), float32.
 
-    Unit directions through the linear part of the final norm and the unembedding. The norm's division by the
-    length of the stream, one factor for all tokens, is left out, and so is a bias. For autoencoders of the
-    residual stream, and the more telling the later their layer.
+    Unit directions pass through the linear part of the final norm and the unembedding. The norm's division by
+    the length of the stream, one factor for all tokens, is left out, and so is any bias. Meant for
+    autoencoders of the residual stream; the later the layer, the more informative.
     """
     index = _chosen(sae, latents)
     _checked_width(model, sae)

@@ -1,10 +1,8 @@
-"""How activations are scaled before an autoencoder sees them, and back."""
-
-from __future__ import annotations
+"""The scaling of activations before an autoencoder, and back."""
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -23,9 +21,10 @@ class Normalisation:
     >>> unit, unit.apply(rows).norm(dim=1), torch.equal(unit.invert(unit.apply(rows), rows), rows)
     (Normalisation(kind='scale', scale=0.125), tensor([0.8750, 0.8750, 0.8750]), True)
 
-    kind: ``"none"`` leaves rows alone, ``"scale"`` multiplies all of them by one constant,
-        ``"unit"`` divides each row by its own Euclidean norm.
-    scale: the constant of ``"scale"``; 1 for the other kinds.
+    Attributes:
+        kind: ``"none"`` leaves rows unchanged, ``"scale"`` multiplies all of them by one constant,
+            ``"unit"`` divides each row by its Euclidean norm.
+        scale: The constant of ``"scale"``; 1 for the other kinds.
     """
 
     kind: str = "none"
@@ -39,8 +38,8 @@ class Normalisation:
             raise ValueError(f"normalisation {self.kind!r} takes no scale, got {self.scale}")
 
     @classmethod
-    def fit(cls, kind: str, rows: Tensor) -> Normalisation:
-        """Choose the constant from sample rows (N, d): ``"scale"`` brings their mean norm to about 1.
+    def fit(cls, kind: str, rows: Tensor) -> Self:
+        """Choose the constant from sample rows (N, d), so that ``"scale"`` gives them a mean norm of about 1.
 
         The constant is rounded to a power of two, so that folding it into weights is exact.
         """
@@ -62,7 +61,7 @@ class Normalisation:
         return torch.nn.functional.normalize(rows, dim=-1)
 
     def invert(self, normalised: Tensor, rows: Tensor) -> Tensor:
-        """Bring a reconstruction (…, d) back to the units of the original ``rows`` (…, d)."""
+        """Convert a reconstruction (…, d) back to the units of the original ``rows`` (…, d)."""
         if self.kind == "none":
             return normalised
         if self.kind == "scale":
@@ -70,5 +69,5 @@ class Normalisation:
         return normalised * rows.norm(dim=-1, keepdim=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a manifest or a ``cfg.json``; ``Normalisation(**…)`` reads them back."""
+        """Return plain values for a manifest or a ``cfg.json``; ``Normalisation(**…)`` reads them back."""
         return asdict(self)

@@ -1,7 +1,5 @@
 """The sparse autoencoder: encoder, gate, decoder (paper, section 2)."""
 
-from __future__ import annotations
-
 from os import PathLike
 from typing import Any
 
@@ -28,19 +26,31 @@ class SparseAutoencoder(nn.Module):
 
     * ``"jumprelu"``: z = u · 1(u + b > 0). The bias decides *whether* a latent fires, never how strongly.
     * ``"relu"``: z = max(0, u + b).
-    * ``"threshold"``: z = y · 1(y > θ) with y = u + b. Bias and threshold are separate: what JumpReLU, gated
-      and BatchTopK autoencoders are after training.
+    * ``"threshold"``: z = y · 1(y > θ) with y = u + b. Bias and threshold are separate, as in JumpReLU, gated
+      and BatchTopK autoencoders after training.
     * ``"topk"``: z = max(0, u + b) for the k largest entries of a row, 0 elsewhere.
 
     Rows of the decoder always have unit norm. A tied autoencoder decodes with its encoder rows (v = w),
     so these have unit norm too; an untied one keeps unit encoder rows unless ``free_encoder``.
 
-    weight: (M, d) encoder rows w_m.
-    decoder: (M, d) decoder rows v_m; None when tied.
-    scale: (M,) output scale a_m.
-    bias: (M,) gate bias b_m; gets no gradient unless a method turns it on.
-    threshold: (M,) θ_m ≥ 0 of the ``"threshold"`` gate, without gradient; None for the others.
-    pre_bias: (d,) input centre b_pre; gets no gradient unless a method turns it on.
+    Args:
+        d_in: Dimension d.
+        width: Number of latents M.
+        tied: Whether the encoder uses the decoder's rows.
+        free_encoder: Whether the rows of an untied encoder may have any norm.
+        activation: The gate.
+        k: Latents a row of ``"topk"``; None for the other gates.
+        normalisation: Scaling of the rows; by default none.
+        seed: Seed of the initial weights.
+
+    Attributes:
+        weight: (M, d), encoder rows w_m.
+        decoder: (M, d), decoder rows v_m; None when tied.
+        scale: (M,), output scale a_m.
+        bias: (M,), gate bias b_m; has no gradient unless a method turns it on.
+        threshold: (M,), θ_m ≥ 0 of the ``"threshold"`` gate, without gradient; None for the others.
+        pre_bias: (d,), input centre b_pre; has no gradient unless a method turns it on.
+        metadata: Origin of the autoencoder, saved with it.
     """
 
     def __init__(
@@ -74,9 +84,8 @@ class SparseAutoencoder(nn.Module):
         self.decoder = None if tied else nn.Parameter(rows.clone())
         self.scale = nn.Parameter(torch.ones(width), requires_grad=not free_encoder)
         self.bias = nn.Parameter(torch.zeros(width), requires_grad=False)
-        self.threshold = (
-            nn.Parameter(torch.zeros(width), requires_grad=False) if activation == "threshold" else None
-        )
+        threshold = nn.Parameter(torch.zeros(width), requires_grad=False)
+        self.threshold = threshold if activation == "threshold" else None
         self.pre_bias = nn.Parameter(torch.zeros(d_in), requires_grad=False)
 
     @property
@@ -86,12 +95,12 @@ class SparseAutoencoder(nn.Module):
 
     @property
     def decoder_rows(self) -> Tensor:
-        """Unit directions (M, d) the latents write; compare these with a dictionary of features."""
+        """Unit directions (M, d) that the latents write, for comparison with a dictionary of features."""
         return self.weight if self.decoder is None else self.decoder
 
     @property
     def directions(self) -> Tensor:
-        """Where each latent pushes when it fires, (M, d): its decoder row, turned round where a_m < 0."""
+        """Direction in which each latent pushes when it fires, (M, d): decoder row, reversed if a_m < 0."""
         sign = torch.where(self.scale < 0, -1.0, 1.0)
         return (self.decoder_rows * sign[:, None]).detach()
 
@@ -117,9 +126,9 @@ class SparseAutoencoder(nn.Module):
         return torch.nn.functional.linear(x, self.weight, -(self.weight @ self.pre_bias))
 
     def gate(self, projection: Tensor) -> Tensor:
-        """Codes z (B, M) from the projection u (B, M)."""
+        """Return the codes z (B, M) of the projection u (B, M)."""
         if self.activation == "jumprelu":
-            # u > −b rather than u + b > 0: the same set of floats, without a temporary
+            # u > −b rather than u + b > 0: the same floats without a temporary
             return torch.where(projection > -self.bias, projection, 0.0)
         if self.threshold is not None:
             y = projection + self.bias
@@ -173,15 +182,15 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def unit_rows_(self) -> None:
-        """Put the rows that must have unit norm back on the sphere (after an optimiser step)."""
-        held = [] if self.free_encoder else [self.weight]
-        for rows in held if self.decoder is None else [*held, self.decoder]:
+        """Rescale the rows that must have unit norm (after an optimiser step)."""
+        unit = [] if self.free_encoder else [self.weight]
+        for rows in unit if self.decoder is None else [*unit, self.decoder]:
             # as torch.nn.functional.normalize, in place: without a second copy of the weights
             rows.div_(rows.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
     @torch.no_grad()
     def centre_(self, sample: Tensor) -> None:
-        """Start b_pre at the mean of normalised rows (N, d), and let it be trained."""
+        """Set b_pre to the mean of normalised rows (N, d), and make it trainable."""
         self.pre_bias.copy_(sample.mean(dim=0))
         self.pre_bias.requires_grad_(True)
 
@@ -189,8 +198,8 @@ class SparseAutoencoder(nn.Module):
         """Write ``cfg.json`` and ``sae_weights.safetensors`` in SAELens's layout; see ``sae_lib.storage``.
 
         >>> sae = sae_lib.SparseAutoencoder(d_in=16, width=64)
-        >>> sae.save("mine")
-        >>> torch.allclose(sae_lib.load("mine").encode(torch.eye(16)), sae.encode(torch.eye(16)))
+        >>> sae.save("my_sae")
+        >>> torch.allclose(sae_lib.load("my_sae").encode(torch.eye(16)), sae.encode(torch.eye(16)))
         True
         """
         from sae_lib.storage import save

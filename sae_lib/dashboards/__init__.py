@@ -1,4 +1,4 @@
-"""Feature dashboards: what a reader needs to say what a latent stands for, and to doubt it."""
+"""Feature dashboards: the evidence for judging what a latent stands for, and for doubting it."""
 
 from sae_lib.dashboards.data import Context, Dashboards, Latent
 from sae_lib.dashboards.figures import figure
@@ -9,15 +9,6 @@ from sae_lib.dashboards.page import html
 from sae_lib.dashboards.tokens import visible
 
 __all__ = [
-    "Context",
-    "Dashboards",
-    "Latent",
-    "Match",
-    "figure",
-    "fragment",
-    "html",
-    "match",
-    "measure",
-    "side_by_side",
-    "visible",
-]
+    "Context", "Dashboards", "Latent", "Match", "figure", "fragment", "html", "match", "measure",
+    "side_by_side", "visible",
+]  # fmt: skip

@@ -1,6 +1,4 @@
-"""What a feature dashboard says, as plain data that goes to JSON and back."""
-
-from __future__ import annotations
+"""The contents of feature dashboards, as plain data that goes to JSON and back."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from sae_lib.files.atomic import parsed, replacing, short
 
@@ -17,13 +15,14 @@ FORMAT = "sae_lib.dashboards.1"
 
 @dataclass(frozen=True)
 class Context:
-    """A stretch of text around one row, with what one latent does on every token of it.
+    """A stretch of text around one row, with the activation of one latent on each of its tokens.
 
-    row: number of the row in its store.
-    position: which of the tokens is the row's own.
-    tokens: token ids, in order.
-    activations: one for each token; None where the store holds no row for it.
-    quantile: None for one of the strongest; else the quantile of the latent's activations it stands for.
+    Attributes:
+        row: Index of the row in its store.
+        position: Index of the row's own token among the tokens.
+        tokens: Token ids, in order.
+        activations: One for each token; None where the store has no row for it.
+        quantile: None for one of the strongest; else the quantile of the latent's activations it represents.
     """
 
     row: int
@@ -44,19 +43,24 @@ class Context:
 class Latent:
     """The dashboard of one latent.
 
-    An activation is |a_m| z_m: the length of what the latent adds to the reconstruction, in normalised units.
+    An activation is |a_m| z_m: the length of the latent's contribution to the reconstruction, in normalised
+    units.
 
-    number: which latent of the autoencoder.
-    firings: rows on which its code is not 0; firing_rate: their share of all rows.
-    peak, mean: of its activations where it fires; 0 if it never does.
-    histogram: firings in equal bins between 0 and the peak.
-    purity: share of a random sample of its firings (all, if few) that falls on ``token``, the commonest token
-        there. Both None if it never fires.
-    top: its strongest contexts, each from another block, the strongest first.
-    lower: contexts from lower quantiles of its activations, the highest quantile first.
-    promoted, demoted: (token id, logit weight), the most extreme first.
-    nearest: (latent, cosine of the decoder directions), the nearest first.
-    together: (latent, φ of their firings), those that fire with it most beyond chance first.
+    Attributes:
+        number: Index of the latent in the autoencoder.
+        firings: Number of rows on which its code is not 0.
+        firing_rate: Their share of all rows.
+        peak: Largest activation, 0 if it never fires.
+        mean: Mean activation where it fires, 0 if it never does.
+        histogram: Firings in equal bins between 0 and the peak.
+        purity: Share of ``token`` in a random sample of its firings (all, if few); None if it never fires.
+        token: Most common token there; None if it never fires.
+        top: Strongest contexts, each from another block, the strongest first.
+        lower: Contexts from lower quantiles of its activations, the highest quantile first.
+        promoted: (token id, logit weight), the largest first.
+        demoted: (token id, logit weight), the smallest first.
+        nearest: (latent, cosine of the decoder directions), the nearest first.
+        together: (latent, φ of their firings), the strongest association first.
     """
 
     number: int
@@ -76,22 +80,33 @@ class Latent:
 
     @property
     def full_shade(self) -> float:
-        """The activation that is shaded in full: the middle one of the strongest contexts.
+        """The activation with full shading: that of the median of the strongest contexts.
 
-        Not the peak, beside which all else is pale where one row sticks out.
+        At the peak, a single outlier would make everything else pale.
         """
         return self.top[len(self.top) // 2].activation if self.top else self.peak
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All token ids that the dashboard shows, repeated as often as it shows them."""
+        shown = [token for context in (*self.top, *self.lower) for token in context.tokens]
+        shown += (token for token, _ in (*self.promoted, *self.demoted))
+        return shown if self.token is None else [*shown, self.token]
 
 
 @dataclass(frozen=True)
 class Dashboards:
     """Dashboards of some latents of one autoencoder, measured on one store.
 
-    name: of the autoencoder, for headings.
-    width: M, all latents of the autoencoder; n_rows: rows measured; n_alive: latents that fire on any.
-    chosen: how the latents were chosen, in words.
-    tokens: text of every token id that occurs, as :func:`sae_lib.dashboards.tokens.texts` gives it.
-    origin: where the rows come from, from the store's manifest; model, site, corpus and its licence.
+    Attributes:
+        name: Name of the autoencoder, for headings.
+        width: Number of all latents of the autoencoder, M.
+        n_rows: Number of rows measured.
+        n_alive: Number of latents that fire on any of them.
+        chosen: How the latents were chosen, in words.
+        latents: The dashboards.
+        tokens: Text of every token id that occurs, as :func:`sae_lib.dashboards.tokens.texts` returns it.
+        origin: Origin of the rows, from the store's manifest: model, site, corpus and its licence.
     """
 
     name: str
@@ -110,44 +125,46 @@ class Dashboards:
         return iter(self.latents)
 
     def __getitem__(self, number: int) -> Latent:
-        """The dashboard of latent ``number`` of the autoencoder. Raises KeyError if it was not measured."""
+        """Return the dashboard of latent ``number`` of the autoencoder; KeyError if it was not measured."""
         try:
             return self._by_number[number]
         except KeyError:
-            raise KeyError(f"latent {number} was not measured; there are {len(self)} others here") from None
+            raise KeyError(f"latent {number} was not measured; {len(self)} others were") from None
 
     @cached_property
     def _by_number(self) -> dict[int, Latent]:
         return {latent.number: latent for latent in self.latents}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Dashboards:
-        """What :meth:`to_dict` gave, also after a detour through JSON. Raises ValueError for other things."""
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the dashboards that :meth:`to_dict` wrote, with or without a detour through JSON.
+
+        Raises:
+            ValueError: Values of another format, incomplete or damaged.
+        """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            found = values.get("format") if isinstance(values, dict) else values
-            raise ValueError(f"no dashboards: format is {short(found)}; expected {FORMAT!r}")
+            version = values.get("format") if isinstance(values, dict) else values
+            raise ValueError(f"no dashboards: format is {short(version)}; expected {FORMAT!r}")
         try:
-            parts = {field.name: values[field.name] for field in fields(cls)}
-            parts["latents"] = tuple(_latent(latent) for latent in parts["latents"])
-            parts["tokens"] = {int(token): text for token, text in parts["tokens"].items()}
-            return cls(**parts)
+            settings = {field.name: values[field.name] for field in fields(cls)}
+            settings["latents"] = tuple(_latent(latent) for latent in settings["latents"])
+            settings["tokens"] = {int(token): text for token, text in settings["tokens"].items()}
+            return cls(**settings)
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"dashboards are incomplete or damaged ({error!r}); measure them again"
-            ) from None
+            raise ValueError(f"dashboards incomplete or damaged ({error!r}); measure them again") from None
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file, completely or not at all."""
         with replacing(Path(path)) as temporary:
             temporary.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> Dashboards:
-        """Read what :meth:`save` wrote. Raises ValueError naming the file."""
+    def load(cls, path: str | PathLike[str]) -> Self:
+        """Read the dashboards that :meth:`save` wrote; a ValueError names the file."""
         values = parsed(Path(path).read_text(encoding="utf-8"), path)
         try:
             return cls.from_dict(values)

@@ -30,26 +30,26 @@ def _glyphs() -> frozenset[int]:
 
 
 def _printable(text: str) -> str:
-    """The text with a box for every character the font lacks; matplotlib would warn. Two spaces at most."""
+    """Return the text with a box for each character the font lacks, which matplotlib would warn about."""
     return "".join(c if ord(c) in _glyphs() else "□" for c in _SPACES.sub("  ", visible(text)))
 
 
 def _trimmed(board: Dashboards, context: Context, characters: int) -> list[tuple[str, float | None, bool]]:
-    """Tokens round the context's own that fit the width: text, activation, whether it is the own one."""
+    """Return the tokens around the context's own that fit: text, activation, whether it is the own one."""
     texts = [_printable(board.tokens[token]) for token in context.tokens]
     texts[context.position] = texts[context.position][:characters]
     first = last = context.position
     room = characters - len(texts[first])
-    # two tokens before for one after
+    # two tokens before the own one for each after it
     while True:
         before = [first - 1] if first and len(texts[first - 1]) <= room else []
         after = [last + 1] if last + 1 < len(texts) and len(texts[last + 1]) <= room else []
         behind = context.position - first <= 2 * (last - context.position)
-        chosen = (before or after) if behind else (after or before)
-        if not chosen:
+        added = (before or after) if behind else (after or before)
+        if not added:
             break
-        room -= len(texts[chosen[0]])
-        first, last = min(first, chosen[0]), max(last, chosen[0])
+        room -= len(texts[added[0]])
+        first, last = min(first, added[0]), max(last, added[0])
     return [(texts[i], context.activations[i], i == context.position) for i in range(first, last + 1)]
 
 
@@ -69,35 +69,35 @@ def _draw(
     for line, context in enumerate(contexts):
         place = "top" if context.quantile is None else f"q {context.quantile:g}"
         axes.text(0, line + 0.5, f"{place}: {context.activation:.2g}", color="#555555", **text)
-        at = _LABEL
-        for word, value, own in _trimmed(board, context, width):
+        x = _LABEL
+        for word, value, is_own in _trimmed(board, context, width):
             if value:
                 colour = shade(value / latent.full_shade)
-                axes.add_patch(Rectangle((at, line + 0.05), len(word), 0.9, facecolor=colour, linewidth=0))
-            axes.text(at, line + 0.5, word, weight="bold" if own else "normal", **text)
-            if own:
-                axes.plot([at, at + len(word)], [line + 0.95] * 2, color="black", linewidth=1)
-            at += len(word)
+                axes.add_patch(Rectangle((x, line + 0.05), len(word), 0.9, facecolor=colour, linewidth=0))
+            axes.text(x, line + 0.5, word, weight="bold" if is_own else "normal", **text)
+            if is_own:
+                axes.plot([x, x + len(word)], [line + 0.95] * 2, color="black", linewidth=1)
+            x += len(word)
 
 
 def figure(
     panels: Sequence[tuple[Dashboards, int]], *, n_contexts: int = 4, characters: int = 72, width: float = 6.4
 ) -> Figure:
-    """Contexts of latents with their tokens shaded by activation, a panel for each (dashboards, latent).
+    """Draw contexts of latents with tokens shaded by activation, a panel for each (dashboards, latent).
 
-    The token that a context is about is bold and underlined, so that print without colour tells it. Runs of
+    The token that a context is about is bold and underlined, to be seen in print without colour. Runs of
     spaces are cut to two.
 
-    n_contexts: strongest contexts ("top", with the activation); one from the lowest quantile follows ("q").
-    characters: width of a context; tokens that do not fit are left out at its ends.
-    width: of the figure, in inches.
+    Args:
+        panels: Dashboards and the latent to show of them.
+        n_contexts: Strongest contexts ("top", with activation); one from the lowest quantile ("q") follows.
+        characters: Width of a context, at least 8; tokens that do not fit are left out at its ends.
+        width: Width of the figure in inches.
     """
     import matplotlib.pyplot as plt
 
     if not panels or characters < 8:
-        raise ValueError(
-            f"{len(panels)} panels of {characters} characters; expected at least one, of at least 8"
-        )
+        raise ValueError(f"{len(panels)} panels, {characters} characters; expected at least 1 and 8")
     shown = [
         (board, board[number], [*board[number].top[:n_contexts], *board[number].lower[-1:]])
         for board, number in panels

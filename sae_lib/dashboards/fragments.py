@@ -1,9 +1,7 @@
-"""Dashboards as pieces of HTML for a notebook: no scripts, no classes, styles in place.
+"""Dashboards as pieces of HTML for a notebook: no scripts, no classes, inline styles.
 
-Text on paper-white whatever the page around it, so that shading reads the same in a dark theme.
+Text is on white whatever the page around it, so that shading looks the same in a dark theme.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -16,25 +14,25 @@ from sae_lib.dashboards.tokens import visible
 _HOT = (245, 178, 50)
 _PAPER = "background:#fff;color:#111;padding:.6em .8em;border-radius:4px;line-height:1.5"
 _GRID = "display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,12em),1fr));gap:.4em 1em"
-# set once a card and inherited by its contexts: a notebook holds hundreds of them
+# set once a card and inherited by its contexts: a notebook has hundreds of them
 _CODE = "font-family:monospace;white-space:break-spaces;overflow-wrap:anywhere"
 _CONTEXTS = f"{_CODE};font-size:.85em;display:grid;grid-template-columns:minmax(0,1fr);gap:.3em"
 _SMALL = "margin:.2em 0;font-size:.9em;color:#444"
 
 
 def shade(share: float) -> str:
-    """Colour #rrggbb of a token whose activation is a share of full shade, on white."""
+    """Return the colour #rrggbb, on white, of a token whose activation is a share of full shade."""
     share = min(max(share, 0.0), 1.0)
     return "#" + "".join(f"{round(255 + (hot - 255) * share):02x}" for hot in _HOT)
 
 
 def percent(share: float) -> str:
-    """A share as text, two digits: 0.01234 → 1.2 %."""
+    """Return a share as text with two digits: 0.01234 → 1.2 %."""
     return f"{float(f'{100 * share:.2g}'):.12g} %"
 
 
 def summary(board: Dashboards, latent: Latent) -> str:
-    """Firing rate, peak and purity in a few words."""
+    """Return firing rate, peak and purity in a few words."""
     if not latent.firings:
         return f"never fires on the {board.n_rows:,} rows"
     assert latent.purity is not None
@@ -46,7 +44,7 @@ def summary(board: Dashboards, latent: Latent) -> str:
 
 
 def caption(context: Context) -> str:
-    """Where a context stands among the latent's firings, and its activation."""
+    """Return the rank of a context among the latent's firings, and its activation, as text."""
     place = "top" if context.quantile is None else f"quantile {context.quantile:g}"
     return f"{place}: {context.activation:.3g}"
 
@@ -92,9 +90,16 @@ def _card(board: Dashboards, latent: Latent, heading: str, contexts: Sequence[Co
 def fragment(
     board: Dashboards, latents: Sequence[int] | None = None, *, n_contexts: int = 5, n_tokens: int = 8
 ) -> str:
-    """HTML of the dashboards of some latents (by default all that were measured), one below the other.
+    """Return HTML of the dashboards of some latents (by default all measured ones), one below the other.
 
-    n_contexts: of the strongest; those from lower quantiles follow, all of them.
+    Args:
+        board: The dashboards.
+        latents: Latents to show, in this order.
+        n_contexts: Strongest contexts to show; all those from lower quantiles follow.
+        n_tokens: Promoted tokens, and as many demoted, to show.
+
+    Raises:
+        KeyError: A latent that was not measured.
     """
     numbers = [latent.number for latent in board] if latents is None else latents
     cards = []
@@ -112,11 +117,13 @@ def side_by_side(
     n_contexts: int = 3,
     n_tokens: int = 5,
 ) -> str:
-    """HTML that shows, row by row, a latent of the first autoencoder beside its counterparts in the others.
+    """Return HTML that shows, row by row, a latent of the first autoencoder beside those matched to it.
 
-    boards: dashboards by the name of the autoencoder, with every latent that the rows name.
-    rows: from :func:`sae_lib.dashboards.match`.
-    n_contexts: strongest contexts shown, and one from the lowest quantile there is.
+    Args:
+        boards: Dashboards by name of the autoencoder, with every latent that the rows name.
+        rows: From :func:`sae_lib.dashboards.match`.
+        n_contexts: Strongest contexts to show; one from the lowest quantile follows.
+        n_tokens: Promoted tokens, and as many demoted, to show.
     """
     sections = []
     for row in rows:

@@ -1,6 +1,4 @@
-"""Which latents of several autoencoders to lay side by side."""
-
-from __future__ import annotations
+"""Latents of several autoencoders to show side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +11,7 @@ from sae_lib.sae import SparseAutoencoder
 
 
 class Match(NamedTuple):
-    """A latent of one autoencoder, and the cosine of its direction with that of the latent it goes with."""
+    """A latent of one autoencoder, and the cosine of its direction with that of its counterpart."""
 
     number: int
     cosine: float
@@ -23,11 +21,20 @@ class Match(NamedTuple):
 def match(
     autoencoders: Mapping[str, SparseAutoencoder], latents: Sequence[int] | Tensor
 ) -> list[dict[str, Match]]:
-    """For latents of the first autoencoder, the one of each other that points most nearly the same way.
+    """Match latents of the first autoencoder to the one of each other that points most nearly the same way.
 
-    Rule: the largest cosine of signed decoder directions, whatever its size; the smaller number where equal.
+    That is the largest cosine of signed decoder directions, whatever its size; the smaller index if equal.
     Two latents may get the same counterpart: a coarse latent of one autoencoder can be split in another.
-    The cosine with oneself is 1. All must read the same rows (equal d).
+
+    Args:
+        autoencoders: Autoencoders by name, all for the same rows (equal d).
+        latents: Latents of the first.
+
+    Returns:
+        For each of the latents its match by name; in the first autoencoder itself, with cosine 1.
+
+    Raises:
+        ValueError: No autoencoders, unequal d, or a latent out of range.
     """
     if not autoencoders:
         raise ValueError("0 autoencoders given; expected at least one")
@@ -39,9 +46,7 @@ def match(
     numbers = torch.as_tensor(latents, dtype=torch.long).flatten()
     width = len(directions[first])
     if len(numbers) and (numbers.min() < 0 or numbers.max() >= width):
-        raise ValueError(
-            f"latents {int(numbers.min())}..{int(numbers.max())} of {first}: allowed 0..{width - 1}"
-        )
+        raise ValueError(f"latents {numbers.min()}..{numbers.max()} of {first}: allowed 0..{width - 1}")
     rows: list[dict[str, Match]] = [{first: Match(number, 1.0)} for number in numbers.tolist()]
     for name in list(directions)[1:]:
         best = (directions[first][numbers] @ directions[name].T).max(dim=1)

@@ -1,6 +1,4 @@
-"""Measuring dashboards: what the passes over a store and the weights of the autoencoder say, put together."""
-
-from __future__ import annotations
+"""Measuring dashboards from two passes over a store and from the weights of the autoencoder."""
 
 import math
 from collections.abc import Sequence
@@ -51,20 +49,28 @@ def measure(
     >>> len(board.latents), board.latents[0].firings > 0
     (5, True)
 
-    model: the one the store was harvested from; its tokenizer gives the text, its unembedding logit weights.
-    latents: their numbers, repeated ones count once; None for all. A whole number n draws n at random, by
-        ``seed``, from those that fire on the store (all of them if they are fewer).
-    name: what to call the autoencoder, "GBA" for instance.
-    n_top: strongest contexts a latent, each from another block.
-    quantiles: of the latent's activations, where further contexts are taken; estimated, as purity is, from a
-        random sample of at most 64 of its firings.
-    before, after: tokens of a context on either side of the row's own, as far as its block goes.
-    n_tokens: tokens promoted, and as many demoted.
-    n_neighbours: nearest latents, and as many that fire together on at least 3 rows; both among all latents.
-    cooccurrence_rows: about so many rows, evenly spaced batches, are held to see which latents fire together.
+    The store is read twice, whatever the number of latents.
 
-    The store is read twice, whatever the number of latents. Raises ValueError if store, model and autoencoder
-    do not belong together, for latents out of range, and for codes that are NaN or below 0.
+    Args:
+        sae: The autoencoder.
+        model: The model of the store; its tokenizer supplies the text, its unembedding logit weights.
+        store: The rows.
+        latents: Their indices, repeated ones count once; None for all. An integer n draws n at random from
+            those that fire on the store (all of them if they are fewer).
+        name: Name of the autoencoder for headings, "GBA" for instance.
+        n_top: Strongest contexts of a latent, each from another block.
+        quantiles: Quantiles of the latent's activations for further contexts; estimated, as purity is, from a
+            random sample of at most 64 of its firings.
+        before: Tokens of a context before the row's own, as far as its block extends.
+        after: Tokens of a context after it.
+        n_tokens: Promoted tokens, and as many demoted.
+        n_neighbours: Nearest latents, and as many that fire together on at least 3 rows, among all latents.
+        cooccurrence_rows: About how many rows, in evenly spaced batches, show which latents fire together.
+        seed: Seed of the drawn latents and the samples of firings.
+
+    Raises:
+        ValueError: Store, model and autoencoder do not belong together, a latent is out of range, or codes
+            are NaN or below 0.
     """
     check_belonging(sae, model, store)
     quantiles = tuple(quantiles)
@@ -84,29 +90,30 @@ def measure(
     picked = [_picked(seen, slot, quantiles) for slot in slots.tolist()]
     contexts, histograms = second_pass(sae, store, numbers, seen.peak[numbers], picked, before, after)
     sampled = _purities(seen, store, slots)
-    written = token_scores(model, sae, numbers, min(n_tokens, model.vocabulary))
-    close = nearest(sae, numbers, min(n_neighbours, sae.width - 1))
-    built = []
+    logit_effects = token_scores(model, sae, numbers, min(n_tokens, model.vocabulary))
+    neighbours = nearest(sae, numbers, min(n_neighbours, sae.width - 1))
+    measured = []
     for i, number in enumerate(numbers.tolist()):
         firings = int(seen.firings[number])
-        built.append(
+        measured.append(
             Latent(
                 number, firings, firings / store.n_rows, float(seen.peak[number]),
                 float(seen.total[number] / firings) if firings else 0.0,
                 tuple(histograms[i].tolist()), *sampled[i],
                 tuple(c for c in contexts[i] if c.quantile is None),
                 tuple(c for c in contexts[i] if c.quantile is not None),
-                *written[i], close[i], _together(seen.together, number, n_neighbours),
+                *logit_effects[i], neighbours[i], _together(seen.together, number, n_neighbours),
             )
         )  # fmt: skip
     return Dashboards(
-        name, sae.width, store.n_rows, int((seen.firings > 0).sum()), words, tuple(built),
-        texts(model.tokenizer, _token_ids(built)), store.describe(),
+        name, sae.width, store.n_rows, int((seen.firings > 0).sum()), words, tuple(measured),
+        texts(model.tokenizer, (token for latent in measured for token in latent.token_ids)),
+        store.describe(),
     )  # fmt: skip
 
 
 def check_belonging(sae: SparseAutoencoder, model: LanguageModel, store: ActivationStore) -> None:
-    """Raise ValueError, saying what to do, if the three do not belong together."""
+    """Raise a ValueError that says what to do if the three do not belong together."""
     origin = store.describe()
     if sae.d_in != store.d_in:
         raise ValueError(
@@ -156,35 +163,35 @@ def _drawn(firings: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, str]:
 
 
 def _picked(seen: Seen, slot: int, quantiles: Sequence[float]) -> list[tuple[int, float | None]]:
-    """Rows to show of a latent, with their quantiles: the strongest, then lower ones, no row twice."""
+    """Return rows to show of a latent, with their quantiles: the strongest, then lower ones, no row twice."""
     top = seen.top.rows[slot]
     picked: list[tuple[int, float | None]] = [(row, None) for row in top[top >= 0].tolist()]
-    held = seen.sample.rows[slot] >= 0
-    rows, values = seen.sample.rows[slot][held], seen.sample.values[slot][held]
+    sampled = seen.sample.rows[slot] >= 0
+    rows, values = seen.sample.rows[slot][sampled], seen.sample.values[slot][sampled]
     rows = rows[np.lexsort((-rows, values))].tolist()
-    taken = {row for row, _ in picked}
+    shown = {row for row, _ in picked}
     for q in quantiles:
-        # the quantile's own firing (the smallest with at least a share q at or below it), or none if shown
+        # the smallest firing with at least a share q of them at or below it, unless it is shown already
         row = rows[max(0, math.ceil(q * len(rows) - 1e-9) - 1)] if rows else None
-        if row is not None and row not in taken:
-            taken.add(row)
+        if row is not None and row not in shown:
+            shown.add(row)
             picked.append((row, q))
     return picked
 
 
 def _purities(seen: Seen, store: ActivationStore, slots: np.ndarray) -> list[tuple[float | None, int | None]]:
-    """Share of each latent's sampled firings on the commonest token there, and that token."""
+    """Return the share of each latent's sampled firings on the most common token there, and that token."""
     rows = seen.sample.rows[slots]
-    own = np.full(rows.shape, -1, dtype=np.int64)
-    own[rows >= 0] = store.windows(torch.from_numpy(rows[rows >= 0]))[0][:, 0].numpy()
-    found: list[tuple[float | None, int | None]] = []
-    for tokens in own:
-        kinds, counts = np.unique(tokens[tokens >= 0], return_counts=True)
+    tokens = np.full(rows.shape, -1, dtype=np.int64)
+    tokens[rows >= 0] = store.windows(torch.from_numpy(rows[rows >= 0]))[0][:, 0].numpy()
+    purities: list[tuple[float | None, int | None]] = []
+    for sample in tokens:
+        kinds, counts = np.unique(sample[sample >= 0], return_counts=True)
         if len(kinds) == 0:
-            found.append((None, None))
+            purities.append((None, None))
         else:
-            found.append((float(counts.max() / counts.sum()), int(kinds[counts.argmax()])))
-    return found
+            purities.append((float(counts.max() / counts.sum()), int(kinds[counts.argmax()])))
+    return purities
 
 
 def _together(table: Cooccurrence, number: int, k: int) -> Pairs:
@@ -192,12 +199,3 @@ def _together(table: Cooccurrence, number: int, k: int) -> Pairs:
         return ()
     others, phi = table.neighbours(number, k, by="phi", min_count=MIN_TOGETHER)
     return tuple(zip(others.tolist(), phi.tolist(), strict=True))
-
-
-def _token_ids(latents: Sequence[Latent]) -> set[int]:
-    ids = {latent.token for latent in latents if latent.token is not None}
-    for latent in latents:
-        for context in (*latent.top, *latent.lower):
-            ids.update(context.tokens)
-        ids.update(token for token, _ in (*latent.promoted, *latent.demoted))
-    return ids

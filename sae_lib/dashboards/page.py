@@ -1,10 +1,8 @@
 """Dashboards of one autoencoder as a searchable page: one HTML file, no network, no framework.
 
-Tokens stand in one table, the commonest first, and activations are 999ths of the peak: a kB or two a latent.
-The page's policy allows it the script and the style sheet it carries, by their hashes, and no request.
+Tokens are in one table, the most common first, and activations are 999ths of the peak: 1 or 2 kB a latent.
+The page's security policy allows only its own script and style sheet, by their hashes, and no request.
 """
-
-from __future__ import annotations
 
 import base64
 import hashlib
@@ -20,15 +18,18 @@ from sae_lib.dashboards.data import Context, Dashboards, Latent
 from sae_lib.dashboards.tokens import visible
 from sae_lib.files.atomic import replacing
 
-# activations in steps of a 999th of the latent's peak; −1 where the store holds no row
+# activations in steps of a 999th of the latent's peak; −1 where the store has no row
 _STEPS = 999
 
 
 def html(board: Dashboards, path: str | PathLike[str], *, title: str | None = None, seed: int = 0) -> None:
-    """Write the page to ``path``, whole or not at all.
+    """Write the page to ``path``, completely or not at all.
 
-    title: heading; by default it names the autoencoder.
-    seed: of the order that "random" shows first; a reader can change it.
+    Args:
+        board: The dashboards.
+        path: File to write.
+        title: Heading; by default it names the autoencoder.
+        seed: Seed of the first random order, 0..2³² − 1; a reader can change it.
     """
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; expected 0..{2**32 - 1}")
@@ -53,7 +54,7 @@ def html(board: Dashboards, path: str | PathLike[str], *, title: str | None = No
 
 
 def about(board: Dashboards) -> str:
-    """What is shown, in two sentences."""
+    """Describe what is shown, in two sentences."""
     return (
         f"{len(board):,} of {board.width:,} latents of {board.name} ({board.chosen}), on {board.n_rows:,} "
         f"rows of {board.origin['model']['name']} at {board.origin['site']}. "
@@ -62,7 +63,7 @@ def about(board: Dashboards) -> str:
 
 
 def attribution(board: Dashboards) -> str:
-    """Whose text the contexts are, and its licence."""
+    """Name the source of the contexts, and its licence."""
     corpus = board.origin["corpus"]
     return f"Text of the contexts: {corpus['name']}. Licence: {corpus['licence']}."
 
@@ -72,7 +73,7 @@ def _hash(text: str) -> str:
 
 
 def _inert(values: Any) -> str:
-    """JSON that cannot end the element it stands in: no angle bracket or ampersand is left of the text."""
+    """Return JSON that cannot end the element around it: angle brackets and ampersands are escaped."""
     text = json.dumps(values, separators=(",", ":"), ensure_ascii=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -82,14 +83,8 @@ def _rounded(value: float) -> float:
 
 
 def _compact(board: Dashboards) -> dict[str, Any]:
-    uses: Counter[int] = Counter()
-    for latent in board:
-        for context in (*latent.top, *latent.lower):
-            uses.update(context.tokens)
-        uses.update(token for token, _ in (*latent.promoted, *latent.demoted))
-        if latent.token is not None:
-            uses[latent.token] += 1
-    # the commonest first: its place takes one digit
+    uses = Counter(token for latent in board for token in latent.token_ids)
+    # the most common first: its place takes one digit
     place = {token: i for i, (token, _) in enumerate(uses.most_common())}
     return {
         "n_rows": board.n_rows,
@@ -99,7 +94,7 @@ def _compact(board: Dashboards) -> dict[str, Any]:
 
 
 def _row(latent: Latent, place: dict[int, int]) -> list[Any]:
-    """One latent as a list, in the order that page.js names."""
+    """Return one latent as a list, in the order that page.js names."""
 
     def context(c: Context) -> list[Any]:
         steps = [

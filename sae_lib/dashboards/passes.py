@@ -1,11 +1,9 @@
 """The rows of a store through an autoencoder: two passes with bounded memory.
 
 The first keeps running counts, the strongest firings and a random sample of the firings of each latent, 2 kB
-each; the second reads the activations around the contexts chosen, and fills the histograms. No table of rows
-× latents is held, and what fires where of a limited number of rows only.
+each; the second reads the activations around the chosen contexts, and fills the histograms. There is never a
+table of rows × latents, and firings are kept of a limited number of rows only.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,13 +21,13 @@ from sae_lib.sae import SparseAutoencoder
 # firings of each latent in the random sample that lower contexts and purity come from
 SAMPLE = 64
 BINS = 20
-# codes held at a time
+# codes computed at a time
 _CODES = 2**24
 
 
 @dataclass
 class Seen:
-    """What the first pass keeps; firings, total and peak of all M latents, the rest of the tracked ones."""
+    """Results of the first pass; firings, total and peak of all M latents, the rest of the tracked ones."""
 
     firings: np.ndarray
     total: np.ndarray
@@ -42,7 +40,7 @@ class Seen:
 def _batches(
     sae: SparseAutoencoder, store: ActivationStore
 ) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches in order: first row, rows, and the firings in it: rows, latents, activations (float64)."""
+    """Yield batches in order: first row, number of rows, and rows, latents, activations of the firings."""
     size = max(1, min(4096, _CODES // sae.width))
     magnitude = sae.scale.detach().abs()
     for start in range(0, store.n_rows, size):
@@ -69,11 +67,15 @@ def first_pass(
     cooccurrence_rows: int,
     seed: int,
 ) -> Seen:
-    """Firings of all latents, and of the chosen ones the strongest rows and a sample of rows.
+    """Count firings of all latents, and keep strongest rows and a sample of rows of the chosen ones.
 
-    chosen: (n,) latents to track, None for all. n_top: strongest rows kept of each.
-    cooccurrence_rows: about so many rows, in whole batches, tell which latents fire together.
-    seed: of the sample.
+    Args:
+        sae: The autoencoder.
+        store: The rows.
+        chosen: (n,), latents to track; None for all.
+        n_top: Strongest rows to keep of each.
+        cooccurrence_rows: About how many rows, in complete batches, show which latents fire together.
+        seed: Seed of the sample.
     """
     firings, total, peak = np.zeros(sae.width, dtype=np.int64), np.zeros(sae.width), np.zeros(sae.width)
     slot_of = _slots(chosen, sae.width)
@@ -99,7 +101,7 @@ def first_pass(
 
 
 def _slots(numbers: np.ndarray | None, width: int) -> np.ndarray:
-    """Latent → its place among ``numbers``, −1 where it has none: (M,)."""
+    """Return for each latent its place among ``numbers``, −1 where it has none: (M,)."""
     slots = np.full(width, -1, dtype=np.int64)
     numbers = np.arange(width) if numbers is None else numbers
     slots[numbers] = np.arange(len(numbers))
@@ -116,9 +118,16 @@ def second_pass(
     before: int,
     after: int,
 ) -> tuple[list[list[Context]], np.ndarray]:
-    """Contexts of each latent with its activations all through them, and histograms (n, BINS).
+    """Return contexts of each latent with its activation on every token, and histograms (n, BINS).
 
-    numbers, peak: (n,), of the latents. picked: rows and quantiles of their contexts.
+    Args:
+        sae: The autoencoder.
+        store: The rows.
+        numbers: (n,), the latents.
+        peak: (n,), their largest activations.
+        picked: Rows and quantiles of their contexts.
+        before: Tokens of a context before the row's own.
+        after: Tokens of a context after it.
     """
     flat = [row for chosen in picked for row, _ in chosen]
     slot = np.repeat(np.arange(len(numbers)), [len(chosen) for chosen in picked])
@@ -126,7 +135,7 @@ def second_pass(
     # every (row, latent) of a window as one number, read in the order of rows
     keys = np.where(rows >= 0, rows * sae.width + numbers[slot][:, None], -1)
     order = np.argsort(keys, axis=None)
-    wanted, found = keys.flatten()[order], np.zeros(keys.size)
+    wanted, sorted_activations = keys.flatten()[order], np.zeros(keys.size)
     histograms = np.zeros((len(numbers), BINS), dtype=np.int64)
     slot_of = _slots(numbers, sae.width)
     for start, n_rows, row, latent, values in _batches(sae, store):
@@ -134,13 +143,13 @@ def second_pass(
         begin, end = np.searchsorted(wanted, [start * sae.width, (start + n_rows) * sae.width])
         if len(fired):
             at = np.searchsorted(fired, wanted[begin:end]).clip(max=len(fired) - 1)
-            found[begin:end] = np.where(fired[at] == wanted[begin:end], values[at], 0.0)
-        here = slot_of[latent]
-        here, values = here[here >= 0], values[here >= 0]
-        cell = np.minimum(values / peak[here] * BINS, BINS - 1).astype(np.int64)
-        histograms += np.bincount(here * BINS + cell, minlength=histograms.size).reshape(histograms.shape)
+            sorted_activations[begin:end] = np.where(fired[at] == wanted[begin:end], values[at], 0.0)
+        slots = slot_of[latent]
+        slots, values = slots[slots >= 0], values[slots >= 0]
+        bins = np.minimum(values / peak[slots] * BINS, BINS - 1).astype(np.int64)
+        histograms += np.bincount(slots * BINS + bins, minlength=histograms.size).reshape(histograms.shape)
     activations = np.empty(keys.size)
-    activations[order] = found
+    activations[order] = sorted_activations
     read = zip(tokens, rows, activations.reshape(keys.shape), strict=True)
     contexts = [
         [_context(row, quantile, before, *next(read)) for row, quantile in chosen] for chosen in picked
@@ -156,14 +165,9 @@ def _context(
     rows: np.ndarray,
     activations: np.ndarray,
 ) -> Context:
-    """A window without what lies outside its block."""
+    """Return the part of a window inside its block."""
     inside = np.flatnonzero(tokens >= 0)
-    held = (rows[inside] >= 0).tolist()
-    values = zip(activations[inside].tolist(), held, strict=True)
-    return Context(
-        row,
-        before - int(inside[0]),
-        tuple(tokens[inside].tolist()),
-        tuple(value if there else None for value, there in values),
-        quantile,
-    )
+    stored = (rows[inside] >= 0).tolist()
+    pairs = zip(activations[inside].tolist(), stored, strict=True)
+    values = tuple(value if is_stored else None for value, is_stored in pairs)
+    return Context(row, before - int(inside[0]), tuple(tokens[inside].tolist()), values, quantile)

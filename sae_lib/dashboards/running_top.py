@@ -1,6 +1,4 @@
-"""The best few of very many, kept latent by latent while they stream past."""
-
-from __future__ import annotations
+"""The best few of a long stream of entries, for each latent."""
 
 import numpy as np
 
@@ -8,10 +6,13 @@ import numpy as np
 class RunningTop:
     """For each of ``n`` latents the ``k`` entries with the largest scores, of all entries offered so far.
 
-    Of entries of one group, the best alone can stay. Of equal scores the smaller row wins. What is kept does
-    not depend on how the entries were cut into offers, as long as rows ascend from one to the next.
+    Of a group of entries only the best can stay; of equal scores the smaller row wins. The result does not
+    depend on how entries were divided into offers, as long as rows ascend from one to the next.
 
-    scores, values: (n, k) float64; rows: (n, k) int64, −1 where fewer than k came. Best first.
+    Attributes:
+        scores: (n, k), float64, best first.
+        values: (n, k), float64, of the same entries.
+        rows: (n, k), int64; −1 where fewer than k came.
     """
 
     def __init__(self, n: int, k: int) -> None:
@@ -29,17 +30,17 @@ class RunningTop:
         values: np.ndarray,
         groups: np.ndarray,
     ) -> None:
-        """Entries, an array for each of their parts, all (e,)."""
+        """Consider new entries, given by an array (e,) for each of their parts."""
         if self.k == 0:
             return
-        # an equal score comes with a larger row, and loses
+        # an equal score has a larger row, and loses
         better = scores > self.scores[latents, -1]
         touched = np.unique(latents[better])
         if len(touched) == 0:
             return
-        held = self.rows[touched] >= 0
+        filled = self.rows[touched] >= 0
         latent, row, score, value, group = (
-            np.concatenate([kept[touched][held], new[better]])
+            np.concatenate([kept[touched][filled], new[better]])
             for kept, new in (
                 (np.broadcast_to(np.arange(len(self.rows))[:, None], self.rows.shape), latents),
                 (self.rows, rows),
@@ -56,17 +57,13 @@ class RunningTop:
         starts = np.flatnonzero(_firsts(sorted_latents))
         rank = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
         order, rank = order[rank < self.k], rank[rank < self.k]
-        for kept, new in (
-            (self.rows, row),
-            (self.scores, score),
-            (self.values, value),
-            (self._groups, group),
-        ):
+        parts = ((self.rows, row), (self.scores, score), (self.values, value), (self._groups, group))
+        for kept, new in parts:
             kept[latent[order], rank] = new[order]
 
 
 def _firsts(*keys: np.ndarray) -> np.ndarray:
-    """Where a new combination of sorted keys begins: bool (e,)."""
+    """Return where a new combination of sorted keys begins: bool (e,)."""
     new = np.zeros(len(keys[0]), dtype=bool)
     new[:1] = True
     for key in keys:
@@ -75,9 +72,9 @@ def _firsts(*keys: np.ndarray) -> np.ndarray:
 
 
 def priorities(latents: np.ndarray, rows: np.ndarray, seed: int) -> np.ndarray:
-    """A number in [0, 1) for each pair of latent and row, as good as drawn at random (SplitMix64).
+    """Return a pseudo-random number in [0, 1) for each pair of latent and row (SplitMix64).
 
-    It depends on the pair and the seed alone; the largest few of a latent are a random sample of its rows.
+    It depends only on the pair and the seed; the largest few of a latent are a random sample of its rows.
     """
     with np.errstate(over="ignore"):
         x = (rows.astype(np.uint64) << np.uint64(24)) ^ latents.astype(np.uint64)

@@ -1,8 +1,8 @@
 """The bounds of the paper's Theorem 6.1 as numbers.
 
-How sure: the theorem is known here from a published *summary*; the paper's full text was not at hand. Every
-bound holds up to a constant that the summary does not give (its ≲), so the numbers say how the band moves
-with n, d and s, and roughly where it is; a measurement may differ from them by a factor.
+The theorem is known here from a published *summary*; the paper's full text was not at hand. Every bound
+holds up to a constant that the summary does not give (its ≲), so the numbers say how the band moves with n,
+d and s, and roughly where it is; a measurement may differ from them by a factor.
 
 With n features in d dimensions, s of them a row (so that each has the frequency f = s/n), and modified bias
 adaptation at target frequency p:
@@ -12,8 +12,6 @@ adaptation at target frequency p:
 every feature is recovered after 1/ς steps with probability at least 1 − n^(−4ε).
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -22,10 +20,11 @@ from sae_lib.checks import at_least, between, fraction
 
 @dataclass(frozen=True)
 class Band:
-    """An interval of target frequencies.
+    """An interval of target frequencies from ``low`` to ``high``, both shares of rows; empty if high < low.
 
-    low, high: its ends, shares of rows. The band is empty where ``high < low``.
-    terms: the upper bounds by name; ``high`` is the smallest.
+    Attributes:
+        low: Lower end.
+        terms: Upper bounds by name; ``high`` is the smallest.
     """
 
     low: float
@@ -38,7 +37,7 @@ class Band:
 
     @property
     def binding(self) -> str:
-        """Name of the upper bound that decides; the first of those that are equal."""
+        """Name of the smallest upper bound; the first if several are equal."""
         return min(self.terms, key=lambda name: self.terms[name])
 
     @property
@@ -53,19 +52,25 @@ class Band:
 def resonance_band(
     n_features: int, d_in: int, sparsity: int, *, epsilon: float = 0.0, varsigma: float = 0.0
 ) -> Band:
-    """The band of target frequencies of Theorem 6.1 (published in summary; constants unknown, taken as 1).
+    """Return the band of target frequencies of Theorem 6.1 (published in summary; constants taken as 1).
 
     >>> band = sae_lib.identifiability.resonance_band(n_features=128, d_in=64, sparsity=4)
     >>> round(band.low, 4), round(band.high, 4), band.binding, 0.02 in band
     (0.0078, 0.0482, 'noise', True)
 
-    n_features, d_in, sparsity: n ≥ 2, d ≥ 1, 1 ≤ s ≤ n.
-    epsilon: slack ε ≥ 0 of the failure probability n^(−4ε); 0 gives the widest band.
-    varsigma: ς in [0, 1); the number of steps is 1/ς, so 0 gives the widest band and no bound on the steps.
-
     The terms: ``"noise"`` n^(−(1 + 1/s)/2), ``"sparsity"`` n^(−2(1 + ε)²/s), ``"dimension"`` d^(1 − ς)/n. At
     ε = 0 the sparsity term is the smaller of the first two for s < 3, they are equal at s = 3, and for s = 1
-    and s = 2 it leaves no band wider than a point. Raises ValueError for sizes out of range.
+    and s = 2 it leaves no band wider than a point.
+
+    Args:
+        n_features: n ≥ 2.
+        d_in: d ≥ 1.
+        sparsity: s from 1 to n.
+        epsilon: Slack ε ≥ 0 of the failure probability n^(−4ε); 0 gives the widest band.
+        varsigma: ς in [0, 1); 1/ς is the number of steps, so 0 gives the widest band and no bound on steps.
+
+    Raises:
+        ValueError: An argument out of range.
     """
     _check_sizes(n_features, d_in, sparsity)
     if not (math.isfinite(epsilon) and epsilon >= 0):
@@ -82,28 +87,28 @@ def resonance_band(
 
 
 def summary_band(feature_frequency: float, d_in: int) -> Band:
-    """The band in the form f ≲ p ≲ min{√f, f d} (published in summary; constants unknown, taken as 1).
+    """Return the band in the form f ≲ p ≲ min{√f, f d} (published in summary; constants taken as 1).
 
     >>> band = sae_lib.identifiability.summary_band(feature_frequency=0.01, d_in=64)
     >>> band.low, band.high, band.binding
     (0.01, 0.1, 'noise')
 
-    feature_frequency: f, in (0, 1]. d_in: d ≥ 1. Terms ``"noise"`` √f and ``"dimension"`` f d.
+    With f in (0, 1] and d ≥ 1, the terms are ``"noise"`` √f and ``"dimension"`` f d.
     """
     fraction(feature_frequency=feature_frequency)
     at_least(1, d_in=d_in)
-    return Band(
-        feature_frequency, {"noise": math.sqrt(feature_frequency), "dimension": feature_frequency * d_in}
-    )
+    terms = {"noise": math.sqrt(feature_frequency), "dimension": feature_frequency * d_in}
+    return Band(feature_frequency, terms)
 
 
 def sufficient_width(
     n_features: int, sparsity: int, target_frequency: float, *, epsilon: float = 0.0
 ) -> float:
-    """Width n p^(−s/(1 − ε)²) of Theorem 6.1 (published in summary; constant unknown, taken as 1).
+    """Return the width n p^(−s/(1 − ε)²) of Theorem 6.1, ε in [0, 1).
 
-    At sizes that a laptop can run it is far beyond reach (1e7 for n = 128, s = 3, p = s/n), and far from
-    necessary: chapter 4 recovers with a few latents a feature. ε in [0, 1). Raises ValueError otherwise.
+    Published in summary; the unknown constant is taken as 1. At sizes that a laptop can run the width is far
+    out of reach (1e7 for n = 128, s = 3, p = s/n), and far from necessary: chapter 4 recovers with a few
+    latents a feature.
     """
     _check_sizes(n_features, 1, sparsity)
     fraction(target_frequency=target_frequency)

@@ -1,6 +1,4 @@
-"""Two decompositions compared up to what no data can tell (paper, Def. 5.1)."""
-
-from __future__ import annotations
+"""Two decompositions compared up to differences that no data can show (paper, Def. 5.1)."""
 
 import math
 from collections.abc import Iterator
@@ -20,9 +18,11 @@ from sae_lib.identifiability.decompositions import Decomposed, chunks, decomposi
 class Block:
     """Features of two decompositions that stand for each other.
 
-    first, second: their numbers, ascending.
-    cosine: the smallest cosine between one of ``first`` and one of ``second``. Below 1 − ε the block holds
-        together only by links in between: ε is too large for so coherent a dictionary.
+    Attributes:
+        first: Their indices in the first decomposition, ascending.
+        second: Their indices in the second decomposition, ascending.
+        cosine: Smallest cosine between the two sides. Below 1 − ε the block is only a chain of links: ε is
+            too large for so coherent a dictionary.
     """
 
     first: tuple[int, ...]
@@ -32,19 +32,25 @@ class Block:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a comparison of two decompositions found.
+    """The result of comparing two decompositions.
 
-    epsilon: the smallest ε at which every feature in use, on both sides, has its match; infinity if none is.
-    tolerance: the ε that was asked for. The fields below are for this one.
-    blocks: the matched features, in the order of the first decomposition.
-    unmatched_first, unmatched_second: features in use that have no match.
-    unused_first, unused_second: features with a zero row or no nonzero coefficient. They explain nothing,
-        so nothing can be said about them, and they are left out.
-    row_error: ‖HV − H'V'‖ / ‖HV‖ (Frobenius norms); row_tolerance: what is allowed.
-    code_error: ‖C − C'‖ / ‖C‖ where C (N, blocks) adds up the codes of a block, each times the norm of its
-        feature. NaN without blocks.
-    omega: (n', n), Ω, non-negative and block-diagonal after reordering. At ε = 0, V' = ΩV, and H'Ω explains
-        the rows in V.
+    Unused features have a zero row or no nonzero coefficient. They explain nothing, so nothing can be said
+    about them, and the comparison leaves them out.
+
+    Attributes:
+        epsilon: Smallest ε at which every used feature of both sides has a match; infinity if there is none.
+        tolerance: The ε that was asked for, to which all fields below refer.
+        blocks: Matched features, in the order of the first decomposition.
+        unmatched_first: Used features of the first decomposition without a match.
+        unmatched_second: Used features of the second decomposition without a match.
+        unused_first: Unused features of the first decomposition.
+        unused_second: Unused features of the second decomposition.
+        row_error: ‖HV − H'V'‖ / ‖HV‖ (Frobenius norms).
+        row_tolerance: Largest row error that is allowed.
+        code_error: ‖C − C'‖ / ‖C‖ where C (N, blocks) sums the codes of a block, each times the norm of its
+            feature. NaN without blocks.
+        omega: Ω, (n', n), non-negative and block-diagonal after reordering. At ε = 0, V' = ΩV, and H'Ω
+            explains the rows in V.
     """
 
     epsilon: float
@@ -61,7 +67,7 @@ class Certificate:
 
     @property
     def holds(self) -> bool:
-        """Both explain the same rows, and every feature in use has its match."""
+        """Whether both explain the same rows and every used feature has a match."""
         same_rows = self.row_error <= self.row_tolerance
         return same_rows and bool(self.blocks) and not (self.unmatched_first or self.unmatched_second)
 
@@ -84,7 +90,7 @@ class Certificate:
 
 
 def _short(error: float) -> str:
-    """Rounding errors differ between machines, so they are not written out."""
+    """Format an error; rounding errors differ between machines, so those are not written out."""
     return "below 1e-06" if error < 1e-6 else f"{error:.1e}"
 
 
@@ -108,18 +114,21 @@ def certify(
     codes      relative difference below 1e-06 in matched blocks
     unused     0 and 0
 
-    first, second: codes (N, n) and features (n, d), as a pair or as synthetic data. For an autoencoder use
-        :func:`from_autoencoder`.
-    epsilon: features match if their cosine is at least 1 − ε; 0 < ε < 1.
-    splitting: True: a block is a connected component of the matches, any number on either side. This is the
-        finest block-diagonal Ω that holds all matches. False: one to one, as many pairs as possible and
-        among these the largest sum of cosines.
-    row_tolerance: relative difference of the rows up to which they count as the same.
-
     Def. 5.1 of {cite}`chen2025taming` is known to us from a summary; the reading of Ω is ours. Codes are
-    compared but take no part in the verdict.
+    compared but do not affect the verdict.
 
-    Raises ValueError for decompositions of different shape, NaN, negative coefficients, or an impossible ε.
+    Args:
+        first: Codes (N, n) and features (n, d), as a pair or as synthetic data. For an autoencoder use
+            :func:`from_autoencoder`.
+        second: Codes and features to compare them with.
+        epsilon: Features match if their cosine is at least 1 − ε; 0 < ε < 1.
+        splitting: True: a block is a connected component of the matches, any number on either side; this is
+            the finest block-diagonal Ω that holds all matches. False: one to one, as many pairs as possible
+            and among these the largest sum of cosines.
+        row_tolerance: Relative difference up to which rows count as the same.
+
+    Raises:
+        ValueError: Shapes that do not fit, NaN, a negative coefficient, or ε out of range.
     """
     if not 0 < epsilon < 1:
         raise ValueError(f"epsilon is {epsilon}; expected 0 < epsilon < 1 (features match at cosine 1 − ε)")
@@ -130,7 +139,7 @@ def certify(
             f"the first explains {h1.shape[0]} rows of dimension {v1.shape[1]}, the second {h2.shape[0]} of "
             f"dimension {v2.shape[1]}; expected the same rows"
         )
-    row_error = _row_error(h1, v1, h2, v2)
+    row_error = _relative((a @ v1.double(), b @ v2.double()) for a, b in _side_by_side(h1, h2))
     used1, used2 = _used(h1, v1), _used(h2, v2)
     cosine = (unit_rows(v1) @ unit_rows(v2).T).clamp(-1, 1).numpy()
     inner = cosine[np.ix_(used1, used2)]
@@ -144,10 +153,10 @@ def certify(
         epsilon=smallest,
         tolerance=epsilon,
         blocks=blocks,
-        unmatched_first=_numbers(used1 & ~linked.any(axis=1)),
-        unmatched_second=_numbers(used2 & ~linked.any(axis=0)),
-        unused_first=_numbers(~used1),
-        unused_second=_numbers(~used2),
+        unmatched_first=_indices(used1 & ~linked.any(axis=1)),
+        unmatched_second=_indices(used2 & ~linked.any(axis=0)),
+        unused_first=_indices(~used1),
+        unused_second=_indices(~used2),
         row_error=row_error,
         row_tolerance=row_tolerance,
         code_error=_code_error(h1, norms1, h2, norms2, blocks),
@@ -156,14 +165,14 @@ def certify(
 
 
 def _side_by_side(h1: Tensor, h2: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Dense pieces of two matrices (N, n) and (N, n') with the same rows, in float64."""
+    """Yield dense pieces of two matrices (N, n) and (N, n'), the same rows of both, in float64."""
     widest = max(h1.shape[1], h2.shape[1])
     for (_, a), (_, b) in zip(chunks(h1, widest=widest), chunks(h2, widest=widest), strict=True):
         yield a.double(), b.double()
 
 
 def _relative(parts: Iterator[tuple[Tensor, Tensor]]) -> float:
-    """‖A − B‖ / ‖A‖ over pieces of A and B."""
+    """Return ‖A − B‖ / ‖A‖ from pieces of A and B."""
     difference = size = 0.0
     for a, b in parts:
         difference += (a - b).square().sum().item()
@@ -173,15 +182,10 @@ def _relative(parts: Iterator[tuple[Tensor, Tensor]]) -> float:
     return math.sqrt(difference / size)
 
 
-def _row_error(h1: Tensor, v1: Tensor, h2: Tensor, v2: Tensor) -> float:
-    return _relative((a @ v1.double(), b @ v2.double()) for a, b in _side_by_side(h1, h2))
-
-
 def _code_error(h1: Tensor, norms1: Tensor, h2: Tensor, norms2: Tensor, blocks: tuple[Block, ...]) -> float:
     if not blocks:
         return math.nan
-    merge1, merge2 = torch.zeros(len(norms1), len(blocks)), torch.zeros(len(norms2), len(blocks))
-    merge1, merge2 = merge1.double(), merge2.double()
+    merge1, merge2 = (norms.new_zeros(len(norms), len(blocks)) for norms in (norms1, norms2))
     for k, block in enumerate(blocks):
         merge1[block.first, k] = norms1[list(block.first)]
         merge2[block.second, k] = norms2[list(block.second)]
@@ -195,12 +199,12 @@ def _used(h: Tensor, v: Tensor) -> np.ndarray:
     return (active & (v != 0).any(dim=1)).numpy()
 
 
-def _numbers(chosen: np.ndarray) -> tuple[int, ...]:
-    return tuple(chosen.nonzero()[0].tolist())
+def _indices(mask: np.ndarray) -> tuple[int, ...]:
+    return tuple(mask.nonzero()[0].tolist())
 
 
 def _all_links(cosine: np.ndarray, epsilon: float) -> tuple[np.ndarray, float]:
-    """Every pair at cosine ≥ 1 − ε, and the smallest ε at which each row and column has a pair."""
+    """Return all pairs at cosine ≥ 1 − ε, and the smallest ε at which each row and column has a pair."""
     if 0 in cosine.shape:
         return np.zeros(cosine.shape, dtype=bool), math.inf
     worst = min(cosine.max(axis=1).min(), cosine.max(axis=0).min())
@@ -208,23 +212,23 @@ def _all_links(cosine: np.ndarray, epsilon: float) -> tuple[np.ndarray, float]:
 
 
 def _pairs(cosine: np.ndarray, epsilon: float) -> tuple[np.ndarray, float]:
-    """One-to-one pairs at cosine ≥ 1 − ε, and the smallest ε at which all can be paired."""
+    """Return one-to-one pairs at cosine ≥ 1 − ε, and the smallest ε at which all can be paired."""
     links = np.zeros(cosine.shape, dtype=bool)
     if 0 in cosine.shape:
         return links, math.inf
     near = cosine >= 1 - epsilon
-    # 2 for being a pair at all outweighs any cosine, summed up over the other pairs
+    # the bonus for being a pair at all outweighs the cosines of all other pairs together
     rows, columns = linear_sum_assignment(near * (2.0 * len(cosine) + cosine), maximize=True)
     links[rows, columns] = near[rows, columns]
     return links, _bottleneck(cosine)
 
 
 def _bottleneck(cosine: np.ndarray) -> float:
-    """The smallest ε at which a complete one-to-one matching exists; infinity if the counts differ."""
+    """Return the smallest ε at which a complete one-to-one matching exists; infinity if counts differ."""
     if cosine.shape[0] != cosine.shape[1]:
         return math.inf
     levels = np.unique(cosine)
-    low, high = 0, len(levels) - 1  # a complete matching exists at levels[low]: all pairs are allowed
+    low, high = 0, len(levels) - 1  # a complete matching exists at levels[0], where all pairs are allowed
     while low < high:
         middle = (low + high + 1) // 2
         matched = maximum_bipartite_matching(csr_array(cosine >= levels[middle]))
@@ -233,20 +237,19 @@ def _bottleneck(cosine: np.ndarray) -> float:
 
 
 def _blocks(linked: np.ndarray, cosine: np.ndarray) -> tuple[Block, ...]:
-    """Connected components of the links (n, n') that hold at least one."""
+    """Return the connected components of the links (n, n') that have at least one link."""
     n, m = linked.shape
     i, j = linked.nonzero()
     _, label = connected_components(coo_array((np.ones(len(i)), (i, n + j)), shape=(n + m, n + m)))
-    found = []
+    blocks = []
     for component in dict.fromkeys(label[i].tolist()):
-        left, right = (label[:n] == component).nonzero()[0], (label[n:] == component).nonzero()[0]
-        lowest = float(cosine[np.ix_(left, right)].min())
-        found.append(Block(tuple(left.tolist()), tuple(right.tolist()), lowest))
-    return tuple(found)
+        left, right = _indices(label[:n] == component), _indices(label[n:] == component)
+        blocks.append(Block(left, right, float(cosine[np.ix_(left, right)].min())))
+    return tuple(blocks)
 
 
 def _omega(linked: Tensor, norms1: Tensor, norms2: Tensor) -> Tensor:
-    """Ω (n', n): ‖v'_m‖ / ‖v_i‖ for a match, shared evenly where m matches several i."""
+    """Return Ω (n', n): ‖v'_m‖ / ‖v_i‖ for a match, shared evenly where m matches several i."""
     partners = linked.sum(dim=1, keepdim=True).clamp(min=1)
     # rows of norm 0 have no match; 1 keeps the quotient finite
     return linked * norms2[:, None] / norms1.where(norms1 > 0, 1.0) / partners

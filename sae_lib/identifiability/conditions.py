@@ -1,7 +1,5 @@
 """How far a decomposition meets the conditions H1, H2, H3 and V1 (paper, Def. 5.2)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -20,21 +18,25 @@ _SPARSE = 0.05
 class Conditions:
     """Measured numbers, not verdicts: the conditions are asymptotic and name no bounds.
 
-    Coefficients are taken times the norm of their feature, so that a change of scale changes nothing. Only
-    features in use count: those with a nonzero row of V and at least one nonzero coefficient.
+    Coefficients are multiplied by the norm of their feature, so that scale does not matter. Only features
+    in use count: those with a nonzero row of V and at least one nonzero coefficient.
 
-    n_rows, n_features, d_in: N, the features in use, d.
-    n_unused: features that no row uses, or whose row of V is zero: nothing in X depends on them.
-    sparsity_max, sparsity_mean: nonzero coefficients in a row (H1).
-    smallest: the smallest nonzero coefficient over the median one (H2).
-    weak_share: share of the nonzero coefficients below a tenth of the median (H2).
-    rho2: max over i ≠ j of P(j active | i active) (H3).
-    rho2_pair: the (i, j) at which it is reached, None for a single feature.
-    rho2_mean: mean of P(j active | i active) over the pairs; (s−1)/(n−1) where every row has s features.
-    coherence: max over i ≠ j of |cos(v_i, v_j)| (V1).
-    coherence_pair: the (i, j) at which it is reached, None for a single feature.
-    coherence_mean: mean |cosine| over the pairs.
-    operator_norm: largest singular value of V with its rows scaled to norm 1, at least √(n/d).
+    Attributes:
+        n_rows: Number of rows N.
+        n_features: Number of features in use.
+        d_in: Dimension d.
+        n_unused: Number of other features; nothing in X depends on them.
+        sparsity_max: Most nonzero coefficients in a row (H1).
+        sparsity_mean: Mean number of nonzero coefficients in a row (H1).
+        smallest: Smallest nonzero coefficient over the median one (H2).
+        weak_share: Share of the nonzero coefficients below a tenth of the median (H2).
+        rho2: max over i ≠ j of P(j active | i active) (H3).
+        rho2_pair: The (i, j) of this maximum, None for a single feature.
+        rho2_mean: Mean of P(j active | i active) over pairs; (s−1)/(n−1) where every row has s features.
+        coherence: max over i ≠ j of |cos(v_i, v_j)| (V1).
+        coherence_pair: The (i, j) of this maximum, None for a single feature.
+        coherence_mean: Mean |cosine| over pairs.
+        operator_norm: Largest singular value of V with rows scaled to norm 1, at least √(n/d).
     """
 
     n_rows: int
@@ -55,7 +57,7 @@ class Conditions:
 
     @property
     def rho2_sqrt_n(self) -> float:
-        """ρ₂√n, which H3 wants well below 1."""
+        """ρ₂√n, which should be well below 1 for H3."""
         return self.rho2 * math.sqrt(self.n_features)
 
     def __str__(self) -> str:
@@ -84,21 +86,21 @@ def conditions(coefficients: Tensor, dictionary: Tensor) -> Conditions:
     H3  co-occurrence    ρ₂ 0.122, ρ₂√n 0.98, mean over pairs 0.032
     V1  coherence        largest |cosine| 0.553, mean 0.143, ‖V‖ 2.30
 
-    coefficients: non-negative; dense or sparse. Read in pieces, so 100,000 × 4,096 need no second copy.
-
-    A caution on ρ₂: it is a maximum of estimates. A feature that occurs in few rows has a high P(j | i) with
+    Coefficients are non-negative, dense or sparse, and read in pieces: 100,000 × 4,096 need no second copy.
+    Take care with ρ₂, a maximum of estimates: a feature that occurs in few rows has a high P(j | i) with
     some j by chance, up to 1 if it occurs once.
 
-    Raises ValueError for shapes that do not fit, NaN, a negative coefficient, or coefficients that are all 0.
+    Raises:
+        ValueError: Shapes that do not fit, NaN, a negative coefficient, or no coefficient above 0.
     """
     h, v = decomposition(Decomposition(coefficients, dictionary))
     norms = v.double().norm(dim=1)
     per_row, sizes, together = _count(h, norms)
-    times = together.diagonal()
-    used = (times > 0).nonzero().squeeze(1)
+    occurrences = together.diagonal()
+    used = (occurrences > 0).nonzero().squeeze(1)
     if len(used) == 0:
         raise ValueError("no coefficient is above 0 on a nonzero feature; there is nothing to measure")
-    conditional = together[used][:, used] / times[used, None]
+    conditional = together[used][:, used] / occurrences[used, None]
     unit = unit_rows(v)[used]
     cosine = (unit @ unit.T).abs()
     rho2, rho2_pair, rho2_mean = _off_diagonal(conditional, used)
@@ -124,7 +126,7 @@ def conditions(coefficients: Tensor, dictionary: Tensor) -> Conditions:
 
 
 def _count(h: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nonzeros of each row (N,), sizes of all nonzeros, rows in which i and j occur together (n, n)."""
+    """Count nonzeros of each row (N,), list their sizes, count rows in which i and j co-occur (n, n)."""
     together = np.zeros((len(norms), len(norms)))
     per_row, sizes = [], []
     for _, block in chunks(h):
@@ -138,13 +140,13 @@ def _count(h: Tensor, norms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             together += (table.T @ table).toarray()
         else:
             # counts below 2^24 are exact in float32
-            counted = active.float()
-            together += (counted.T @ counted).double().numpy()
+            dense = active.float()
+            together += (dense.T @ dense).double().numpy()
     return torch.cat(per_row), torch.cat(sizes), torch.from_numpy(together)
 
 
 def _off_diagonal(values: Tensor, names: Tensor) -> tuple[float, tuple[int, int] | None, float]:
-    """Largest entry off the diagonal, where it stands, and the mean off the diagonal."""
+    """Return the largest entry off the diagonal, its place by name, and the mean off the diagonal."""
     n = len(values)
     if n == 1:
         return 0.0, None, 0.0

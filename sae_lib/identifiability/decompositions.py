@@ -1,11 +1,8 @@
-"""Decompositions X = HV of the same rows, and the changes that no data can see (paper, sections 1 and 4).
+"""Decompositions X = HV of the same rows, and changes that no data can show (paper, sections 1 and 4).
 
-The order of the features, their scale, and whether one feature is listed as several parallel ones:
-:func:`permute`, :func:`rescale` and :func:`split` change a decomposition and leave every row as it is.
-:func:`sae_lib.identifiability.certify` undoes them.
+:func:`permute`, :func:`rescale` and :func:`split` change the order of features, their scale, and whether one
+feature is listed as several parallel ones, but no row. :func:`sae_lib.identifiability.certify` undoes them.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -19,15 +16,16 @@ from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 from sae_lib.synthetic.data import SyntheticData
 
-# numbers of H looked at together: 16 M float32 are 64 MB, so that 100,000 rows of 4,096 features pass
+# entries of H read at a time: 16 M float32 are 64 MB, so that 100,000 rows of 4,096 features fit
 _CHUNK_NUMBERS = 2**24
 
 
 class Decomposition(NamedTuple):
     """Non-negative codes and features that explain rows.
 
-    coefficients: (N, n), H, non-negative; dense, or sparse (COO or CSR).
-    dictionary: (n, d), V, one feature a row.
+    Attributes:
+        coefficients: H, (N, n), non-negative; dense, or sparse (COO or CSR).
+        dictionary: V, (n, d), one feature a row.
     """
 
     coefficients: Tensor
@@ -35,7 +33,7 @@ class Decomposition(NamedTuple):
 
     @property
     def rows(self) -> Tensor:
-        """X = HV, (N, d)."""
+        """Rows X = HV, (N, d)."""
         return self.coefficients @ self.dictionary
 
 
@@ -43,11 +41,10 @@ Decomposed = Decomposition | SyntheticData | tuple[Tensor, Tensor]
 
 
 def decomposition(given: Decomposed, name: str = "decomposition") -> Decomposition:
-    """``given`` as a :class:`Decomposition`, after its shapes and numbers have been checked.
+    """Return ``given`` as a :class:`Decomposition` with shapes and numbers checked; errors call it ``name``.
 
-    name: what an error calls it.
-
-    Raises ValueError for shapes that do not fit, an empty dictionary, NaN, or a negative coefficient.
+    Raises:
+        ValueError: Shapes that do not fit, an empty dictionary, NaN, or a negative coefficient.
     """
     if isinstance(given, SyntheticData):
         h, v = given.coefficients, given.dictionary
@@ -80,9 +77,9 @@ def _first(wrong: Tensor) -> int:
 
 
 def chunks(coefficients: Tensor, *, widest: int = 1) -> Iterator[tuple[int, Tensor]]:
-    """Dense pieces (rows, n) of a dense or sparse matrix (N, n), each with the number of its first row.
+    """Yield dense pieces (rows, n) of a dense or sparse matrix (N, n), each with the index of its first row.
 
-    widest: the larger n of two matrices that are read side by side, so that their pieces have equal rows.
+    For two matrices read side by side, ``widest`` is the larger n, so that their pieces have the same rows.
     """
     n_rows, n_features = coefficients.shape
     size = max(1, _CHUNK_NUMBERS // max(n_features, widest))
@@ -102,11 +99,11 @@ def chunks(coefficients: Tensor, *, widest: int = 1) -> Iterator[tuple[int, Tens
 
 @torch.no_grad()
 def from_autoencoder(sae: SparseAutoencoder, rows: Tensor) -> Decomposition:
-    """How an autoencoder explains rows (N, d): its codes and the directions it writes.
+    """Return the explanation of rows (N, d) by an autoencoder: its codes and the directions it writes.
 
     >>> sae = sae_lib.SparseAutoencoder(d_in=16, width=64)
-    >>> found = sae_lib.identifiability.from_autoencoder(sae, torch.eye(16))
-    >>> found.coefficients.shape, found.dictionary.shape
+    >>> explained = sae_lib.identifiability.from_autoencoder(sae, torch.eye(16))
+    >>> explained.coefficients.shape, explained.dictionary.shape
     (torch.Size([16, 64]), torch.Size([64, 16]))
 
     The output scale goes into the codes, its sign into the directions, so that codes are non-negative.
@@ -119,23 +116,23 @@ def from_autoencoder(sae: SparseAutoencoder, rows: Tensor) -> Decomposition:
 def permute(
     given: Decomposed, order: Sequence[int] | Tensor | None = None, *, seed: int = 0
 ) -> Decomposition:
-    """The same features in another order: feature ``order[k]`` comes k-th. By default a random order."""
+    """Put the features in another order, random by default: feature ``order[k]`` comes k-th."""
     h, v = decomposition(given)
     if order is None:
         order = torch.randperm(len(v), generator=generator(seed, "permute"))
-    places = torch.as_tensor(order)
-    if places.shape != (len(v),) or not torch.equal(places.sort().values, torch.arange(len(v))):
-        raise ValueError(f"order is {places.tolist()}; expected each of 0 … {len(v) - 1} once")
-    return Decomposition(h[:, places], v[places])
+    index = torch.as_tensor(order)
+    if index.shape != (len(v),) or not torch.equal(index.sort().values, torch.arange(len(v))):
+        raise ValueError(f"order is {index.tolist()}; expected each of 0 … {len(v) - 1} once")
+    return Decomposition(h[:, index], v[index])
 
 
 def rescale(
     given: Decomposed, scale: Sequence[float] | Tensor | None = None, *, seed: int = 0
 ) -> Decomposition:
-    """Feature i ``scale[i]`` times as long, its coefficients as many times smaller.
+    """Multiply feature i by ``scale[i]`` > 0 and divide its coefficients by it.
 
-    scale: (n,), positive; by default random, between 1/4 and 4 evenly in the logarithm. A negative scale is
-        no ambiguity: it would make coefficients negative.
+    The scale (n,) is by default random, log-uniform between 1/4 and 4. A negative scale is no ambiguity: it
+    would make coefficients negative.
     """
     h, v = decomposition(given)
     if scale is None:
@@ -149,13 +146,15 @@ def rescale(
 def split(
     given: Decomposed, pieces: int | Sequence[int] | Tensor = 2, *, spread: float = 0.0, seed: int = 0
 ) -> Decomposition:
-    """Each feature listed as several: ``pieces`` of them, or ``pieces[i]`` for feature i, side by side.
+    """List each feature as several, side by side, without changing any row.
 
-    spread: 0 makes parallel pieces, of which each row uses one, drawn at random: one feature under several
-        names. A positive spread makes near-parallel pieces that a row uses all together and equally:
-        v_i + spread·‖v_i‖·δ with unit vectors δ that add up to zero over the pieces of a feature.
-
-    Every row stays as it is. Raises ValueError for fewer than one piece.
+    Args:
+        given: The decomposition.
+        pieces: Pieces of each feature, or of feature i as ``pieces[i]``; at least 1.
+        spread: 0 makes parallel pieces, of which each row uses a random one: one feature under several names.
+            A positive spread makes near-parallel pieces that a row uses together and equally:
+            v_i + spread·‖v_i‖·δ with unit vectors δ that add up to zero over the pieces of a feature.
+        seed: Seed of the draws.
     """
     h, v = decomposition(given)
     counts = torch.as_tensor(pieces).expand(len(v)) if isinstance(pieces, int) else torch.as_tensor(pieces)
@@ -174,17 +173,17 @@ def split(
 
 
 def _balanced(counts: Tensor, d_in: int, draws: torch.Generator) -> Tensor:
-    """Vectors (Σ counts, d), at most unit ones, that add up to zero over each run of ``counts[i]``."""
-    found = []
+    """Draw vectors (Σ counts, d) of norm at most 1 that add up to zero over each run of ``counts[i]``."""
+    tilts = []
     for count in counts.tolist():
         random = torch.randn(count, d_in, generator=draws, dtype=torch.float64)
         centred = random - random.mean(dim=0)
-        # two pieces come out opposite and of norm 1; one piece stays where it is
+        # two pieces become opposite and of norm 1; a single piece does not move
         longest = centred.norm(dim=1).max()
-        found.append(centred / longest if count > 1 else torch.zeros_like(centred))
-    return torch.cat(found)
+        tilts.append(centred / longest if count > 1 else torch.zeros_like(centred))
+    return torch.cat(tilts)
 
 
 def unit_rows(dictionary: Tensor) -> Tensor:
-    """Unit rows (n, d) in float64; a zero row stays zero."""
+    """Return unit rows (n, d) in float64; a zero row stays zero."""
     return normalize(dictionary.double(), dim=1)

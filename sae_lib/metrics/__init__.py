@@ -1,4 +1,4 @@
-"""How good an autoencoder is: recovery of known features, consistency across seeds, reconstruction."""
+"""The quality of an autoencoder: recovery of known features, consistency across seeds, reconstruction."""
 
 from sae_lib.metrics.consistency import (
     RULES,
@@ -24,23 +24,8 @@ from sae_lib.metrics.recovery import (
 )
 
 __all__ = [
-    "RULES",
-    "Classification",
-    "LatentStatistics",
-    "Reconstruction",
-    "best_cosines",
-    "best_features",
-    "classification",
-    "consistency_curve",
-    "cosines",
-    "feature_recovery_rate",
-    "feature_uniqueness",
-    "latent_statistics",
-    "max_cosine_similarity",
-    "mean_correlation_coefficient",
-    "pair_correlations",
-    "pairwise_mcc",
-    "random_dictionaries",
-    "reconstruction",
-    "row_dictionaries",
-]
+    "RULES", "Classification", "LatentStatistics", "Reconstruction", "best_cosines", "best_features",
+    "classification", "consistency_curve", "cosines", "feature_recovery_rate", "feature_uniqueness",
+    "latent_statistics", "max_cosine_similarity", "mean_correlation_coefficient", "pair_correlations",
+    "pairwise_mcc", "random_dictionaries", "reconstruction", "row_dictionaries",
+]  # fmt: skip

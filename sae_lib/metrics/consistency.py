@@ -1,12 +1,10 @@
-"""Do two runs that differ in their seed find the same latents? (paper, section 5; arXiv 2505.20254)
+"""Whether runs that differ in their seed find the same latents (paper, section 5; arXiv 2505.20254).
 
-Two measures. The *maximum cosine similarity* (MCS) asks of each latent whether the other run has one like it;
-the *pairwise MCC* (PW-MCC) matches the latents of two runs one to one. Consistency is not recovery: runs that
-agree may agree on something false. Two nulls for both: :func:`random_dictionaries` knows nothing,
-:func:`row_dictionaries` only where the data lie.
+The *maximum cosine similarity* (MCS) asks of each latent whether the other run has one like it; the
+*pairwise MCC* (PW-MCC) matches the latents of two runs one to one. Consistency is not recovery: runs may
+agree on something false. Of the nulls for both, :func:`random_dictionaries` knows nothing about the data and
+:func:`row_dictionaries` only where they are.
 """
-
-from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
@@ -17,34 +15,35 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae_lib.checks import at_least, cosine, matrix, one_of
-from sae_lib.metrics.recovery import cosines, directions, mean_correlation_coefficient
+from sae_lib.metrics.recovery import Latents, cosines, directions, mean_correlation_coefficient
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 
-# what latents can be ranked by: the name of a rule → the field of LatentStatistics
+# rules for ranking latents: name → field of LatentStatistics
 RULES = {"firing rate": "firing_rate", "peak": "peak", "z-score": "z_score"}
 
 
-def max_cosine_similarity(latents: SparseAutoencoder | Tensor, other: SparseAutoencoder | Tensor) -> Tensor:
-    """MCS (M,): for each latent the largest cosine with a decoder row of ``other``.
+def max_cosine_similarity(latents: Latents, other: Latents) -> Tensor:
+    """Return the MCS (M,): for each latent the largest cosine with a decoder row of ``other``.
 
-    Not symmetric: a latent without a counterpart shows in its own run, not in the other.
+    Not symmetric: a latent without a counterpart lowers the MCS of its own run, not of the other.
     """
-    matrix = cosines(latents, directions(other))
-    if matrix.shape[0] == 0:
+    table = cosines(latents, directions(other))
+    if table.shape[0] == 0:
         raise ValueError("the other dictionary has 0 latents; expected at least one")
-    return matrix.amax(dim=0)
+    return table.amax(dim=0)
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """What the codes of each latent look like on a set of rows, each (M,), float64.
+    """Statistics of the codes of each latent on a set of rows, each (M,), float64.
 
-    firing_rate: share of rows on which it fires.
-    peak: its largest code, in the units of the codes times |a_m|, so that rescaling a latent changes nothing.
-    z_score: (peak − mean) / standard deviation of its codes over *all* rows, zeros included; 0 for a latent
-        that never fires. The paper's exact formula was not at hand; this is ours. A latent that fires with
-        constant size on a share p of the rows has √((1 − p)/p): rare latents score high.
+    Attributes:
+        firing_rate: Share of rows on which it fires.
+        peak: Its largest code times |a_m|, so that rescaling a latent changes nothing.
+        z_score: (peak − mean) / standard deviation of its codes over *all* rows, zeros included; 0 for a
+            latent that never fires. The paper's exact formula was not at hand; this is ours. A latent that
+            fires with constant size on a share p of the rows has √((1 − p)/p): rare latents score high.
     """
 
     firing_rate: Tensor
@@ -72,12 +71,14 @@ def latent_statistics(sae: SparseAutoencoder, rows: Tensor, *, batch_size: int =
 def consistency_curve(
     similarity: Tensor, statistics: LatentStatistics, *, rule: str = "firing rate", threshold: float = 0.9
 ) -> Tensor:
-    """Share with MCS above ``threshold`` among the top 1, 2, …, M latents of one run, (M,) float64.
+    """Return the share with MCS above ``threshold`` among the top 1, 2, …, M latents of a run, (M,) float64.
 
-    similarity: MCS (M,) of the run's latents, from :func:`max_cosine_similarity`.
-    statistics: of the same latents, from :func:`latent_statistics`.
-    rule: what "top" means: ``"firing rate"``, ``"peak"`` or ``"z-score"``, largest first; equal values in
-        order of their index. Dead latents rank last but count.
+    Args:
+        similarity: MCS (M,) of the run's latents, from :func:`max_cosine_similarity`.
+        statistics: Statistics of the same latents, from :func:`latent_statistics`.
+        rule: Ranking by ``"firing rate"``, ``"peak"`` or ``"z-score"``, largest first; equal values in
+            order of index. Dead latents rank last but count.
+        threshold: Cosine above which two latents agree, −1 ≤ threshold < 1.
     """
     one_of("rule", rule, RULES)
     cosine(threshold=threshold)
@@ -89,32 +90,31 @@ def consistency_curve(
     return agreed / torch.arange(1, len(agreed) + 1)
 
 
-def pair_correlations(runs: Sequence[SparseAutoencoder | Tensor]) -> Tensor:
-    """Signed MCC of every pair of runs, (S(S − 1)/2,) float64, in the order (0, 1), (0, 2), … ."""
+def pair_correlations(runs: Sequence[Latents]) -> Tensor:
+    """Return the signed MCC of each pair of S runs, (S(S − 1)/2,) float64, ordered (0, 1), (0, 2), … ."""
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run; expected at least 2 to compare")
     pairs = itertools.combinations(runs, 2)
-    found = [mean_correlation_coefficient(a, directions(b)) for a, b in pairs]
-    return torch.tensor(found, dtype=torch.float64)
+    scores = [mean_correlation_coefficient(a, directions(b)) for a, b in pairs]
+    return torch.tensor(scores, dtype=torch.float64)
 
 
-def pairwise_mcc(runs: Sequence[SparseAutoencoder | Tensor]) -> float:
-    """PW-MCC: mean over all pairs of runs of the mean signed cosine after Hungarian matching.
+def pairwise_mcc(runs: Sequence[Latents]) -> float:
+    """Return the PW-MCC: the mean signed cosine after Hungarian matching, averaged over all pairs of runs.
 
     >>> sae_lib.metrics.pairwise_mcc([torch.eye(4), torch.eye(4)[[1, 0, 3, 2]]])
     1.0
 
-    Definition of "Feature consistency in SAEs" (arXiv 2505.20254). The latents of two runs of different
-    width are matched as far as they go.
+    Defined in "Feature consistency in SAEs" (arXiv 2505.20254). Between runs of different width, as many
+    latents are matched as the narrower one has.
     """
     return pair_correlations(runs).mean().item()
 
 
 def random_dictionaries(width: int, d_in: int, number: int, *, seed: int = 0) -> list[Tensor]:
-    """The null: ``number`` independent dictionaries of uniformly random unit rows (M, d).
+    """Draw the null: ``number`` independent dictionaries of uniformly random unit rows (M, d).
 
-    What any of these scores gives to them is what it gives to nothing: the best of many random cosines is
-    well above 0.
+    Their scores are those of no agreement at all, well above 0: the best of many random cosines is large.
     """
     at_least(1, width=width, d_in=d_in, number=number)
     stream = generator(seed, "null dictionaries")
@@ -122,14 +122,18 @@ def random_dictionaries(width: int, d_in: int, number: int, *, seed: int = 0) ->
 
 
 def row_dictionaries(rows: Tensor, width: int, number: int, *, seed: int = 0) -> list[Tensor]:
-    """The sharper null: ``number`` dictionaries (M, d) whose directions are rows of the data, each used once.
+    """Draw the sharper null: ``number`` dictionaries (M, d) of directions of data rows, each row used once.
 
-    Latents lie where the data do, in few dominant directions, so those of two runs are nearer to each other
-    than directions drawn uniformly, whatever they mean. What is above *this* was agreed on by training.
+    Latents point where the data are, in few dominant directions, so those of two runs are closer to each
+    other than uniform directions, whatever they mean. Agreement above *this* null comes from training.
 
-    rows: (N, d) with N ≥ number · width; their mean is taken off before they are scaled to unit norm. For
-        directions that share the data's mean and covariance and nothing else, pass
-        :func:`sae_lib.metrics.spectrum.gaussian_twin` of the rows.
+    Args:
+        rows: (N, d) with N ≥ number · width; centred before they are scaled to unit norm. For directions
+            that share only mean and covariance with the data, pass
+            :func:`sae_lib.metrics.spectrum.gaussian_twin` of the rows.
+        width: Rows M of a dictionary.
+        number: Number of dictionaries.
+        seed: Seed of the draw.
     """
     at_least(1, width=width, number=number)
     if rows.ndim != 2 or len(rows) < number * width:

@@ -1,11 +1,8 @@
-"""Which latents fire together, in sparse form: M = 65,536 latents and no M × M table (paper, H3).
+"""Which latents fire together, in sparse form: M = 65,536 latents without an M × M table (paper, H3).
 
-Held is one table of what fires where, about 16 bytes a firing; pairs are counted from it block by block of
-latents. A million rows at L0 = 64 are 1 GB. Accumulating pair counts over a stream would be bounded by the
-number of distinct pairs only, up to M²/2.
+Memory holds one table of firings, about 16 bytes each (1 GB for a million rows at L0 = 64); pairs are counted
+from it in blocks of latents. Pair counts accumulated over a stream could grow up to M²/2.
 """
-
-from __future__ import annotations
 
 import itertools
 import math
@@ -25,21 +22,22 @@ Codes: TypeAlias = Tensor | SparseCodes | csr_array
 
 MEASURES = ("count", "conditional", "lift", "phi")
 
-# pairs counted together, 8 bytes each, and dense codes looked at together
+# pairs counted at a time, 8 bytes each, and dense codes read at a time
 _BLOCK_PAIRS = 2**23
 _BLOCK_CODES = 2**24
 
 
 @dataclass(frozen=True)
 class Rho2:
-    """ρ₂ of H3 on n latents, as :class:`sae_lib.identifiability.Conditions` has it for features.
+    """ρ₂ of H3 on latents, as :class:`sae_lib.identifiability.Conditions` has it for features.
 
-    rho2: max over i ≠ j of P(j fires | i fires).
-    pair: the first (i, j) at which it is reached, None where no two fire together.
-    mean: mean of P(j | i) over all pairs i ≠ j.
-    n_latents: n, the latents with enough firings; the others count neither as i nor as j.
-    largest: (M,) max over j of P(j | i) for each i, NaN for a latent that does not count. One latent that
-        fires on most rows lifts ρ₂ and all of these.
+    Attributes:
+        rho2: max over i ≠ j of P(j fires | i fires).
+        pair: The first (i, j) of this maximum, None where no two fire together.
+        mean: Mean of P(j | i) over all pairs i ≠ j.
+        n_latents: Number of latents with enough firings; the others count neither as i nor as j.
+        largest: (M,), max over j of P(j | i) for each i, NaN for a latent that does not count. A single
+            latent that fires on most rows raises ρ₂ and all of these.
     """
 
     rho2: float
@@ -50,53 +48,55 @@ class Rho2:
 
     @property
     def rho2_sqrt_n(self) -> float:
-        """ρ₂√n, which H3 wants well below 1."""
+        """ρ₂√n, which should be well below 1 for H3."""
         return self.rho2 * math.sqrt(self.n_latents)
 
 
 class Cooccurrence:
     """Firings of M latents on N rows, and the pairs among them; made by :func:`cooccurrence`.
 
-    firings: (M,) int64, rows on which each latent fires.
-
     Measures of a pair i → j that fires together on c of the N rows, with firings c_i and c_j:
     ``"count"`` c; ``"conditional"`` P(j | i) = c/c_i; ``"lift"`` Nc/(c_i c_j), 1 where they are independent;
     ``"phi"`` their correlation (Nc − c_i c_j)/√(c_i c_j (N − c_i)(N − c_j)), 0 if one fires on every row.
     All are estimates: two latents that fire once each, on the same row, have P = φ = 1 and lift N.
+
+    Args:
+        fires: (N, M) int32, 1 where a latent fires.
+
+    Attributes:
+        firings: (M,) int64, number of rows on which each latent fires.
     """
 
     def __init__(self, fires: csr_array) -> None:
-        """fires: (N, M) int32, 1 where a latent fires."""
         self._by_row, self._by_latent = fires, fires.T.tocsr()
         self.firings = np.diff(self._by_latent.indptr).astype(np.int64)
 
     @property
     def n_rows(self) -> int:
-        """N."""
+        """Number of rows N."""
         return self._by_row.shape[0]
 
     @property
     def width(self) -> int:
-        """M."""
+        """Number of latents M."""
         return self._by_row.shape[1]
 
     def pairs(self, measure: str = "count", *, min_count: int = 1, max_pairs: int = 10**8) -> csr_array:
-        """All pairs i ≠ j that fire together on at least ``min_count`` rows: (M, M), row i, column j.
+        """Return the ``measure`` of pairs i → j that share at least ``min_count`` rows: (M, M), i by row.
 
-        Entries not stored are pairs that fire together less often; their measure need not be 0. For
-        (rows, columns, values) use ``.tocoo()``.
-
-        max_pairs: refuse to hold more than that; 12 bytes each, twice that while they are put together.
+        Pairs that share fewer rows are not stored; their measure need not be 0. For (rows, columns,
+        values) use ``.tocoo()``. Raises ValueError for more than ``max_pairs``, which take 12 bytes each, and
+        twice that while they are collected.
         """
         _check(measure, min_count)
         columns, values = [], []
         sizes = np.zeros(self.width + 1, dtype=np.int64)
-        held = 0
+        n_pairs = 0
         for i, j, count in self._blocks():
             keep = count >= min_count
             i, j, count = i[keep], j[keep], count[keep]
-            held += len(i)
-            if held > max_pairs:
+            n_pairs += len(i)
+            if n_pairs > max_pairs:
                 raise ValueError(
                     f"more than {max_pairs} pairs fire together on at least {min_count} rows; "
                     "raise min_count, or max_pairs if memory allows"
@@ -112,9 +112,10 @@ class Cooccurrence:
     def neighbours(
         self, latent: int, k: int = 10, *, by: str = "phi", min_count: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The up to ``k`` latents j with the largest measure of latent → j, and that measure, largest first.
+        """Return the up to ``k`` latents j with the largest measure ``by`` of latent → j, and that measure.
 
-        Only those that fire with it on at least ``min_count`` rows; equal values in order of their index.
+        They come largest first, equal values in order of index, and fire with the latent on at least
+        ``min_count`` rows.
         """
         _check(by, min_count)
         if not 0 <= latent < self.width or k < 1:
@@ -126,9 +127,9 @@ class Cooccurrence:
         return j[keep][order], values[order]
 
     def rho2(self, *, min_firings: int = 1) -> Rho2:
-        """ρ₂ over the latents that fire on at least ``min_firings`` rows.
+        """Measure ρ₂ over the latents that fire on at least ``min_firings`` rows.
 
-        A latent that fires once has P(j | i) = 1 with all that fire there: ρ₂ of rare latents is chance.
+        A latent that fires once has P(j | i) = 1 with all others on its row: ρ₂ of rare latents is chance.
         """
         at_least(1, min_firings=min_firings)
         used = self.firings >= min_firings
@@ -144,8 +145,8 @@ class Cooccurrence:
             total += values.sum()
             np.maximum.at(largest, i, values)
             if values.max(initial=0.0) > best:
-                at = values.argmax()
-                best, pair = values[at].item(), (int(i[at]), int(j[at]))
+                k = values.argmax()
+                best, pair = values[k].item(), (int(i[k]), int(j[k]))
         return Rho2(best, pair, float(total / (n * (n - 1))) if n > 1 else 0.0, n, largest)
 
     def _measure(self, name: str, i: np.ndarray, j: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -164,7 +165,7 @@ class Cooccurrence:
         return np.divide(n * count - c_i * c_j, spread, out=0 * c_i, where=spread > 0)
 
     def _count(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs i ≠ j with i in start..stop − 1 and the rows they share, in the order of i, then j."""
+        """Return pairs i ≠ j with i in start..stop − 1 and the rows they share, in the order of i, then j."""
         table = self._by_latent[start:stop] @ self._by_row
         table.sort_indices()
         i = np.repeat(np.arange(start, stop, dtype=table.indices.dtype), np.diff(table.indptr))
@@ -181,7 +182,7 @@ class Cooccurrence:
 
 
 def cooccurrence(codes: Codes | Iterable[Codes], *, max_firings: int = 2 * 10**8) -> Cooccurrence:
-    """Read codes (N, M), whole or in batches of rows; a latent fires where its code is not 0.
+    """Count firings in codes (N, M), one matrix or batches of rows; a latent fires where its code is not 0.
 
     >>> from sae_lib.metrics.cooccurrence import cooccurrence
     >>> codes = torch.tensor([[1.0, 2, 0], [3, 1, 0], [0, 1, 0], [0, 0, 1]])
@@ -189,34 +190,36 @@ def cooccurrence(codes: Codes | Iterable[Codes], *, max_firings: int = 2 * 10**8
     >>> together.firings, together.pairs("conditional").toarray()[0], together.rho2().pair
     (array([2, 3, 1]), array([0., 1., 0.]), (0, 1))
 
-    codes: one matrix or an iterable of them with equal M: a tensor, dense or sparse, the SparseCodes of a
-        training step, or a scipy sparse array. Only one batch is looked at at a time.
-    max_firings: refuse to hold more; below 2³¹.
+    Args:
+        codes: One matrix or an iterable of them with equal M: a tensor, dense or sparse, the SparseCodes of a
+            training step, or a scipy sparse array. Batches are read one at a time.
+        max_firings: Most firings to hold; below 2³¹.
 
-    Raises ValueError for unequal widths, NaN, no rows, or too many firings.
+    Raises:
+        ValueError: Unequal widths, NaN, no rows, or too many firings.
     """
     if not 1 <= max_firings < 2**31:
         raise ValueError(f"max_firings is {max_firings}; expected 1 ≤ max_firings < 2^31")
     batches = [codes] if isinstance(codes, (Tensor, SparseCodes)) or sparse.issparse(codes) else codes
     tables: list[csr_array] = []
-    held = rows = 0
+    n_firings = n_rows = 0
     for table in (table for batch in batches for table in _tables(batch)):
         if tables and table.shape[1] != tables[0].shape[1]:
             raise ValueError(f"a batch has {table.shape[1]} latents after ones of {tables[0].shape[1]}")
         if np.isnan(table.data).any():
-            raise ValueError(f"codes hold NaN in or after row {rows}")
-        held, rows = held + table.nnz, rows + table.shape[0]
-        if held > max_firings:
-            raise ValueError(f"more than {max_firings} firings in the first {rows} rows; give fewer rows")
+            raise ValueError(f"codes hold NaN in or after row {n_rows}")
+        n_firings, n_rows = n_firings + table.nnz, n_rows + table.shape[0]
+        if n_firings > max_firings:
+            raise ValueError(f"more than {max_firings} firings in the first {n_rows} rows; give fewer rows")
         table.data = np.ones(table.nnz, dtype=np.int32)
         tables.append(table)
-    if rows == 0 or tables[0].shape[1] == 0:
+    if n_rows == 0 or tables[0].shape[1] == 0:
         raise ValueError("codes have no rows or no latents; expected (N, M), both at least 1")
     return Cooccurrence(sparse.vstack(tables, format="csr"))
 
 
 def _tables(codes: Codes) -> Iterator[csr_array]:
-    """The nonzero codes, (rows, M), in canonical form and not sharing memory with ``codes``."""
+    """Yield the nonzero codes, (rows, M), in canonical form and not sharing memory with ``codes``."""
     if isinstance(codes, SparseCodes):
         yield _table(codes.values, codes.support.rows, codes.support.latents, codes.support.shape)
     elif not isinstance(codes, Tensor):
@@ -224,8 +227,8 @@ def _tables(codes: Codes) -> Iterator[csr_array]:
     elif codes.ndim != 2:
         raise ValueError(f"codes have shape {tuple(codes.shape)}; expected (N, M)")
     else:
-        whole = codes.is_sparse or codes.is_sparse_csr
-        for block in [codes] if whole else codes.split(max(1, _BLOCK_CODES // max(1, codes.shape[1]))):
+        is_sparse = codes.is_sparse or codes.is_sparse_csr
+        for block in [codes] if is_sparse else codes.split(max(1, _BLOCK_CODES // max(1, codes.shape[1]))):
             entries = block.detach().to_sparse_coo().coalesce()
             rows, latents = entries.indices()
             yield _table(entries.values(), rows, latents, tuple(block.shape))
@@ -244,5 +247,4 @@ def _canonical(table: csr_array) -> csr_array:
 
 def _check(measure: str, min_count: int) -> None:
     one_of("measure", measure, MEASURES)
-    if min_count < 1:
-        raise ValueError(f"min_count is {min_count}; expected at least 1: pairs never together are not held")
+    at_least(1, min_count=min_count)

@@ -1,6 +1,4 @@
-"""How well a language model still predicts when a reconstruction takes the place of its activations."""
-
-from __future__ import annotations
+"""How well a language model still predicts when a reconstruction replaces its activations."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,26 +11,29 @@ from torch import Tensor
 from sae_lib.activations.positions import forward, kept
 from sae_lib.language_models import LanguageModel, Site
 
-# rows of logits turned to float32 log-probabilities at a time: 256 × 49,152 numbers are 50 MB
+# rows of logits converted to float32 log-probabilities at a time: 256 × 49,152 numbers are 50 MB
 _CHUNK_ROWS = 256
 
 
 class Reconstructor(Protocol):
-    """What is measured: rows (N, d) in the model's units to their reconstruction (N, d)."""
+    """Whatever maps rows (N, d) in the model's units to their reconstruction (N, d)."""
 
     def reconstruct(self, rows: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Losses in nats a token, and the two scores made from them.
+    """Losses in nats a token, and two scores computed from them.
 
-    ce_*: cross-entropy of the next token with the activations left alone, reconstructed, replaced by their
-        mean, by zero.
-    kl_*: Kullback–Leibler divergence of the changed predictions from the clean ones.
-    ce_recovered: (ce_mean − ce_spliced) / (ce_mean − ce_clean): 1 is perfect, 0 no better than the mean.
-    kl_recovered: 1 − kl_spliced / kl_mean. Both are NaN where replacing by the mean changes nothing.
-    n_tokens: predictions that were counted.
+    Attributes:
+        ce_clean: Cross-entropy of the next token with unchanged activations.
+        ce_spliced: Cross-entropy with the reconstruction.
+        ce_mean: Cross-entropy with the mean activation.
+        ce_zero: Cross-entropy with zeros.
+        kl_spliced: Kullback–Leibler divergence from the clean predictions of those with the reconstruction.
+        kl_mean: Divergence with the mean activation.
+        kl_zero: Divergence with zeros.
+        n_tokens: Number of predictions counted.
     """
 
     ce_clean: float
@@ -46,13 +47,13 @@ class Faithfulness:
 
     @property
     def ce_recovered(self) -> float:
-        """Share of the loss that mean ablation costs and the reconstruction saves."""
+        """(ce_mean − ce_spliced) / (ce_mean − ce_clean): 1 perfect, 0 like the mean, NaN for 0/0."""
         cost = self.ce_mean - self.ce_clean
         return (self.ce_mean - self.ce_spliced) / cost if cost else math.nan
 
     @property
     def kl_recovered(self) -> float:
-        """Share of the divergence that mean ablation causes and the reconstruction avoids."""
+        """1 − kl_spliced / kl_mean: 1 perfect, 0 as bad as the mean; NaN if the mean changes nothing."""
         return 1 - self.kl_spliced / self.kl_mean if self.kl_mean else math.nan
 
 
@@ -67,7 +68,7 @@ def _mean_activation(model: LanguageModel, site: Site, batches: list[Tensor], sk
 
 
 def _losses(clean: Tensor, changed: Tensor, targets: Tensor) -> tuple[float, float]:
-    """Summed cross-entropy of ``changed`` (N, V) and its summed divergence from ``clean`` (N, V)."""
+    """Return summed cross-entropy of ``changed`` (N, V) and summed divergence from ``clean`` (N, V)."""
     cross_entropy = divergence = 0.0
     for i in range(0, len(targets), _CHUNK_ROWS):
         chunk = slice(i, i + _CHUNK_ROWS)
@@ -88,7 +89,7 @@ def faithfulness(
     skip_first: int = 2,
     batch_blocks: int = 4,
 ) -> dict[str, Faithfulness]:
-    """Cross-entropy and divergence with the site's activations reconstructed, and ablated for comparison.
+    """Measure cross-entropy and divergence with a site's activations reconstructed, and ablated to compare.
 
     >>> from sae_lib.metrics.faithfulness import faithfulness
     >>> saes = {"untrained": sae_lib.SparseAutoencoder(model.d_model, width=64)}
@@ -96,13 +97,22 @@ def faithfulness(
     >>> measured["untrained"].ce_spliced == measured["untrained"].ce_clean
     False
 
-    saes: by name, anything with ``reconstruct(rows (N, d)) -> (N, d)``; rows are float32 in the model's own
-        units. Several together share the clean and the ablated runs.
-    blocks: held-out tokens (B, T).
-    mean: (d,), what mean ablation puts in; by default the mean over these blocks.
-    skip_first: positions of every block left as they are in all runs, as are separators: the rows that are
-        not harvested either (:func:`sae_lib.activations.kept`). Their predictions are not counted.
-    batch_blocks: blocks in one forward pass; memory grows with batch_blocks · T · vocabulary.
+    Args:
+        model: The language model.
+        saes: By name, anything with ``reconstruct(rows (N, d)) -> (N, d)``; rows are float32 in the model's
+            units. All of them share the clean and the ablated runs.
+        site: Where activations are replaced.
+        blocks: Held-out tokens (B, T).
+        mean: (d,), the activation that mean ablation puts in; by default the mean over these blocks.
+        skip_first: First positions of a block that stay unchanged and whose predictions do not count, like
+            separators: rows that are not harvested either (:func:`sae_lib.activations.kept`).
+        batch_blocks: Blocks in one forward pass; memory grows with batch_blocks · T · vocabulary.
+
+    Returns:
+        The measurements by name of the autoencoder.
+
+    Raises:
+        ValueError: Blocks with no prediction to count, or a mean of another shape.
     """
     site = model.site(site)
     if blocks.ndim != 2 or not 0 <= skip_first < blocks.shape[1] - 1 or len(blocks) == 0:
@@ -125,7 +135,7 @@ def faithfulness(
 
         return replace
 
-    # one run a row of this table; keys of autoencoders carry a prefix, so that no name can clash
+    # run → change of the rows; names of autoencoders carry a prefix, so that they cannot clash
     changes: dict[str, Callable[[Tensor], Tensor]]
     changes = {f"sae {name}": sae.reconstruct for name, sae in saes.items()}
     changes |= {"mean": lambda rows: mean.expand_as(rows), "zero": torch.zeros_like}
@@ -145,16 +155,11 @@ def faithfulness(
             cross_entropy, divergence = _losses(clean, changed, targets)
             ce[run] += cross_entropy
             kl[run] += divergence
+    ce, kl = ({run: total / n_tokens for run, total in sums.items()} for sums in (ce, kl))
     return {
         name: Faithfulness(
-            ce_clean=ce["clean"] / n_tokens,
-            ce_spliced=ce[f"sae {name}"] / n_tokens,
-            ce_mean=ce["mean"] / n_tokens,
-            ce_zero=ce["zero"] / n_tokens,
-            kl_spliced=kl[f"sae {name}"] / n_tokens,
-            kl_mean=kl["mean"] / n_tokens,
-            kl_zero=kl["zero"] / n_tokens,
-            n_tokens=n_tokens,
+            ce["clean"], ce[f"sae {name}"], ce["mean"], ce["zero"],
+            kl[f"sae {name}"], kl["mean"], kl["zero"], n_tokens,
         )
         for name in saes
-    }
+    }  # fmt: skip

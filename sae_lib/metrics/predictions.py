@@ -1,13 +1,11 @@
-"""Does intervening on a latent move the next tokens that its reading predicts?
+"""Whether intervening on a latent moves the next tokens that its reading predicts.
 
 A prediction is a set of tokens, for instance those a latent's direction promotes
 (:func:`sae_lib.interventions.logit_weights`) or those that follow where it fires on other text
 (:meth:`sae_lib.metrics.reading.TokenTable.typical`). They should gain when the latent is steered and lose
-when it is ablated. The null is the same prediction scored on what another latent, or a random direction,
-changes.
+when it is ablated. The null scores the same prediction on the changes made by another latent, or by a random
+direction.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,13 +27,19 @@ def next_token_changes(
     *,
     layer: int = -1,
 ) -> Tensor:
-    """Mean change of the next token's log-probabilities under each of n interventions: (n, vocabulary), nats.
+    """Measure the mean change of next-token log-probabilities under n interventions: (n, vocabulary), nats.
 
-    One clean pass serves all of them, and logits are computed only where they are asked for.
+    One clean pass serves all interventions, and logits are computed only at the positions.
 
-    blocks: tokens (B, T). interventions: not yet opened; they are used up.
-    positions: bool (B, T), the predictions to average over; by default after the last token of every block.
-    layer: the first block whose output an intervention changes; what comes before is computed once. −1: all.
+    Args:
+        model: The language model.
+        blocks: Tokens (B, T).
+        interventions: Unopened interventions; each is used once.
+        positions: Bool (B, T), predictions to average over; by default after the last token of every block.
+        layer: First layer whose output an intervention changes; earlier ones run once. −1 repeats all.
+
+    Raises:
+        ValueError: Positions of another shape or type, or none.
     """
     if positions is None:
         positions = torch.zeros(blocks.shape, dtype=torch.bool)
@@ -58,15 +62,21 @@ def next_token_changes(
 
 
 def rank_scores(changes: Tensor, predictions: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-    """Chance that a predicted token has gained more than one that is not predicted; ties count half.
+    """Return the chance that a predicted token gains more than an unpredicted one; ties count half.
 
-    The area under the ROC curve: 1 if all predicted tokens gained more than all others, 0.5 by chance, 0 if
-    they lost more than all others.
+    This is the area under the ROC curve: 1 if all predicted tokens gained more than all others, 0.5 by
+    chance, 0 if they lost more than all others.
 
-    changes: (m, V) log-probabilities under m interventions.
-    predictions: n sets of different tokens, at least one each, not all.
-    Returns (n, m), prediction i on intervention j. Where these are the same latents, the diagonal is each
-    prediction on its own latent, and the rest of a row its null.
+    Args:
+        changes: (m, V), changes of log-probabilities under m interventions.
+        predictions: n sets of distinct tokens, at least one each, not all.
+
+    Returns:
+        (n, m), prediction i on intervention j. If both belong to the same latents, the diagonal scores each
+        prediction on its own latent, and the rest of a row is its null.
+
+    Raises:
+        ValueError: A prediction with repeated tokens, with none, or with all.
     """
     ranks = rankdata(changes.detach().cpu().numpy(), axis=1)
     scores = np.empty((len(predictions), len(ranks)))
@@ -75,7 +85,7 @@ def rank_scores(changes: Tensor, predictions: Sequence[Sequence[int] | np.ndarra
         n, others = len(tokens), ranks.shape[1] - len(tokens)
         if n == 0 or others < 1 or len(np.unique(tokens)) < n:
             raise ValueError(
-                f"{n} predicted tokens of {ranks.shape[1]}; expected different ones, some but not all"
+                f"{n} predicted tokens of {ranks.shape[1]}; expected distinct ones, some but not all"
             )
         scores[i] = (ranks[:, tokens].sum(axis=1) - n * (n + 1) / 2) / (n * others)
     return scores

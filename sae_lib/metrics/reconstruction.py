@@ -1,6 +1,4 @@
-"""How well rows are rebuilt, and from how many latents."""
-
-from __future__ import annotations
+"""How well rows are reconstructed, and from how many latents."""
 
 from dataclasses import dataclass
 
@@ -15,12 +13,13 @@ from sae_lib.sae import SparseAutoencoder
 class Reconstruction:
     """Measurements of one autoencoder on one set of rows.
 
-    nmse: Σ‖x − f(x)‖² / Σ‖x‖².
-    explained_variance: 1 − Σ‖x − f(x)‖² / Σ‖x − x̄‖², with x̄ the mean row.
-    l0: mean number of latents that fire on a row.
-    firing_rate: (M,) share of the rows on which each latent fires.
-    dead_share: share of the latents that fire on no row.
-    n_rows: rows measured.
+    Attributes:
+        nmse: Σ‖x − f(x)‖² / Σ‖x‖².
+        explained_variance: 1 − Σ‖x − f(x)‖² / Σ‖x − x̄‖², with x̄ the mean row.
+        l0: Mean number of latents that fire on a row.
+        firing_rate: (M,), share of rows on which each latent fires.
+        dead_share: Share of latents that fire on no row.
+        n_rows: Number of rows measured.
     """
 
     nmse: float

@@ -1,8 +1,7 @@
-"""Does the autoencoder find the features that are really there? (paper, section 5)"""
-
-from __future__ import annotations
+"""Whether an autoencoder finds the features that are really there (paper, section 5)."""
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -12,16 +11,19 @@ from torch.nn.functional import normalize
 from sae_lib.checks import cosine
 from sae_lib.sae import SparseAutoencoder
 
+# an autoencoder, of which decoder rows count, or directions (M, d)
+Latents: TypeAlias = SparseAutoencoder | Tensor
 
-def directions(latents: SparseAutoencoder | Tensor) -> Tensor:
-    """Directions (M, d) of an autoencoder's latents; a tensor is taken as it is."""
+
+def directions(latents: Latents) -> Tensor:
+    """Return the directions (M, d) of an autoencoder's latents; a tensor is returned unchanged."""
     return latents.directions if isinstance(latents, SparseAutoencoder) else latents
 
 
-def cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
-    """Cosine (n, M) between each feature, a row of ``dictionary`` (n, d), and each latent.
+def cosines(latents: Latents, dictionary: Tensor) -> Tensor:
+    """Return the cosine (n, M) between each feature, a row of ``dictionary`` (n, d), and each latent.
 
-    latents: an autoencoder (its decoder rows count) or directions (M, d). A zero row has cosine 0.
+    The latents are an autoencoder (its decoder rows count) or directions (M, d). A zero row has cosine 0.
     """
     rows = directions(latents).to(dictionary)
     if rows.shape[1] != dictionary.shape[1]:
@@ -31,8 +33,8 @@ def cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
     return normalize(dictionary, dim=1) @ normalize(rows, dim=1).T
 
 
-def best_cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Tensor:
-    """For each feature the largest cosine with any latent, (n,).
+def best_cosines(latents: Latents, dictionary: Tensor) -> Tensor:
+    """Return for each feature the largest cosine with any latent, (n,).
 
     >>> sae_lib.metrics.best_cosines(torch.tensor([[3.0, 4.0]]), torch.eye(2))
     tensor([0.6000, 0.8000])
@@ -40,38 +42,34 @@ def best_cosines(latents: SparseAutoencoder | Tensor, dictionary: Tensor) -> Ten
     return cosines(latents, dictionary).amax(dim=1)
 
 
-def feature_recovery_rate(
-    latents: SparseAutoencoder | Tensor, dictionary: Tensor, threshold: float = 0.9
-) -> float:
-    """FRR(τ): share of features v_i with max_m cos(w_m, v_i) > τ.
+def feature_recovery_rate(latents: Latents, dictionary: Tensor, threshold: float = 0.9) -> float:
+    """Measure FRR(τ), the share of features v_i with max_m cos(w_m, v_i) > τ.
 
     >>> features, latents = torch.eye(4), torch.tensor([[2.0, 0, 0, 0], [0, 1, 0.1, 0], [0, 0, 1, 1]])
     >>> sae_lib.metrics.feature_recovery_rate(latents, features, threshold=0.9)
     0.5
 
-    ``threshold`` is τ, in [−1, 1). The paper uses 0.8 and 0.9.
+    The threshold is τ, in [−1, 1); the paper uses 0.8 and 0.9.
     """
     cosine(threshold=threshold)
     return (best_cosines(latents, dictionary) > threshold).double().mean().item()
 
 
-def mean_correlation_coefficient(
-    latents: SparseAutoencoder | Tensor, dictionary: Tensor, *, signed: bool = True
-) -> float:
-    """MCC: mean cosine over the best one-to-one matching of features and latents (Hungarian algorithm).
+def mean_correlation_coefficient(latents: Latents, dictionary: Tensor, *, signed: bool = True) -> float:
+    """Measure MCC, the mean cosine over the best one-to-one matching of features and latents (Hungarian).
 
     >>> sae_lib.metrics.mean_correlation_coefficient(torch.eye(4)[[2, 0, 1, 1]], torch.eye(4))
     0.75
 
-    The mean is over the min(n, M) pairs matched. Unlike FRR no latent can stand for two features.
-    signed: signs count, because codes are non-negative; otherwise absolute cosines are matched, as in
-        SynthSAEBench (arXiv 2602.14687).
+    The mean is over the min(n, M) pairs matched; unlike in FRR, no latent can stand for two features. If
+    ``signed``, signs count, because codes are non-negative; otherwise absolute cosines are matched, as in
+    SynthSAEBench (arXiv 2602.14687).
     """
     return float(_matched(cosines(latents, dictionary), signed).mean())
 
 
 def _matched(matrix: Tensor, signed: bool) -> Tensor:
-    """The entries, float64, that the assignment of largest sum picks from a matrix of cosines (n, M)."""
+    """Return the entries, float64, of the assignment with the largest sum in a matrix of cosines (n, M)."""
     if min(matrix.shape) == 0:
         raise ValueError(f"{matrix.shape[0]} features and {matrix.shape[1]} latents; expected one of each")
     table = (matrix if signed else matrix.abs()).double().cpu().numpy()
@@ -79,18 +77,16 @@ def _matched(matrix: Tensor, signed: bool) -> Tensor:
     return torch.from_numpy(table[rows, columns])
 
 
-def best_features(latents: SparseAutoencoder | Tensor, dictionary: Tensor, *, signed: bool = True) -> Tensor:
-    """For each latent the index of the feature it is closest to, (M,); ``signed`` as for the MCC."""
+def best_features(latents: Latents, dictionary: Tensor, *, signed: bool = True) -> Tensor:
+    """Return for each latent the index of the closest feature, (M,); ``signed`` as for the MCC."""
     matrix = cosines(latents, dictionary)
     return (matrix if signed else matrix.abs()).argmax(dim=0)
 
 
-def feature_uniqueness(
-    latents: SparseAutoencoder | Tensor, dictionary: Tensor, *, signed: bool = True
-) -> float:
-    """Distinct best features / M: 1 where no two latents are closest to the same feature.
+def feature_uniqueness(latents: Latents, dictionary: Tensor, *, signed: bool = True) -> float:
+    """Measure distinct best features / M: 1 where no two latents are closest to the same feature.
 
-    As in SynthSAEBench (arXiv 2602.14687), which takes absolute cosines, ``signed=False``. It is at most
+    As in SynthSAEBench (arXiv 2602.14687), which uses absolute cosines, ``signed=False``. It is at most
     n / M, and says nothing about how close the latents are.
     """
     best = best_features(latents, dictionary, signed=signed)
@@ -103,10 +99,15 @@ def feature_uniqueness(
 class Classification:
     """Each latent as a detector of the feature it is closest to: fires ⇔ the feature is in the row.
 
-    feature: (M,) index of that feature.
-    precision, recall, f1: (M,) float64, 0 where undefined, so that a dead latent counts as 0. Their means
-        are SynthSAEBench's scores (for ``signed=False``).
-    n_rows: rows measured.
+    Scores are float64 and 0 where undefined, so that a dead latent counts as 0. Their means are
+    SynthSAEBench's scores (for ``signed=False``).
+
+    Attributes:
+        feature: (M,), index of the closest feature.
+        precision: (M,), share of the latent's firings where the feature is present.
+        recall: (M,), share of the feature's occurrences where the latent fires.
+        f1: (M,), harmonic mean of both.
+        n_rows: Number of rows measured.
     """
 
     feature: Tensor
@@ -128,7 +129,16 @@ def classification(
 ) -> Classification:
     """Compare the firings of ``sae`` on rows (N, d) with the features that made the rows.
 
-    coefficients: (N, n), nonzero where a feature occurs. dictionary: (n, d). ``signed`` as for the MCC.
+    Args:
+        sae: The autoencoder.
+        rows: (N, d).
+        coefficients: (N, n), nonzero where a feature occurs.
+        dictionary: True features (n, d).
+        signed: As for the MCC.
+        batch_size: Rows encoded at a time.
+
+    Raises:
+        ValueError: Coefficients of another shape, or no rows.
     """
     if len(rows) == 0 or coefficients.shape != (len(rows), len(dictionary)):
         raise ValueError(
@@ -139,10 +149,10 @@ def classification(
     hits, fired, present = torch.zeros(3, sae.width, dtype=torch.int64)
     for x, h in zip(rows.split(batch_size), coefficients.split(batch_size), strict=True):
         fires = (sae.encode(x.to(sae.weight.device)) != 0).cpu()
-        there = (h != 0).cpu()[:, feature]
-        hits += (fires & there).sum(dim=0)
+        occurs = (h != 0).cpu()[:, feature]
+        hits += (fires & occurs).sum(dim=0)
         fired += fires.sum(dim=0)
-        present += there.sum(dim=0)
+        present += occurs.sum(dim=0)
     return Classification(
         feature=feature,
         precision=hits.double() / fired.clamp(min=1),

@@ -1,22 +1,19 @@
-"""How often do the features of some data occur? An estimate from the data alone.
+"""An estimate of how often features occur, from the data alone.
 
 Three steps, none of which needs the true features:
 
-1. *Which directions are real?* Train autoencoders that differ in their seed. A direction counts if two of
-   them found it: what the data do not fix, seeds draw differently (:func:`agreed_directions`).
-2. *Which of them does a row hold?* The firing rates of latents do not tell, because a ceiling or K was
-   imposed on them. So all agreed directions explain each row together, with few of them
-   (:func:`lasso_codes`).
+1. *Which directions are real?* Train autoencoders with different seeds. A direction counts if two of them
+   found it: anything that the data do not determine comes out differently (:func:`agreed_directions`).
+2. *Which of them does a row contain?* Firing rates of latents cannot tell, because a ceiling or K was
+   imposed on them. So each row is explained by few of all agreed directions (:func:`lasso_codes`).
 3. *Present or noise?* A direction is present where its code is above half its typical size
    (:func:`half_level`).
 
-Seen: features that at least two runs found and that, when present, keep above half their mean size. Not seen:
-features no run finds, above all the rarest (the estimate ends where recovery ends); weak occurrences of a
-feature whose size varies by more than a factor of about two; two features that mostly occur together, which
-count as one. What it reports on data without features is measured on :func:`gaussian_twin`.
+Seen are features that at least two runs found and that, when present, exceed half their mean size. Not seen
+are features that no run finds, above all the rarest (the estimate ends where recovery ends), and weak
+occurrences of a feature whose size varies by more than a factor of about two. Two features that mostly occur
+together count as one. :func:`gaussian_twin` shows what the estimate reports on data without features.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -28,9 +25,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae_lib.checks import above_zero, matrix
-from sae_lib.metrics import recovery
+from sae_lib.metrics.recovery import Latents
+from sae_lib.metrics.recovery import directions as directions_of
 from sae_lib.randomness import generator
-from sae_lib.sae import SparseAutoencoder
 
 ITERATIONS = 100
 
@@ -39,9 +36,10 @@ ITERATIONS = 100
 class Spectrum:
     """Directions and how often each occurs, most frequent first.
 
-    directions: (m, d), unit rows.
-    frequency: (m,), share of the rows, above 0 and at most 1, float64.
-    agreement: (m,), largest cosine between two runs' versions of the direction.
+    Attributes:
+        directions: (m, d), unit rows.
+        frequency: (m,), share of rows, above 0 and at most 1, float64.
+        agreement: (m,), largest cosine between two runs' versions of the direction.
     """
 
     directions: Tensor
@@ -53,27 +51,31 @@ class Spectrum:
 
 
 def estimate_frequencies(
-    runs: Sequence[SparseAutoencoder | Tensor],
+    runs: Sequence[Latents],
     rows: Tensor,
     *,
     threshold: float = 0.9,
     penalty: float = 0.05,
 ) -> Spectrum:
-    """Frequencies of the features of ``rows`` (N, d), from two or more runs with different seeds.
+    """Estimate frequencies of the features of ``rows`` (N, d) from two or more runs with different seeds.
 
     >>> from sae_lib.metrics import spectrum
     >>> data = sae_lib.synthetic.independent([0.4, 0.2, 0.1, 0.05], d_in=16, n_rows=5000)
     >>> runs = [data.dictionary, data.dictionary[[3, 2, 1, 0]]]
-    >>> found = spectrum.estimate_frequencies(runs, data.rows)
-    >>> [round(f, 2) for f in found.frequency.tolist()]
+    >>> estimate = spectrum.estimate_frequencies(runs, data.rows)
+    >>> [round(f, 2) for f in estimate.frequency.tolist()]
     [0.39, 0.2, 0.1, 0.05]
 
-    runs: autoencoders (their decoder rows count) or directions (M, d), trained on the same data.
-    rows: what to count on; 10,000 rows see frequencies down to about 1e-3.
-    threshold: cosine above which two runs found the same direction.
-    penalty: see :func:`lasso_codes`.
+    Directions that never occur are left out; without any agreement the result is empty.
 
-    Directions that never occur are left out; with no agreement at all the result is empty.
+    Args:
+        runs: Autoencoders (their decoder rows count) or directions (M, d), trained on the same data.
+        rows: Rows to count on; 10,000 rows show frequencies down to about 1e-3.
+        threshold: Cosine above which two runs found the same direction.
+        penalty: See :func:`lasso_codes`.
+
+    Raises:
+        ValueError: Fewer than two runs, unequal dimensions, or an argument out of range.
     """
     directions, agreement = agreed_directions(runs, threshold=threshold)
     matrix(rows, directions.shape[1])
@@ -84,46 +86,42 @@ def estimate_frequencies(
     return Spectrum(directions[order], frequency[order], agreement[order])
 
 
-def agreed_directions(
-    runs: Sequence[SparseAutoencoder | Tensor], *, threshold: float = 0.9
-) -> tuple[Tensor, Tensor]:
-    """Directions found by at least two of the runs, (m, d), and their agreement (m,).
+def agreed_directions(runs: Sequence[Latents], *, threshold: float = 0.9) -> tuple[Tensor, Tensor]:
+    """Return directions found by at least two of the runs, (m, d), and their agreement (m,).
 
-    A latent counts if another run has one within cosine ``threshold``. Of latents that lie within it of each
-    other, best agreement first, the mean direction is kept: a feature that several latents share counts once.
+    A latent counts if another run has one with a cosine above ``threshold``. Latents that close to each other
+    are merged into their mean direction, best agreement first: a feature shared by several counts once.
     """
     if len(runs) < 2:
         raise ValueError(f"{len(runs)} run; expected at least 2, to see what they agree on")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold is {threshold}; expected a cosine, 0 < threshold < 1")
-    found = [_directions(run) for run in runs]
-    if len({rows.shape[1] for rows in found}) > 1:
-        raise ValueError(f"the runs have dimensions {[rows.shape[1] for rows in found]}; need equal")
-    pool, owner = torch.cat(found), torch.cat([torch.full((len(r),), i) for i, r in enumerate(found)])
+    unit = [normalize(directions_of(run).cpu(), dim=1) for run in runs]
+    if len({rows.shape[1] for rows in unit}) > 1:
+        raise ValueError(f"the runs have dimensions {[rows.shape[1] for rows in unit]}; need equal")
+    pool, owner = torch.cat(unit), torch.cat([torch.full((len(r),), i) for i, r in enumerate(unit)])
     cosine = pool @ pool.T
-    other = cosine.masked_fill(owner[:, None] == owner, -1.0).amax(dim=1)
-    order = other.argsort(descending=True, stable=True)
-    free, directions, agreement = other > threshold, [], []
+    best = cosine.masked_fill(owner[:, None] == owner, -1.0).amax(dim=1)
+    order = best.argsort(descending=True, stable=True)
+    free, directions, agreement = best > threshold, [], []
     for i in order[free[order]].tolist():
         if free[i]:
             near = free & (cosine[i] > threshold)
-            near[i] = True  # a cosine with itself may round to below one
+            near[i] = True  # the cosine with itself may round to below one
             directions.append(normalize(pool[near].sum(dim=0), dim=0))
-            agreement.append(other[i])
+            agreement.append(best[i])
             free &= ~near
     if not directions:
-        return pool[:0], other[:0]
+        return pool[:0], best[:0]
     return torch.stack(directions), torch.stack(agreement)
 
 
 @torch.no_grad()
 def lasso_codes(rows: Tensor, directions: Tensor, *, penalty: float = 0.05, batch_size: int = 4096) -> Tensor:
-    """Non-negative codes (N, m) of rows (N, d): minimise ½‖x − z D‖² + λ Σ z, the positive lasso.
+    """Return codes z ≥ 0 (N, m) of rows x (N, d) that minimise ½‖x − z D‖² + λ Σ z, the positive lasso.
 
-    directions: D (m, d), unit rows.
-    penalty: λ in units of the root mean square norm of the rows; not 0, or the codes are not sparse.
-
-    Solved by the accelerated proximal gradient method of Beck and Teboulle (2009), 100 iterations.
+    D (m, d) are the directions, unit rows; λ is the penalty, above 0, times the root mean square norm of the
+    rows. Solved by the accelerated proximal gradient method of Beck and Teboulle (2009), 100 iterations.
     """
     above_zero(penalty=penalty)
     if len(directions) == 0:
@@ -146,10 +144,10 @@ def lasso_codes(rows: Tensor, directions: Tensor, *, penalty: float = 0.05, batc
 
 
 def half_level(codes: Tensor) -> Tensor:
-    """For each column of codes (N, m), N ≥ 1, the level that is half the mean of the codes above it, (m,).
+    """Return for each column of codes (N, m), N ≥ 1, the level that is half the mean of the codes above it.
 
-    Found from above: starting at half of the largest code the level can only sink, and stops at the highest
-    fixed point. Small codes, however many, do not pull it down once they lie below it. 0 for an empty column.
+    From half of the largest code the level can only sink, and stops at the highest fixed point. Small codes,
+    however many, do not pull it down once they are below it. Empty columns have level 0.
     """
     level = codes.amax(dim=0) / 2
     for _ in range(ITERATIONS):
@@ -162,15 +160,15 @@ def half_level(codes: Tensor) -> Tensor:
 
 
 def log_distance(frequency: Tensor, other: Tensor) -> float:
-    """Wasserstein distance of two sets of frequencies, in decades.
+    """Return the Wasserstein distance between two sets of frequencies, in decades.
 
     >>> from sae_lib.metrics import spectrum
     >>> f = torch.tensor([0.1, 0.01])
     >>> round(spectrum.log_distance(f, f / 10), 6)
     1.0
 
-    The mean |difference| of log₁₀ f at equal quantiles: 0.3 is a factor of two. Both sets weigh the same,
-    however many frequencies they hold. NaN if one is empty.
+    This is the mean |difference| of log₁₀ f at equal quantiles: 0.3 is a factor of two. Both sets weigh the
+    same, however many frequencies they contain. NaN if one is empty.
     """
     for f in (frequency, other):
         if not ((f > 0) & (f <= 1)).all():
@@ -181,15 +179,11 @@ def log_distance(frequency: Tensor, other: Tensor) -> float:
 
 
 def gaussian_twin(rows: Tensor, *, seed: int = 0) -> Tensor:
-    """Gaussian rows (N, d) with the mean and covariance of ``rows``: the same second moments, no features."""
+    """Draw Gaussian rows (N, d) with mean and covariance of ``rows``: equal second moments, no features."""
     if rows.ndim != 2 or len(rows) < 2:
         raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, d) with N ≥ 2")
     x = rows.double()
     values, vectors = torch.linalg.eigh(torch.atleast_2d(x.T.cov()))
-    root = vectors * values.clamp(min=0).sqrt()  # clamp: of constant columns, rounding may make it negative
+    root = vectors * values.clamp(min=0).sqrt()  # constant columns may round to a negative eigenvalue
     normal = torch.randn(x.shape, generator=generator(seed, "gaussian twin"), dtype=torch.float64)
     return (x.mean(dim=0) + normal @ root.T).to(rows.dtype)
-
-
-def _directions(run: SparseAutoencoder | Tensor) -> Tensor:
-    return normalize(recovery.directions(run).cpu(), dim=1)

@@ -1,7 +1,5 @@
 """Rows X = HV: coefficients on a support, times a dictionary."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +19,12 @@ COEFFICIENTS = ("constant", "lognormal", "half-normal")
 class SyntheticData:
     """Rows with known features.
 
-    rows: (N, d), equal to ``coefficients @ dictionary``.
-    coefficients: (N, n), non-negative, sparse by row (H in the paper).
-    dictionary: (n, d), unit rows (V in the paper).
-    feature_frequency: (n,), share of rows in which each feature occurs (f_i).
+    Attributes:
+        rows: (N, d), equal to ``coefficients @ dictionary``.
+        coefficients: (N, n), non-negative, few nonzeros a row (H in the paper).
+        dictionary: (n, d), unit rows (V in the paper).
+        feature_frequency: (n,), share of rows in which each feature occurs (f_i).
+        name: Name of the data set, for records.
     """
 
     rows: Tensor
@@ -40,15 +40,15 @@ class SyntheticData:
 
     @property
     def normalisation(self) -> Normalisation:
-        """None: rows are used as they are."""
+        """The identity: rows are used as they are."""
         return Normalisation()
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
-        """Training batches (batch_size, d); see :class:`sae_lib.BatchSource`."""
+        """Yield training batches (batch_size, d); see :class:`sae_lib.BatchSource`."""
         return Rows(self.rows).batches(batch_size, seed=seed, start=start)
 
     def describe(self) -> dict[str, Any]:
-        """Name and sizes."""
+        """Return name and sizes."""
         n_rows, n_features = self.coefficients.shape
         return {"source": self.name, "n_rows": n_rows, "n_features": n_features, "d_in": self.d_in}
 
@@ -63,12 +63,20 @@ def compose(
     seed: int = 0,
     name: str = "synthetic",
 ) -> SyntheticData:
-    """Build X = HV from unit feature vectors (n, d) and a boolean support (N, n).
+    """Build rows X = HV from feature vectors and a support.
 
-    coefficients: size of the nonzero entries of H: ``"constant"`` (1), ``"lognormal"``
-        (exp(sigma·normal), median 1) or ``"half-normal"`` (|normal|, not bounded away from 0, which
-        breaks condition H2).
-    unit_norm: scale each row of H so that the row of X has norm 1 (empty rows stay 0). X = HV still holds.
+    Args:
+        dictionary: Unit feature vectors V, (n, d).
+        support: Boolean, (N, n): which features occur in which rows.
+        coefficients: Nonzero entries of H: ``"constant"`` (1), ``"lognormal"`` (exp(sigma·normal), median 1)
+            or ``"half-normal"`` (|normal|; not bounded away from 0, which breaks condition H2).
+        sigma: Spread of lognormal coefficients.
+        unit_norm: Scale the rows of H so that rows of X have norm 1 (empty rows stay 0); X = HV still holds.
+        seed: Seed of the coefficients.
+        name: Name of the data set.
+
+    Raises:
+        ValueError: Unknown ``coefficients``, or shapes that do not fit.
     """
     one_of("coefficients", coefficients, COEFFICIENTS)
     if dictionary.ndim != 2 or 0 in dictionary.shape:

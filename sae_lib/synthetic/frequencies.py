@@ -1,10 +1,8 @@
 """Spectra of feature frequencies f_1 ≥ … ≥ f_n, each above 0 and at most 1.
 
-All spectra can be had with a wanted mean number of active features a row, Σ f_i. A frequency never
-exceeds 1; what is cut off there is given to the rarer features.
+Each function can scale its spectrum to a chosen mean number of active features a row, Σ f_i. No frequency
+exceeds 1; the excess goes to the rarer features.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -14,21 +12,26 @@ from sae_lib.randomness import generator
 
 
 def zipf_frequencies(n_features: int, *, mean_active: float, exponent: float = 1.0) -> Tensor:
-    """Frequencies (n,) proportional to rank^−exponent, with ``mean_active`` features a row on average."""
+    """Return frequencies (n,) proportional to rank^−exponent that sum to ``mean_active``."""
     at_least(1, n_features=n_features)
     ranks = torch.arange(1, n_features + 1, dtype=torch.float64)
     return _with_mean(ranks**-exponent, mean_active)
 
 
 def geometric_frequencies(n_features: int, *, mean_active: float, span: float = 100.0) -> Tensor:
-    """Frequencies (n,) that fall by a constant factor from rank to rank.
+    """Return frequencies (n,) that fall by a constant factor from rank to rank.
 
     >>> f = sae_lib.synthetic.geometric_frequencies(3, mean_active=0.5, span=100)
     >>> [round(x, 4) for x in f.tolist()]
     [0.4505, 0.045, 0.0045]
 
-    span: most common over rarest frequency (before any is cut off at 1); at least 1, and 1 makes all equal.
-    mean_active: mean number of active features a row, above 0 and at most n.
+    Args:
+        n_features: Number of frequencies n.
+        mean_active: Mean number of active features a row, above 0 and at most n.
+        span: Most common over rarest frequency, before any is cut off at 1; 1 makes all equal.
+
+    Raises:
+        ValueError: ``mean_active`` out of range, or a span below 1.
     """
     at_least(1, n_features=n_features)
     if not 1 <= span < float("inf"):
@@ -46,11 +49,18 @@ def power_law_frequencies(
     mean_active: float | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Frequencies (n,) drawn at random with density ∝ f^−exponent between ``low`` and ``high``, sorted.
+    """Draw frequencies (n,) with density ∝ f^−exponent between ``low`` and ``high``, in falling order.
 
-    exponent: 1 is log-uniform (as many features in each decade), 0 uniform, larger values favour the rare.
-    low, high: 0 < low ≤ high ≤ 1.
-    mean_active: if given, all frequencies are multiplied by one factor so that they sum to it.
+    Args:
+        n_features: Number of frequencies n.
+        low: Lower bound, above 0.
+        high: Upper bound, from ``low`` to 1.
+        exponent: 1 is log-uniform (as many features in each decade), 0 uniform; more favours the rare.
+        mean_active: If given, one factor scales all frequencies so that they sum to it.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: Bounds or ``mean_active`` out of range.
     """
     at_least(1, n_features=n_features)
     if not 0 < low <= high <= 1:
@@ -67,7 +77,7 @@ def power_law_frequencies(
 
 
 def _with_mean(shape: Tensor, mean_active: float) -> Tensor:
-    """Frequencies (n,) ∝ the falling ``shape`` (n,), cut off at 1, that sum to ``mean_active``."""
+    """Return frequencies (n,) ∝ the falling ``shape`` (n,), cut off at 1, that sum to ``mean_active``."""
     n_features = len(shape)
     if not 0 < mean_active <= n_features:
         raise ValueError(f"mean_active is {mean_active}; expected above 0 and at most {n_features}")

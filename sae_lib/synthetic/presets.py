@@ -1,6 +1,8 @@
-"""Data sets with a name."""
+"""Named data sets.
 
-from __future__ import annotations
+Presets share ``n_features`` (n), ``d_in`` (d), ``n_rows`` (N), ``seed`` and the keywords ``coefficients``,
+``sigma`` and ``unit_norm`` of :func:`compose`.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ SPECTRA = ("constant", "log-uniform")
 
 
 class RowSettings(TypedDict, total=False):
-    """Settings that every preset takes, besides those in its signature; see :func:`compose`."""
+    """Settings that every preset passes on to :func:`compose`."""
 
     coefficients: str
     sigma: float
@@ -36,7 +38,7 @@ def uniform(
     seed: int = 0,
     **rows: Unpack[RowSettings],
 ) -> SyntheticData:
-    """The theorem's data: Gaussian dictionary, every row has exactly ``sparsity`` features."""
+    """Draw the theorem's data: a Gaussian dictionary, exactly ``sparsity`` features in every row."""
     support = uniform_support(n_rows, n_features, sparsity=sparsity, seed=seed)
     return _gaussian("uniform", support, d_in, seed, rows)
 
@@ -50,7 +52,7 @@ def imbalanced(
     seed: int = 0,
     **rows: Unpack[RowSettings],
 ) -> SyntheticData:
-    """The paper's imbalanced toy: equal parts of rows of each sparsity, in random order.
+    """Draw the paper's imbalanced toy: equally many rows of each of ``sparsities``, in random order.
 
     Rows have unit norm by default: unscaled, the dense rows are the long ones and drown the sparse.
     """
@@ -77,7 +79,7 @@ def zipf(
     seed: int = 0,
     **rows: Unpack[RowSettings],
 ) -> SyntheticData:
-    """Independent features with Zipf frequencies: a few common ones, a long tail of rare ones."""
+    """Draw independent features with Zipf frequencies: a few common ones, a long tail of rare ones."""
     f = zipf_frequencies(n_features, mean_active=mean_active, exponent=exponent)
     return independent(f, d_in=d_in, n_rows=n_rows, seed=seed, name="zipf", **rows)
 
@@ -92,7 +94,7 @@ def geometric(
     seed: int = 0,
     **rows: Unpack[RowSettings],
 ) -> SyntheticData:
-    """Independent features whose frequencies fall by a constant factor, ``span`` from first to last."""
+    """Draw independent features whose frequencies fall by a constant factor, ``span`` from first to last."""
     f = geometric_frequencies(n_features, mean_active=mean_active, span=span)
     return independent(f, d_in=d_in, n_rows=n_rows, seed=seed, name="geometric", **rows)
 
@@ -108,9 +110,9 @@ def continuous(
     seed: int = 0,
     **rows: Unpack[RowSettings],
 ) -> SyntheticData:
-    """Independent features whose frequencies are drawn from a power law over a factor ``span``.
+    """Draw independent features whose frequencies follow a power law over a factor ``span``.
 
-    exponent: of the density; at 1, the default, each decade of frequencies holds as many features.
+    At density exponent 1, the default, each decade of frequencies holds equally many features.
     """
     at_least(1, span=span)
     f = power_law_frequencies(
@@ -129,13 +131,11 @@ def sanity_check(
     seed: int = 0,
     **rows: Unpack[RowSettings],
 ) -> SyntheticData:
-    """The toy of "Sanity Checks for Sparse Autoencoders" (arXiv 2602.14111): 32 features a dimension.
+    """Draw the toy of "Sanity Checks for Sparse Autoencoders" (arXiv 2602.14111): 32 features a dimension.
 
-    spectrum: ``"constant"`` (at the published size f = 0.00625) or ``"log-uniform"`` (10^−5.5 to 10^−1.2).
-        At other sizes all frequencies are multiplied by one factor, so that ``mean_active`` features are
-        active a row. Coefficients are log-normal, sigma 0.25, by default.
-
-    At the published size H takes 0.64 GB, and about three times that while it is drawn.
+    The ``spectrum`` is ``"constant"`` (at the published size f = 0.00625) or ``"log-uniform"`` (10^−5.5 to
+    10^−1.2), scaled so that ``mean_active`` features are active a row. Coefficients are log-normal, sigma
+    0.25, by default. At the published size H takes 0.64 GB, and about three times that while it is drawn.
     """
     one_of("spectrum", spectrum, SPECTRA)
     low, high = (1.0, 1.0) if spectrum == "constant" else (10**-5.5, 10**-1.2)
@@ -153,7 +153,7 @@ def consistency(
     seed: int = 0,
     **rows: Unpack[RowSettings],
 ) -> SyntheticData:
-    """The toy of the feature-consistency paper (arXiv 2505.20254): small enough to train full-batch.
+    """Draw the toy of the feature-consistency paper (arXiv 2505.20254), small enough to train full-batch.
 
     Coefficients are half-normal by default.
     """
@@ -170,7 +170,7 @@ def independent(
     name: str = "independent",
     **rows: Unpack[RowSettings],
 ) -> SyntheticData:
-    """Features that occur independently with given frequencies (n,), in a Gaussian dictionary (n, d_in).
+    """Draw features that occur independently with ``frequencies`` (n,), in a Gaussian dictionary (n, d_in).
 
     >>> data = sae_lib.synthetic.independent([0.5, 0.1], d_in=8, n_rows=10_000)
     >>> [round(f, 1) for f in data.feature_frequency.tolist()]
@@ -196,17 +196,18 @@ PRESETS: dict[str, Callable[..., SyntheticData]] = {
 
 
 def preset(name: str, **overrides: Any) -> SyntheticData:
-    """A named data set, any of its settings overridden by keyword.
+    """Draw a named data set, with any of its settings overridden by keyword.
 
     >>> sae_lib.synthetic.preset("imbalanced", n_features=160, d_in=48, sparsities=(4, 24), n_rows=1000).d_in
     48
 
-    Raises ValueError for a name or a setting that does not exist.
+    Raises:
+        ValueError: Unknown name or setting.
     """
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
-    own = [key for key in inspect.signature(PRESETS[name]).parameters if key != "rows"]
-    allowed = [*own, *RowSettings.__annotations__]
+    allowed = [key for key in inspect.signature(PRESETS[name]).parameters if key != "rows"]
+    allowed += RowSettings.__annotations__
     if unknown := sorted(set(overrides) - set(allowed)):
         raise ValueError(f"preset {name!r} has no {', '.join(unknown)}; it takes {', '.join(allowed)}")
     return PRESETS[name](**overrides)

@@ -130,13 +130,13 @@ def test_types_and_kinds(lm, corpus, tmp_path, dtype, kind):
 
 
 def test_rows_and_samples(whole):
-    everything = whole.rows(range(whole.n_rows))
+    rows = whole.rows(range(whole.n_rows))
     index = torch.tensor([700, 3, 3, 1001, 180])
-    assert torch.equal(whole.rows(index), everything[index])
+    assert torch.equal(whole.rows(index), rows[index])
     sample = whole.sample(50, seed=1)
     assert torch.equal(sample, whole.sample(50, seed=1))
     assert not torch.equal(sample, whole.sample(50, seed=2))
-    matches = (sample[:, None] == everything).all(dim=2)
+    matches = (sample[:, None] == rows).all(dim=2)
     assert (matches.sum(dim=1) >= 1).all()
     assert matches.any(dim=0).sum() >= 50
     for bad in ([-1], [whole.n_rows]):

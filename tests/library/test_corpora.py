@@ -164,16 +164,16 @@ def test_blocks_are_the_token_stream_cut_up(texts, block_size, bos, seed):
     opening = [words.bos_token_id] if bos else []
     blocks = list(token_blocks(corpus, words, block_size, seed=seed))
     assert all(block.shape == (block_size,) and block.dtype == torch.int64 for block in blocks)
-    found = stream(corpus, blocks, opening)
+    tokens = stream(corpus, blocks, opening)
     # documents in some order; the byte tokenizer gives one token a byte of UTF-8
     encoded = [
         [*words(t, add_special_tokens=False, split_special_tokens=True).input_ids, separator] for t in texts
     ]
     assert all(len(ids) == len(text.encode()) + 1 for ids, text in zip(encoded, texts, strict=True))
     total = sum(map(len, encoded))
-    assert len(found) == total // (block_size - len(opening)) * (block_size - len(opening))
+    assert len(tokens) == total // (block_size - len(opening)) * (block_size - len(opening))
     documents = [
-        list(ids) for is_end, ids in itertools.groupby(found, lambda t: t == separator) if not is_end
+        list(ids) for is_end, ids in itertools.groupby(tokens, lambda t: t == separator) if not is_end
     ]
     whole = [ids[:-1] for ids in encoded if len(ids) > 1]
     for ids in documents[:-1]:

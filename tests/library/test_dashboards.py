@@ -362,10 +362,10 @@ def contrast(one, other):
 def test_contrast_is_enough_in_light_and_dark():
     style = files("sae_lib.dashboards").joinpath("page.css").read_text()
     for theme in re.findall(r":root \{(.*?)\}", style, re.DOTALL):
-        found = dict(re.findall(r"--(\w+): ([^;]+);", theme))
+        colours = dict(re.findall(r"--(\w+): ([^;]+);", theme))
 
-        def rgb(name, found=found):
-            text = found[name].lstrip("#")
+        def rgb(name, colours=colours):
+            text = colours[name].lstrip("#")
             if " " in text:
                 return [int(v) for v in text.split()]
             text = "".join(2 * c for c in text) if len(text) == 3 else text

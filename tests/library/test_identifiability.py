@@ -68,44 +68,48 @@ def test_permutation_scaling_and_splitting_are_always_undone(n, d, seed, most, s
     counts = torch.randint(1, most + 1, (n,), generator=torch.Generator().manual_seed(seed))
     other = permute(rescale(split(data, counts, seed=seed), seed=seed), seed=seed)
     for pair in ((data, other), (other, data), (split(data, 2, seed=seed + 1), other)):
-        found = certify(*pair, epsilon=1e-6)
-        assert found.holds
-        assert found.epsilon < 1e-9
-        assert found.row_error < 1e-6
-        assert found.code_error < 1e-5
-    found = certify(data, other, epsilon=1e-6)
+        certificate = certify(*pair, epsilon=1e-6)
+        assert certificate.holds
+        assert certificate.epsilon < 1e-9
+        assert certificate.row_error < 1e-6
+        assert certificate.code_error < 1e-5
+    certificate = certify(data, other, epsilon=1e-6)
     # Ω carries one into the other, both ways; features and pieces that no row drew stay out of it
     back = certify(other, data, epsilon=1e-6)
     merged, seen = back.omega, (data.coefficients > 0).any(dim=0)
     assert back.unused_second == tuple((~seen).nonzero().flatten().tolist())
     torch.testing.assert_close((merged @ other.dictionary)[seen], data.dictionary[seen], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(data.coefficients @ merged @ other.dictionary, data.rows, atol=1e-4, rtol=1e-4)
-    drawn = [m for block in found.blocks for m in block.second]
-    torch.testing.assert_close((found.omega @ data.dictionary)[drawn], other.dictionary[drawn])
-    torch.testing.assert_close(other.coefficients @ found.omega, data.coefficients, atol=1e-5, rtol=1e-4)
-    assert set(drawn) | set(found.unused_second) == set(range(len(other.dictionary)))
+    drawn = [m for block in certificate.blocks for m in block.second]
+    torch.testing.assert_close((certificate.omega @ data.dictionary)[drawn], other.dictionary[drawn])
+    torch.testing.assert_close(
+        other.coefficients @ certificate.omega, data.coefficients, atol=1e-5, rtol=1e-4
+    )
+    assert set(drawn) | set(certificate.unused_second) == set(range(len(other.dictionary)))
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(2, 8))
 def test_another_random_dictionary_is_not_certified(seed, n):
     data, other = small(n, 20, seed=seed), synthetic.gaussian_dictionary(n, 20, seed=seed + 1)
-    found = certify(data, (data.coefficients, other), epsilon=0.05)
-    assert not found.holds
-    assert not found.blocks
-    assert found.row_error > 0.1
+    certificate = certify(data, (data.coefficients, other), epsilon=0.05)
+    assert not certificate.holds
+    assert not certificate.blocks
+    assert certificate.row_error > 0.1
 
 
 def test_spread_pieces_match_at_the_epsilon_of_their_angle():
     data = small(5, 30, sparsity=2)
     other = split(data, 2, spread=math.tan(0.3))
-    found = certify(data, other)
-    assert found.holds
+    certificate = certify(data, other)
+    assert certificate.holds
     # the tilt is not orthogonal to v_i, so the angle is near 0.3 only
-    assert found.epsilon == pytest.approx(1 - cosine_table((0, data.dictionary), other).max(axis=0).min())
-    assert 1 - math.cos(0.1) < found.epsilon < 1 - math.cos(0.5)
-    assert not certify(data, other, epsilon=0.9 * found.epsilon).holds
-    assert certify(data, other, epsilon=1.01 * found.epsilon).holds
+    assert certificate.epsilon == pytest.approx(
+        1 - cosine_table((0, data.dictionary), other).max(axis=0).min()
+    )
+    assert 1 - math.cos(0.1) < certificate.epsilon < 1 - math.cos(0.5)
+    assert not certify(data, other, epsilon=0.9 * certificate.epsilon).holds
+    assert certify(data, other, epsilon=1.01 * certificate.epsilon).holds
 
 
 def test_an_autoencoder_as_a_decomposition(dice):
@@ -116,9 +120,9 @@ def test_an_autoencoder_as_a_decomposition(dice):
         sae.pre_bias.fill_(0.1)
         sae.bias.fill_(-0.05)
         expected = sae(data.rows) - sae.pre_bias
-    found = from_autoencoder(sae, data.rows)
-    assert (found.coefficients >= 0).all()
-    torch.testing.assert_close(found.rows, expected)
+    decomposed = from_autoencoder(sae, data.rows)
+    assert (decomposed.coefficients >= 0).all()
+    torch.testing.assert_close(decomposed.rows, expected)
     flipped = SparseAutoencoder(8, 12, seed=1)
     with torch.no_grad():
         flipped.scale.fill_(-1.0)
@@ -149,10 +153,10 @@ def test_epsilon_with_splitting_is_that_of_the_best_cover(n, m, seed):
     assert certify(first, second).epsilon == pytest.approx(smallest_by_covers(cosine), abs=1e-12)
     # a set of pairs is a cover exactly if no feature is unmatched
     for epsilon in (0.2, 0.5, 0.8):
-        found = certify(first, second, epsilon=epsilon)
+        certificate = certify(first, second, epsilon=epsilon)
         near = cosine >= 1 - epsilon
-        assert found.unmatched_first == tuple(np.flatnonzero(~near.any(axis=1)))
-        assert found.unmatched_second == tuple(np.flatnonzero(~near.any(axis=0)))
+        assert certificate.unmatched_first == tuple(np.flatnonzero(~near.any(axis=1)))
+        assert certificate.unmatched_second == tuple(np.flatnonzero(~near.any(axis=0)))
 
 
 def set_partitions(items):
@@ -189,16 +193,16 @@ def test_blocks_are_the_finest_partition_that_no_match_crosses(seed):
          tuple(sorted(k for side, k in part if side == "second")))
         for part in finest if len(part) > 1
     }  # fmt: skip
-    found = certify(first, second, epsilon=epsilon)
-    assert {(block.first, block.second) for block in found.blocks} == expected
-    for block in found.blocks:
+    certificate = certify(first, second, epsilon=epsilon)
+    assert {(block.first, block.second) for block in certificate.blocks} == expected
+    for block in certificate.blocks:
         cosine = cosine_table(first, second)[np.ix_(block.first, block.second)]
         assert block.cosine == pytest.approx(cosine.min())
     # Ω is zero outside its blocks
     inside = torch.zeros(m, n, dtype=torch.bool)
-    for block in found.blocks:
+    for block in certificate.blocks:
         inside[np.ix_(block.second, block.first)] = True
-    assert (found.omega[~inside] == 0).all()
+    assert (certificate.omega[~inside] == 0).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 5])
@@ -207,8 +211,8 @@ def test_one_to_one_matching_equals_all_permutations(n, seed):
     first, second = random_pair(n, n, seed=seed)
     cosine = cosine_table(first, second)
     ways = list(itertools.permutations(range(n)))
-    found = certify(first, second, splitting=False)
-    assert found.epsilon == pytest.approx(min(max(1 - cosine[i, p[i]] for i in range(n)) for p in ways))
+    certificate = certify(first, second, splitting=False)
+    assert certificate.epsilon == pytest.approx(min(max(1 - cosine[i, p[i]] for i in range(n)) for p in ways))
     for epsilon in (0.4, 0.9):
         near = cosine >= 1 - epsilon
         scores = [
@@ -216,10 +220,10 @@ def test_one_to_one_matching_equals_all_permutations(n, seed):
             for p in ways
         ]
         most, total = max(scores)
-        found = certify(first, second, epsilon=epsilon, splitting=False)
-        assert len(found.blocks) == most
-        assert sum(block.cosine for block in found.blocks) == pytest.approx(total)
-        assert all(len(block.first) == len(block.second) == 1 for block in found.blocks)
+        certificate = certify(first, second, epsilon=epsilon, splitting=False)
+        assert len(certificate.blocks) == most
+        assert sum(block.cosine for block in certificate.blocks) == pytest.approx(total)
+        assert all(len(block.first) == len(block.second) == 1 for block in certificate.blocks)
 
 
 # --- edge cases ---------------------------------------------------------------------------------------
@@ -227,11 +231,11 @@ def test_one_to_one_matching_equals_all_permutations(n, seed):
 
 def test_one_to_one_refuses_what_splitting_allows():
     data = small()
-    found = certify(data, split(data, [2, 1, 1, 1, 1, 1]), splitting=False)
-    assert not found.holds
-    assert found.epsilon == math.inf
-    assert len(found.blocks) == 6
-    assert len(found.unmatched_second) == 1
+    certificate = certify(data, split(data, [2, 1, 1, 1, 1, 1]), splitting=False)
+    assert not certificate.holds
+    assert certificate.epsilon == math.inf
+    assert len(certificate.blocks) == 6
+    assert len(certificate.unmatched_second) == 1
 
 
 def test_unused_features_are_left_out_of_the_verdict():
@@ -239,10 +243,10 @@ def test_unused_features_are_left_out_of_the_verdict():
     h, v = data.coefficients, data.dictionary
     never = torch.zeros(len(h), 1)
     other = (torch.cat([h, never, never + 3], dim=1), torch.cat([v, v[:1].flip(1), torch.zeros(1, 4)]))
-    found = certify(data, other)
-    assert found.holds
-    assert found.unused_second == (6, 7)
-    assert found.unused_first == ()
+    certificate = certify(data, other)
+    assert certificate.holds
+    assert certificate.unused_second == (6, 7)
+    assert certificate.unused_first == ()
     measured = conditions(*other)
     assert (measured.n_features, measured.n_unused) == (6, 2)
     assert measured.sparsity_max == 2
@@ -251,9 +255,9 @@ def test_unused_features_are_left_out_of_the_verdict():
 
 def test_opposite_features_do_not_match():
     data = small()
-    found = certify(data, (data.coefficients, -data.dictionary), epsilon=0.99)
-    assert 0 not in [block.first for block in found.blocks if block.first == block.second]
-    assert found.row_error == pytest.approx(2, rel=1e-5)
+    certificate = certify(data, (data.coefficients, -data.dictionary), epsilon=0.99)
+    assert 0 not in [block.first for block in certificate.blocks if block.first == block.second]
+    assert certificate.row_error == pytest.approx(2, rel=1e-5)
 
 
 def test_same_directions_with_other_codes_are_reported():
@@ -261,27 +265,27 @@ def test_same_directions_with_other_codes_are_reported():
     v = torch.tensor([[1.0, 0.0], [math.sqrt(0.5), math.sqrt(0.5)], [0.0, 1.0]])
     h = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
     again = torch.tensor([[0.5, math.sqrt(0.5), 0.5], [1.5, 1 - math.sqrt(0.5), 1.5]])
-    found = certify((h, v), (again, v), epsilon=0.01)
-    assert found.holds
-    assert found.epsilon < 1e-12
-    assert found.code_error == pytest.approx(((again - h).norm() / h.norm()).item(), rel=1e-5)
+    certificate = certify((h, v), (again, v), epsilon=0.01)
+    assert certificate.holds
+    assert certificate.epsilon < 1e-12
+    assert certificate.code_error == pytest.approx(((again - h).norm() / h.norm()).item(), rel=1e-5)
 
 
 def test_rows_that_differ_fail_whatever_the_features():
     data = small()
-    found = certify(data, (1.01 * data.coefficients, data.dictionary))
-    assert found.row_error == pytest.approx(0.01, rel=1e-3)
-    assert not found.holds
-    assert not found.unmatched_first
+    certificate = certify(data, (1.01 * data.coefficients, data.dictionary))
+    assert certificate.row_error == pytest.approx(0.01, rel=1e-3)
+    assert not certificate.holds
+    assert not certificate.unmatched_first
     assert certify(data, (1.01 * data.coefficients, data.dictionary), row_tolerance=0.02).holds
 
 
 def test_empty_explanations():
     nothing = (torch.zeros(3, 2), torch.eye(2))
-    found = certify(nothing, nothing)
-    assert found.row_error == 0
-    assert not found.holds
-    assert math.isnan(found.code_error)
+    certificate = certify(nothing, nothing)
+    assert certificate.row_error == 0
+    assert not certificate.holds
+    assert math.isnan(certificate.code_error)
     assert certify(nothing, (torch.ones(3, 2), torch.eye(2))).row_error == math.inf
 
 
@@ -342,17 +346,19 @@ def test_conditions_equal_their_definitions(sparsity, n, monkeypatch):
     expected = by_hand(*scaled)
     layouts = scaled.coefficients, scaled.coefficients.to_sparse_coo()
     for h in layouts:
-        found = conditions(h, scaled.dictionary)
+        measured = conditions(h, scaled.dictionary)
         for name, value in expected.items():
-            assert getattr(found, name) == pytest.approx(value, rel=1e-5), name
+            assert getattr(measured, name) == pytest.approx(value, rel=1e-5), name
         singular = torch.linalg.svdvals(data.dictionary.double())
-        assert found.operator_norm == pytest.approx(singular[0].item(), rel=1e-5)
-        i, j = found.rho2_pair
+        assert measured.operator_norm == pytest.approx(singular[0].item(), rel=1e-5)
+        i, j = measured.rho2_pair
         assert (data.coefficients[data.coefficients[:, i] > 0][:, j] > 0).double().mean().item() == (
-            pytest.approx(found.rho2)
+            pytest.approx(measured.rho2)
         )
-        i, j = found.coherence_pair
-        assert abs(data.dictionary[i] @ data.dictionary[j]).item() == pytest.approx(found.coherence, abs=1e-6)
+        i, j = measured.coherence_pair
+        assert abs(data.dictionary[i] @ data.dictionary[j]).item() == pytest.approx(
+            measured.coherence, abs=1e-6
+        )
     assert certify(data, (layouts[1], scaled.dictionary)).holds
 
 
@@ -361,21 +367,21 @@ def test_rho2_of_all_supports_is_the_closed_form(n, s):
     support = torch.zeros(math.comb(n, s), n)
     for row, chosen in enumerate(itertools.combinations(range(n), s)):
         support[row, list(chosen)] = 1
-    found = conditions(support, synthetic.gaussian_dictionary(n, 5))
-    assert found.rho2 == pytest.approx((s - 1) / (n - 1))
-    assert found.rho2_mean == pytest.approx((s - 1) / (n - 1))
-    assert found.rho2_sqrt_n == pytest.approx((s - 1) / (n - 1) * math.sqrt(n))
+    measured = conditions(support, synthetic.gaussian_dictionary(n, 5))
+    assert measured.rho2 == pytest.approx((s - 1) / (n - 1))
+    assert measured.rho2_mean == pytest.approx((s - 1) / (n - 1))
+    assert measured.rho2_sqrt_n == pytest.approx((s - 1) / (n - 1) * math.sqrt(n))
 
 
 def test_rho2_of_random_supports():
     n, s, n_rows = 40, 4, 50_000
     data = synthetic.preset("uniform", n_features=n, d_in=20, sparsity=s, n_rows=n_rows)
-    found = conditions(data.coefficients, data.dictionary)
+    measured = conditions(data.coefficients, data.dictionary)
     # the mean is exact up to the spread of the feature counts, the maximum is above it by chance alone
     expected = (s - 1) / (n - 1)
-    assert found.rho2_mean == pytest.approx(expected, rel=1e-3)
+    assert measured.rho2_mean == pytest.approx(expected, rel=1e-3)
     spread = math.sqrt(expected * (1 - expected) / (n_rows * s / n))
-    assert expected < found.rho2 < expected + 5.5 * spread
+    assert expected < measured.rho2 < expected + 5.5 * spread
 
 
 def test_conditions_do_not_see_permutation_and_scale():
@@ -388,10 +394,10 @@ def test_conditions_do_not_see_permutation_and_scale():
 
 def test_orthonormal_dictionary_and_single_feature():
     v = synthetic.orthogonal_dictionary(6, 9)
-    found = conditions(torch.eye(6), v)
-    assert found.coherence == pytest.approx(0, abs=1e-6)
-    assert found.operator_norm == pytest.approx(1, abs=1e-6)
-    assert found.rho2 == 0
+    measured = conditions(torch.eye(6), v)
+    assert measured.coherence == pytest.approx(0, abs=1e-6)
+    assert measured.operator_norm == pytest.approx(1, abs=1e-6)
+    assert measured.rho2 == 0
     alone = conditions(torch.ones(3, 1), torch.ones(1, 2))
     assert (alone.rho2, alone.rho2_pair, alone.coherence, alone.coherence_pair) == (0, None, 0, None)
     assert "of 1 features" in str(alone)

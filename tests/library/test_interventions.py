@@ -104,9 +104,9 @@ def test_ablating_everything_gives_the_mean_ablation_loss(lm, site):
     keep = kept(lm, blocks, skip_first=2)
     mean = lm.activations(blocks, site)[keep].mean(dim=0)
     sae.pre_bias.data = sae.normalisation.apply(mean)
-    everything = ablate(lm, site, sae, range(WIDTH), error="dropped", positions=keep)
+    ablated = ablate(lm, site, sae, range(WIDTH), error="dropped", positions=keep)
     counted = keep[:, :-1]
-    loss = F.cross_entropy(with_logits(lm, everything, blocks)[:, :-1][counted], blocks[:, 1:][counted])
+    loss = F.cross_entropy(with_logits(lm, ablated, blocks)[:, :-1][counted], blocks[:, 1:][counted])
     expected = faithfulness(lm, {"it": sae}, site, blocks, skip_first=2)["it"]
     assert loss.item() == pytest.approx(expected.ce_mean, abs=1e-5)
     assert abs(expected.ce_mean - expected.ce_clean) > 1e-3
@@ -255,7 +255,7 @@ def test_a_stream_that_goes_through_more_than_a_norm_has_no_logit_weights():
     [
         (lambda lm, sae: ablate(lm, "resid_post.1", sae, [3, 64]), r"latent 64 of 64: allowed 0\.\.63"),
         (lambda lm, sae: ablate(lm, "resid_post.1", sae, [-1]), r"latent -1 of 64: allowed 0\.\.63"),
-        (lambda lm, sae: ablate(lm, "resid_post.1", sae, [3, 3]), "2 latents, 1 of them different"),
+        (lambda lm, sae: ablate(lm, "resid_post.1", sae, [3, 3]), "2 latents, 1 of them distinct"),
         (lambda lm, sae: ablate(lm, "resid_post.1", sae, [0.5]), r"float32; expected whole numbers"),
         (
             lambda lm, sae: ablate(lm, "resid_post.1", sae, torch.ones(64) > 0),

@@ -126,7 +126,7 @@ def test_sums_in_a_fixed_order_equal_those_of_index_add(shape, density, seed):
     u.requires_grad_(True)
     codes = kernels.SparseCodes(u, entries)
     vector = weight[:, 0].clone().requires_grad_(True)
-    found = []
+    results = []
     for gpu in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             if gpu:
@@ -134,8 +134,8 @@ def test_sums_in_a_fixed_order_equal_those_of_index_add(shape, density, seed):
             of_rows, of_latents = codes.sum(dim=1), codes.sum(dim=0)
             counts = codes.count_nonzero(dim=0)
             spread = (entries.at_latents(vector) * u).sum() + (of_rows * x[:, 0]).sum()
-            found.append([of_rows, of_latents, counts, *torch.autograd.grad(spread, (u, vector))])
-    for ours, theirs in zip(*found, strict=True):
+            results.append([of_rows, of_latents, counts, *torch.autograd.grad(spread, (u, vector))])
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -148,7 +148,7 @@ def test_group_sums_in_a_fixed_order_put_every_latent_in_its_group(monkeypatch):
 
 def test_no_sum_of_a_sparse_step_is_left_to_index_add(monkeypatch):
     """On a GPU it would give other bits every time; the backend is another one there."""
-    found, index_add = {}, torch.Tensor.index_add
+    values, index_add = {}, torch.Tensor.index_add
 
     def of_whole_numbers(self, *arguments):
         assert not self.is_floating_point()
@@ -160,14 +160,14 @@ def test_no_sum_of_a_sparse_step_is_left_to_index_add(monkeypatch):
             if gpu:
                 in_fixed_order(patch)
                 patch.setattr(torch.Tensor, "index_add", of_whole_numbers)
-            step, found[gpu] = gradients(run.sparse, sae, run, x)
+            step, values[gpu] = gradients(run.sparse, sae, run, x)
             run.method = sae_lib.GroupBiasAdaptation(groups=2, every=1, gamma=1.0)
             run.after_step(sae, step, 1)
-            found[gpu] |= {"new bias": sae.bias.detach()} | {
+            values[gpu] |= {"new bias": sae.bias.detach()} | {
                 name: torch.tensor(value) for name, value in run.metrics(sae).items()
             }
-    for name, value in found[False].items():
-        torch.testing.assert_close(found[True][name], value, rtol=1e-9, atol=1e-12)
+    for name, value in values[False].items():
+        torch.testing.assert_close(values[True][name], value, rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -177,12 +177,12 @@ def test_parts_of_a_support_are_the_supports_of_blocks_of_latents(shape, density
     _, entries, u = reference.scan(x, weight, bar)
     sizes = sorted({end for end in ends if end < shape[1]} | {shape[1]})
     first, seen = 0, 0
-    for (here, part), end in zip(entries.parts(sizes), sizes, strict=True):
+    for (positions, part), end in zip(entries.parts(sizes), sizes, strict=True):
         limit = torch.full_like(bar, torch.inf)
         limit[first:end] = bar[first:end]
         _, expected, expected_u = reference.scan(x, weight, limit)
         same(part, expected)
-        assert torch.equal(u[here], expected_u)
+        assert torch.equal(u[positions], expected_u)
         first, seen = end, seen + len(part)
     assert seen == len(entries)
 
@@ -231,16 +231,16 @@ def gradients(one_pass, sae, run, x):
 def test_a_sparse_step_equals_the_dense_one(name, shape, seed):
     sae, run, x = begin(METHODS[name], shape, seed)
     dense, expected = gradients(run.dense, sae, run, x)
-    sparse, found = gradients(run.sparse, sae, run, x)
+    sparse, computed = gradients(run.sparse, sae, run, x)
     torch.testing.assert_close(sparse.loss, dense.loss)
     torch.testing.assert_close(sparse.codes.to_dense(), dense.codes)
     torch.testing.assert_close(sparse.error, dense.error)
     assert torch.equal(sparse.codes.count_nonzero(dim=0), dense.codes.count_nonzero(dim=0))
     if sparse.peak is not None:
         torch.testing.assert_close(sparse.highest(), dense.highest())
-    assert found.keys() == expected.keys()
+    assert computed.keys() == expected.keys()
     for parameter in expected:
-        torch.testing.assert_close(found[parameter], expected[parameter], rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(computed[parameter], expected[parameter], rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -269,9 +269,9 @@ def test_a_step_without_any_code_has_a_loss_and_zero_gradients():
     sae, run, x = begin(METHODS["gba"], (5, 20, 4), 0)
     with torch.no_grad():
         sae.bias.fill_(-1e3)
-    step, found = gradients(run.sparse, sae, run, x)
+    step, computed = gradients(run.sparse, sae, run, x)
     assert step.loss == 0.5 * x.square().sum(dim=1).mean()
-    assert not any(gradient.any() for gradient in found.values())
+    assert not any(gradient.any() for gradient in computed.values())
 
 
 def test_matryoshka_decodes_every_entry_once(monkeypatch):
@@ -337,13 +337,13 @@ def test_a_run_of_sparse_steps_resumes_to_the_same_bits(always, tmp_path):
 def test_dense_until_few_codes_are_left_and_again_when_they_return(monkeypatch):
     monkeypatch.setitem(kernels.SMALLEST, "cpu", 0)
     sae, run, x = begin(METHODS["gba"], (50, 100, 10), 0)
-    taken = []
+    was_sparse = []
     for bias in (-0.1, -3.0, -3.0, -0.1, -0.1):
         with torch.no_grad():
             sae.bias.fill_(bias)
-        taken.append(run(sae, x).projection is None)
-    # a step goes by the density of the one before
-    assert taken == [False, False, True, True, False]
+        was_sparse.append(run(sae, x).projection is None)
+    # the density of one step decides the path of the next
+    assert was_sparse == [False, False, True, True, False]
 
 
 @pytest.mark.parametrize("bandwidth", [0.02, 1.6])

@@ -134,9 +134,9 @@ def test_what_is_read_does_not_change_when_the_model_goes_on_in_place():
     # as families do that add to the residual stream in place
     layers[2].register_forward_pre_hook(lambda _module, inputs: (inputs[0].mul_(2), *inputs[1:]))
     first, second = (lm.activations(blocks, f"resid_post.{layer}") for layer in (1, 2))
-    found = lm.activations_at(blocks, ["resid_post.2", "resid_post.1"])
-    assert torch.equal(found[0], second)
-    assert torch.equal(found[1], first)
+    activations = lm.activations_at(blocks, ["resid_post.2", "resid_post.1"])
+    assert torch.equal(activations[0], second)
+    assert torch.equal(activations[1], first)
 
 
 @pytest.mark.parametrize("sites", [[], ["resid_post.1", "resid_post.01"]])
@@ -203,10 +203,10 @@ def test_replacing_acts_inside_only_and_from_there_on(lm, kind):
 
 
 def test_replacing_by_another_texts_activations_gives_its_logits(lm):
-    here, there = random_blocks(seed=1), random_blocks(seed=2)
-    acts = lm.activations(there, f"resid_post.{N_LAYERS - 1}")
+    text, other = random_blocks(seed=1), random_blocks(seed=2)
+    acts = lm.activations(other, f"resid_post.{N_LAYERS - 1}")
     with lm.replaced(f"resid_post.{N_LAYERS - 1}", lambda _: acts):
-        torch.testing.assert_close(lm.logits(here), lm.logits(there))
+        torch.testing.assert_close(lm.logits(text), lm.logits(other))
 
 
 def test_a_replacement_of_another_shape_is_refused(lm):

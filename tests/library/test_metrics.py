@@ -60,20 +60,20 @@ def test_reconstruction_matches_float64_formulas(dice):
         sae.bias.uniform_(-0.8, 0.0, generator=dice)
         sae.bias[3] = -100.0
         sae.scale.uniform_(0.5, 1.5, generator=dice)
-    found = metrics.reconstruction(sae, data.rows, batch_size=64)
+    measured = metrics.reconstruction(sae, data.rows, batch_size=64)
     x, w, a, b = (t.detach().double() for t in (data.rows, sae.weight, sae.scale, sae.bias))
     u = x @ w.T
     z = u * (u + b > 0)
     error = (z * a) @ w - x
-    assert found.nmse == pytest.approx((error.square().sum() / x.square().sum()).item(), rel=1e-5)
+    assert measured.nmse == pytest.approx((error.square().sum() / x.square().sum()).item(), rel=1e-5)
     centred = x - x.mean(dim=0)
-    assert found.explained_variance == pytest.approx(
+    assert measured.explained_variance == pytest.approx(
         (1 - error.square().sum() / centred.square().sum()).item(), rel=1e-5
     )
-    assert found.l0 == pytest.approx((z != 0).double().sum(dim=1).mean().item())
-    torch.testing.assert_close(found.firing_rate, (z != 0).double().mean(dim=0))
-    assert found.firing_rate[3] == 0
-    assert found.dead_share == ((z != 0).sum(dim=0) == 0).double().mean().item()
+    assert measured.l0 == pytest.approx((z != 0).double().sum(dim=1).mean().item())
+    torch.testing.assert_close(measured.firing_rate, (z != 0).double().mean(dim=0))
+    assert measured.firing_rate[3] == 0
+    assert measured.dead_share == ((z != 0).sum(dim=0) == 0).double().mean().item()
 
 
 def test_reconstruction_refuses_rows_of_another_dimension():
@@ -104,20 +104,20 @@ def toy_sae(d_in=10, width=16):
 def test_classification_equals_scikit_learn(signed):
     scores = pytest.importorskip("sklearn.metrics")
     sae, data = toy_sae()
-    found = metrics.classification(
+    measured = metrics.classification(
         sae, data.rows, data.coefficients, data.dictionary, signed=signed, batch_size=64
     )
     fires = (sae.encode(data.rows) != 0).numpy()
     for m in range(16):
         cosines = metrics.cosines(sae, data.dictionary)[:, m]
         best = int((cosines if signed else cosines.abs()).argmax())
-        assert found.feature[m] == best
+        assert measured.feature[m] == best
         p, r, f1, _ = scores.precision_recall_fscore_support(
             (data.coefficients[:, best] > 0).numpy(), fires[:, m], average="binary", zero_division=0
         )
-        assert (found.precision[m], found.recall[m], found.f1[m]) == pytest.approx((p, r, f1))
-    assert found.f1[3] == found.precision[3] == found.recall[3] == 0
-    assert found.n_rows == 500
+        assert (measured.precision[m], measured.recall[m], measured.f1[m]) == pytest.approx((p, r, f1))
+    assert measured.f1[3] == measured.precision[3] == measured.recall[3] == 0
+    assert measured.n_rows == 500
 
 
 def test_an_autoencoder_of_the_features_classifies_perfectly():
@@ -127,9 +127,9 @@ def test_an_autoencoder_of_the_features_classifies_perfectly():
     sae = SparseAutoencoder(6, 6)
     with torch.no_grad():
         sae.weight.copy_(torch.eye(6).flip(0))
-    found = metrics.classification(sae, data.rows, data.coefficients, data.dictionary)
-    assert found.feature.tolist() == [5, 4, 3, 2, 1, 0]
-    assert found.f1.tolist() == [1.0] * 6
+    scores = metrics.classification(sae, data.rows, data.coefficients, data.dictionary)
+    assert scores.feature.tolist() == [5, 4, 3, 2, 1, 0]
+    assert scores.f1.tolist() == [1.0] * 6
 
 
 @pytest.mark.parametrize(("n", "m"), [(20, 20), (30, 12), (12, 30)])

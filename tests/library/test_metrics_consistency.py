@@ -98,8 +98,8 @@ def test_the_curve_counts_among_the_top_latents_one_by_one(seed, rule):
     ranked = sorted(range(30), key=lambda m: (-score[m].item(), m))
     agreed = [cosine_table(a, b)[m].max() > 0.8 for m in ranked]
     expected = [np.mean(agreed[:k]) for k in range(1, 31)]
-    found = metrics.consistency_curve(metrics.max_cosine_similarity(a, b), stats, rule=rule, threshold=0.8)
-    np.testing.assert_allclose(found, expected)
+    curve = metrics.consistency_curve(metrics.max_cosine_similarity(a, b), stats, rule=rule, threshold=0.8)
+    np.testing.assert_allclose(curve, expected)
 
 
 def test_latent_statistics_match_numpy_in_float64(dice):
@@ -110,15 +110,15 @@ def test_latent_statistics_match_numpy_in_float64(dice):
         sae.scale.uniform_(-2, 2, generator=dice)
     rows = gaussian(200, 6, seed=3)
     codes = (sae.encode(rows) * sae.scale.abs()).detach().numpy()
-    found = metrics.latent_statistics(sae, rows, batch_size=64)
-    np.testing.assert_allclose(found.firing_rate, (codes != 0).mean(axis=0))
-    np.testing.assert_allclose(found.peak, codes.max(axis=0))
+    statistics = metrics.latent_statistics(sae, rows, batch_size=64)
+    np.testing.assert_allclose(statistics.firing_rate, (codes != 0).mean(axis=0))
+    np.testing.assert_allclose(statistics.peak, codes.max(axis=0))
     spread = codes.std(axis=0)
     alive = spread > 0
     expected = ((codes.max(axis=0) - codes.mean(axis=0)) / np.where(alive, spread, 1)) * alive
-    np.testing.assert_allclose(found.z_score, expected, rtol=1e-9)
+    np.testing.assert_allclose(statistics.z_score, expected, rtol=1e-9)
     assert not alive[4]
-    assert found.z_score[4] == 0
+    assert statistics.z_score[4] == 0
 
 
 def test_z_score_of_a_latent_with_codes_of_one_size():
@@ -128,9 +128,9 @@ def test_z_score_of_a_latent_with_codes_of_one_size():
         sae.weight.copy_(torch.tensor([[1.0, 0]]))
     rows = torch.zeros(50, 2, dtype=torch.float64)
     rows[:2, 0] = 3.0
-    found = metrics.latent_statistics(sae, rows)
-    assert found.firing_rate.item() == pytest.approx(0.04)
-    assert found.z_score.item() == pytest.approx(math.sqrt(0.96 / 0.04))
+    statistics = metrics.latent_statistics(sae, rows)
+    assert statistics.firing_rate.item() == pytest.approx(0.04)
+    assert statistics.z_score.item() == pytest.approx(math.sqrt(0.96 / 0.04))
 
 
 def test_autoencoders_and_their_decoder_rows_score_alike():
@@ -153,16 +153,16 @@ def test_random_dictionaries_are_uniform_and_differ():
 
 def test_row_dictionaries_are_centred_rows_each_used_once():
     rows = gaussian(50, 4, seed=1) + 3
-    found = torch.cat(metrics.row_dictionaries(rows, 8, 5, seed=2))
+    directions = torch.cat(metrics.row_dictionaries(rows, 8, 5, seed=2))
     centred = rows.numpy() - rows.numpy().mean(axis=0)
-    table = cosine_table(found, torch.from_numpy(centred))
+    table = cosine_table(directions, torch.from_numpy(centred))
     nearest = table.argmax(axis=1)
     np.testing.assert_allclose(table.max(axis=1), 1)
-    np.testing.assert_allclose(found.norm(dim=1), 1)
+    np.testing.assert_allclose(directions.norm(dim=1), 1)
     assert len(set(nearest.tolist())) == 40
     again = metrics.row_dictionaries(rows, 8, 5, seed=2)
-    assert torch.equal(torch.cat(again), found)
-    assert not torch.equal(torch.cat(metrics.row_dictionaries(rows, 8, 5, seed=3)), found)
+    assert torch.equal(torch.cat(again), directions)
+    assert not torch.equal(torch.cat(metrics.row_dictionaries(rows, 8, 5, seed=3)), directions)
 
 
 def test_where_the_data_lie_is_agreement_without_features():

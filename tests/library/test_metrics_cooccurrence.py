@@ -86,17 +86,17 @@ def test_measures_and_neighbours_equal_dense_tables(seed, n, m, share, block):
 def test_rho2_is_that_of_the_conditions(seed, n, m, share):
     codes = random_codes(seed, n, m, share)
     codes[0, 0] = 1.0
-    found = cooccurrence.cooccurrence(codes).rho2()
+    measured = cooccurrence.cooccurrence(codes).rho2()
     expected = conditions(codes, torch.eye(m))
-    assert found.n_latents == expected.n_features
-    assert found.rho2 == pytest.approx(expected.rho2, abs=1e-12)
-    assert found.mean == pytest.approx(expected.rho2_mean, abs=1e-12)
-    assert found.rho2_sqrt_n == pytest.approx(expected.rho2_sqrt_n, abs=1e-12)
-    if found.pair is not None:
-        assert found.pair == expected.rho2_pair
-    assert np.nanmax(found.largest) == found.rho2
+    assert measured.n_latents == expected.n_features
+    assert measured.rho2 == pytest.approx(expected.rho2, abs=1e-12)
+    assert measured.mean == pytest.approx(expected.rho2_mean, abs=1e-12)
+    assert measured.rho2_sqrt_n == pytest.approx(expected.rho2_sqrt_n, abs=1e-12)
+    if measured.pair is not None:
+        assert measured.pair == expected.rho2_pair
+    assert np.nanmax(measured.largest) == measured.rho2
     used = (codes != 0).any(dim=0).numpy()
-    assert np.array_equal(~np.isnan(found.largest), used)
+    assert np.array_equal(~np.isnan(measured.largest), used)
 
 
 def test_rho2_leaves_rare_latents_out():
@@ -117,9 +117,9 @@ def test_uniform_rows_have_the_closed_form_mean():
     codes = torch.zeros(2000, 20).scatter_(
         1, torch.rand(2000, 20, generator=stream).argsort(dim=1)[:, :4], 1.0
     )
-    found = cooccurrence.cooccurrence(codes).rho2()
-    assert found.mean == pytest.approx(3 / 19, abs=1e-12)
-    assert 3 / 19 < found.rho2 < 3 / 19 + 5 * (3 / 19 / 400) ** 0.5
+    measured = cooccurrence.cooccurrence(codes).rho2()
+    assert measured.mean == pytest.approx(3 / 19, abs=1e-12)
+    assert 3 / 19 < measured.rho2 < 3 / 19 + 5 * (3 / 19 / 400) ** 0.5
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
@@ -174,7 +174,7 @@ def test_65536_latents_in_bounded_memory(monkeypatch):
     tracemalloc.start()
     try:
         table = cooccurrence.cooccurrence(wide_batches())
-        found = table.rho2(min_firings=2)
+        measured = table.rho2(min_firings=2)
         latent = int(table.firings.argmax())
         latents, _ = table.neighbours(latent, k=5, by="lift")
         without_pairs = tracemalloc.get_traced_memory()[1]
@@ -184,7 +184,7 @@ def test_65536_latents_in_bounded_memory(monkeypatch):
         tracemalloc.stop()
     assert table.width == M_WIDE
     assert table.firings.sum() == N_WIDE * L0_WIDE
-    assert 0 < found.rho2 <= 1
+    assert 0 < measured.rho2 <= 1
     assert len(latents) == 5
     # every two of a row, hardly ever twice; a dense table of bytes were 4 GiB
     assert 0.98 * N_WIDE * L0_WIDE * (L0_WIDE - 1) < pairs.nnz <= N_WIDE * L0_WIDE * (L0_WIDE - 1)

@@ -50,25 +50,25 @@ def test_step_down_as_defined_and_never_above_single_step(seed, r, f, ties):
         count = sum(max(row[i] for i in order[k:]) >= observed[j].item() for row in null.tolist())
         highest = max(highest, (1 + count) / (r + 1))
         expected[j] = highest
-    found = nulls.max_statistic_p_values(observed, null, step_down=True)
-    assert found.tolist() == expected
-    assert (found <= nulls.max_statistic_p_values(observed, null)).all()
+    p_values = nulls.max_statistic_p_values(observed, null, step_down=True)
+    assert p_values.tolist() == expected
+    assert (p_values <= nulls.max_statistic_p_values(observed, null)).all()
 
 
 def test_only_the_maxima_count_so_widths_may_differ():
     observed, null = drawn(3, seed=0), drawn(19, 50, seed=1)
-    found = nulls.max_statistic_p_values(observed, null)
-    assert torch.equal(found, nulls.max_statistic_p_values(observed, null.amax(dim=1, keepdim=True)))
+    p_values = nulls.max_statistic_p_values(observed, null)
+    assert torch.equal(p_values, nulls.max_statistic_p_values(observed, null.amax(dim=1, keepdim=True)))
 
 
 @settings(max_examples=100, deadline=None)
 @given(p=st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_benjamini_hochberg_by_its_definition(p):
     """The least F p / k over the p-values that are at least as large, k of them at most p, and at most 1."""
-    found = nulls.benjamini_hochberg(torch.tensor(p, dtype=torch.float64))
+    adjusted = nulls.benjamini_hochberg(torch.tensor(p, dtype=torch.float64))
     ranked = list(enumerate(sorted(p), start=1))
     expected = [min(1.0, *(len(p) * x / k for k, x in ranked if x >= own)) for own in p]
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(adjusted, expected, rtol=1e-12, atol=0)
 
 
 @settings(max_examples=100, deadline=None)
@@ -78,8 +78,8 @@ def test_discoveries_are_exact_for_p_values_on_a_lattice(ranks, q):
     ordered, f = sorted(ranks), len(ranks)
     last = max((k for k in range(1, f + 1) if ordered[k - 1] * f <= k * q), default=0)
     p = torch.tensor(ranks, dtype=torch.float64) / 60
-    found = nulls.discoveries(nulls.benjamini_hochberg(p), q / 60)
-    assert found.tolist() == [last > 0 and rank <= ordered[last - 1] for rank in ranks]
+    discovered = nulls.discoveries(nulls.benjamini_hochberg(p), q / 60)
+    assert discovered.tolist() == [last > 0 and rank <= ordered[last - 1] for rank in ranks]
 
 
 def test_p_values_are_uniform_where_nothing_is_to_be_found():
@@ -175,9 +175,9 @@ def test_studentised_holds_every_value_against_the_others(seed, r, f, ties):
     observed, null = drawn(f, seed=seed, ties=ties), drawn(r, f, seed=seed + 1, ties=ties)
     z, z_null = nulls.studentised(observed, null)
     every = np.concatenate([observed[None], null])
-    for i, found in enumerate([z, *z_null]):
+    for i, scores in enumerate([z, *z_null]):
         others = np.delete(every, i, axis=0)
-        np.testing.assert_allclose(found, (every[i] - others.mean(0)) / others.std(0, ddof=1), atol=1e-9)
+        np.testing.assert_allclose(scores, (every[i] - others.mean(0)) / others.std(0, ddof=1), atol=1e-9)
 
 
 def test_studentised_values_change_places_with_the_raw_ones():

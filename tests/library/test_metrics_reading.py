@@ -93,15 +93,15 @@ def test_evenly_spaced_goes_from_the_largest_to_the_smallest():
 def test_the_best_reading_beats_every_set_of_tokens(seed, share):
     codes = table(seed, n=30, m=2, share=share)
     tokens = np.random.default_rng(seed + 1).integers(0, 6, 30)
-    found = reading.TokenTable(codes, tokens, 6)
+    token_table = reading.TokenTable(codes, tokens, 6)
     fires = codes.toarray()[:, 0] > 0
-    best = found.best_reading(0)
+    best = token_table.best_reading(0)
     if not fires.any():
         assert len(best) == 0
         return
     every = itertools.chain.from_iterable(itertools.combinations(range(6), k) for k in range(7))
     highest = max(f1_score(fires, np.isin(tokens, said)) for said in every)
-    assert found.score([0], [best]).f1[0] == pytest.approx(highest)
+    assert token_table.score([0], [best]).f1[0] == pytest.approx(highest)
 
 
 def test_scores_are_those_of_a_detector():
@@ -120,9 +120,9 @@ def test_typical_tokens_have_the_largest_surplus():
     fires = codes.toarray()[:, 3] > 0
     surplus = np.array([(fires & (tokens == t)).sum() - fires.sum() * (tokens == t).mean() for t in range(8)])
     expected = [t for t in np.argsort(-surplus) if surplus[t] > 0]
-    found = reading.TokenTable(codes, tokens, 8)
-    assert found.typical(3).tolist() == expected
-    assert found.typical(3, n=2).tolist() == expected[:2]
+    token_table = reading.TokenTable(codes, tokens, 8)
+    assert token_table.typical(3).tolist() == expected
+    assert token_table.typical(3, n=2).tolist() == expected[:2]
 
 
 def test_tokens_that_do_not_fit_the_codes_are_refused():
@@ -141,16 +141,16 @@ def brute_splitting(narrow, wide, inside, part, most, min_firings):
     """The definition, pair by pair, on dense bools."""
     out = []
     for p in range(narrow.shape[1]):
-        own = narrow[:, p]
-        if own.sum() < min_firings:
+        parent = narrow[:, p]
+        if parent.sum() < min_firings:
             continue
-        young = []
+        children = []
         for c in range(wide.shape[1]):
-            both = (own & wide[:, c]).sum()
-            share = both / own.sum()
+            both = (parent & wide[:, c]).sum()
+            share = both / parent.sum()
             if wide[:, c].any() and both >= inside * wide[:, c].sum() and part <= share <= most:
-                young.append(c)
-        out.append((p, young, (own & wide[:, young].any(axis=1)).sum() / own.sum()))
+                children.append(c)
+        out.append((p, children, (parent & wide[:, children].any(axis=1)).sum() / parent.sum()))
     return out
 
 
@@ -158,12 +158,12 @@ def brute_splitting(narrow, wide, inside, part, most, min_firings):
 @given(seed=seeds, inside=st.sampled_from([0.4, 0.6, 1.0]))
 def test_splitting_is_its_definition(seed, inside):
     narrow, wide = table(seed, m=4, share=0.5), table(seed + 1, m=12, share=0.1)
-    found = splitting.splitting(narrow, wide, inside=inside, part=0.02, most=0.7, min_firings=10)
+    families = splitting.splitting(narrow, wide, inside=inside, part=0.02, most=0.7, min_firings=10)
     expected = brute_splitting(narrow.toarray() > 0, wide.toarray() > 0, inside, 0.02, 0.7, 10)
-    assert found.parents.tolist() == [e[0] for e in expected]
-    assert [sorted(young.tolist()) for young in found.members] == [e[1] for e in expected]
-    assert found.children.tolist() == [len(e[1]) for e in expected]
-    assert found.covered.tolist() == pytest.approx([e[2] for e in expected])
+    assert families.parents.tolist() == [e[0] for e in expected]
+    assert [sorted(young.tolist()) for young in families.members] == [e[1] for e in expected]
+    assert families.children.tolist() == [len(e[1]) for e in expected]
+    assert families.covered.tolist() == pytest.approx([e[2] for e in expected])
 
 
 def test_a_latent_shared_out_among_three_is_split_and_a_copy_is_not():
@@ -173,9 +173,9 @@ def test_a_latent_shared_out_among_three_is_split_and_a_copy_is_not():
     for i in range(3):
         parts[30 * i : 30 * i + 30, i] = 1
     parts[100:200, 3] = 1
-    found = splitting.splitting(csr_array(parent), csr_array(parts))
-    assert (found.children[0], found.covered[0]) == (3, 1.0)
-    assert found.split()[0]
+    families = splitting.splitting(csr_array(parent), csr_array(parts))
+    assert (families.children[0], families.covered[0]) == (3, 1.0)
+    assert families.split()[0]
     same = splitting.splitting(csr_array(parent), csr_array(parent))
     assert (same.children[0], same.covered[0]) == (0, 0.0)
     assert not same.split()[0]
@@ -213,36 +213,42 @@ def absorbing(n=1000):
 
 def test_absorption_is_found_where_it_was_put():
     sae, codes, label = absorbing()
-    everything, direction = np.ones(len(label), dtype=bool), torch.tensor([1.0, 0, 0, 0])
-    found = splitting.absorption(sae, (codes, label), codes, label, everything, direction)
-    assert (found.main, found.found, found.missed, found.absorbed, found.absorbers) == (0, 500, 100, 100, 1)
-    assert found.rate == pytest.approx(0.2)
-    assert found.recall == pytest.approx(0.8)
-    assert found.f1 == pytest.approx(2 * 400 / (400 + 500))
+    all_rows, direction = np.ones(len(label), dtype=bool), torch.tensor([1.0, 0, 0, 0])
+    counts = splitting.absorption(sae, (codes, label), codes, label, all_rows, direction)
+    assert (counts.main, counts.found, counts.missed, counts.absorbed, counts.absorbers) == (
+        0,
+        500,
+        100,
+        100,
+        1,
+    )
+    assert counts.rate == pytest.approx(0.2)
+    assert counts.recall == pytest.approx(0.8)
+    assert counts.f1 == pytest.approx(2 * 400 / (400 + 500))
     # only rows the probe recognises count
     half = np.arange(len(label)) < 500
     assert splitting.absorption(sae, (codes, label), codes, label, half, direction).found == 250
     # a direction that the specific latent does not write: latent 2 contributes most, and is not specific
     other = torch.tensor([0.0, 0, 1.0, 0])
-    assert splitting.absorption(sae, (codes, label), codes, label, everything, other).absorbed == 0
+    assert splitting.absorption(sae, (codes, label), codes, label, all_rows, other).absorbed == 0
 
 
 def test_a_negative_scale_turns_the_absorber_round():
     sae, codes, label = absorbing()
     with torch.no_grad():
         sae.scale[1] = -1
-    everything, direction = np.ones(len(label), dtype=bool), torch.tensor([1.0, 0, 0, 0])
-    assert splitting.absorption(sae, (codes, label), codes, label, everything, direction).absorbed == 0
+    all_rows, direction = np.ones(len(label), dtype=bool), torch.tensor([1.0, 0, 0, 0])
+    assert splitting.absorption(sae, (codes, label), codes, label, all_rows, direction).absorbed == 0
 
 
 def test_scattering_the_other_latents_takes_absorption_to_chance():
     sae, codes, label = absorbing()
     null = reading.scattered(codes, seed=1)
-    everything, direction = np.ones(len(label), dtype=bool), torch.tensor([1.0, 0, 0, 0])
-    found = splitting.absorption(sae, (codes, label), codes, label, everything, direction, others=null)
+    all_rows, direction = np.ones(len(label), dtype=bool), torch.tensor([1.0, 0, 0, 0])
+    counts = splitting.absorption(sae, (codes, label), codes, label, all_rows, direction, others=null)
     # latent 1 fires on a tenth of all rows, so on about a tenth of the 100 missed ones
-    assert found.missed == 100
-    assert 1 <= found.absorbed <= 25
+    assert counts.missed == 100
+    assert 1 <= counts.absorbed <= 25
 
 
 # ---------------------------------------------------------------- predictions

@@ -34,22 +34,22 @@ def noisy(dictionary, sigma, seed):
 def test_orthogonal_features_are_counted_exactly():
     support = synthetic.bernoulli_support(2000, [0.5, 0.1, 0.03, 0.004], seed=1)
     data = synthetic.compose(synthetic.orthogonal_dictionary(4, 6, seed=1), support)
-    found = estimate_frequencies([data.dictionary, data.dictionary.flip(0)], data.rows)
-    assert torch.equal(found.frequency, support.double().mean(dim=0))
-    assert torch.allclose(found.directions, data.dictionary)
-    assert torch.allclose(found.agreement, torch.ones(4))
+    spectrum = estimate_frequencies([data.dictionary, data.dictionary.flip(0)], data.rows)
+    assert torch.equal(spectrum.frequency, support.double().mean(dim=0))
+    assert torch.allclose(spectrum.directions, data.dictionary)
+    assert torch.allclose(spectrum.agreement, torch.ones(4))
 
 
 @pytest.mark.parametrize("coefficients", ["constant", "lognormal"])
 def test_frequencies_in_superposition(coefficients):
     data = toy(coefficients=coefficients)
     runs = [noisy(data.dictionary, 0.2, seed) for seed in (1, 2)]
-    found = estimate_frequencies(runs, data.rows)
-    assert len(found) == 48
-    match = (found.directions @ data.dictionary.T).argmax(dim=1)
-    error = (found.frequency.log10() - data.feature_frequency.double()[match].log10()).abs()
+    spectrum = estimate_frequencies(runs, data.rows)
+    assert len(spectrum) == 48
+    match = (spectrum.directions @ data.dictionary.T).argmax(dim=1)
+    error = (spectrum.frequency.log10() - data.feature_frequency.double()[match].log10()).abs()
     assert error.median() < 0.03
-    assert log_distance(found.frequency, data.feature_frequency) < 0.06
+    assert log_distance(spectrum.frequency, data.feature_frequency) < 0.06
 
 
 def test_directions_of_one_run_alone_do_not_count():
@@ -65,11 +65,11 @@ def test_directions_of_one_run_alone_do_not_count():
 
 def test_a_latent_that_writes_backwards_agrees_with_none():
     """Equal rows with scales of opposite sign write in opposite directions."""
-    one, other = (SparseAutoencoder(4, 4) for _ in range(2))
-    one.weight.data.copy_(torch.eye(4))
+    first, other = (SparseAutoencoder(4, 4) for _ in range(2))
+    first.weight.data.copy_(torch.eye(4))
     other.weight.data.copy_(torch.diag(torch.tensor([1.0, 1.0, 1.0, -1.0])))
     other.scale.data.copy_(torch.tensor([1.0, -1.0, 1.0, -1.0]))
-    directions, _ = agreed_directions([one, other])
+    directions, _ = agreed_directions([first, other])
     assert torch.equal(directions.sum(dim=0), torch.tensor([1.0, 0.0, 1.0, 1.0]))
 
 
@@ -99,9 +99,9 @@ def test_autoencoders_are_read_by_their_decoder():
 
 def test_without_agreement_the_spectrum_is_empty(dice):
     runs = [torch.eye(4)[:2], torch.eye(4)[2:]]
-    found = estimate_frequencies(runs, torch.randn(50, 4, generator=dice))
-    assert len(found) == 0
-    assert math.isnan(log_distance(found.frequency, torch.tensor([0.1])))
+    spectrum = estimate_frequencies(runs, torch.randn(50, 4, generator=dice))
+    assert len(spectrum) == 0
+    assert math.isnan(log_distance(spectrum.frequency, torch.tensor([0.1])))
 
 
 def test_codes_are_the_positive_lasso():
@@ -150,8 +150,8 @@ def test_half_level_ignores_many_small_codes():
 def test_weak_occurrences_are_missed():
     """A known limit: of the two voices of the imbalanced toy only the loud one is counted."""
     data = synthetic.preset("imbalanced", n_rows=5000)
-    found = estimate_frequencies([data.dictionary, data.dictionary], data.rows)
-    assert found.frequency.median() < 0.6 * data.feature_frequency.median()
+    spectrum = estimate_frequencies([data.dictionary, data.dictionary], data.rows)
+    assert spectrum.frequency.median() < 0.6 * data.feature_frequency.median()
 
 
 def test_distance_in_decades():

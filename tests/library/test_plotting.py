@@ -14,8 +14,8 @@ from sae_lib import plotting
 
 def through(pixels: np.ndarray) -> np.ndarray:
     """The pixels that Pillow reads from the small PNG of an image."""
-    made = plotting.small_png(Image.fromarray(pixels.astype(np.uint8)))
-    return np.asarray(Image.open(io.BytesIO(made)).convert("RGB")).astype(int)
+    png = plotting.small_png(Image.fromarray(pixels.astype(np.uint8)))
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
 def drawn(width: float = 4.0) -> Figure:

@@ -170,10 +170,10 @@ def test_every_measurement_takes_it(architecture, settings, options, lm, tmp_pat
     with torch.no_grad():
         codes, output = theirs.encode(raw), theirs(raw)
 
-    found = metrics.reconstruction(sae, raw)
-    assert found.l0 == pytest.approx((codes != 0).double().sum(1).mean().item())
+    measured = metrics.reconstruction(sae, raw)
+    assert measured.l0 == pytest.approx((codes != 0).double().sum(1).mean().item())
     error, power = (output - raw).square().sum(), raw.square().sum()
-    assert found.nmse == pytest.approx((error / power).item(), rel=1e-4)
+    assert measured.nmse == pytest.approx((error / power).item(), rel=1e-4)
 
     statistics = metrics.latent_statistics(sae, raw)
     assert torch.equal(statistics.firing_rate, (codes != 0).double().mean(dim=0))

@@ -40,10 +40,10 @@ def test_preset_takes_overrides_by_keyword():
 
 
 def test_seed_decides_everything_and_parts_are_independent():
-    one, again, other = (synthetic.preset("uniform", n_rows=200, seed=s) for s in (5, 5, 6))
-    assert torch.equal(one.rows, again.rows)
-    assert not torch.equal(one.rows, other.rows)
-    assert not torch.equal(one.dictionary, other.dictionary)
+    first, again, other = (synthetic.preset("uniform", n_rows=200, seed=s) for s in (5, 5, 6))
+    assert torch.equal(first.rows, again.rows)
+    assert not torch.equal(first.rows, other.rows)
+    assert not torch.equal(first.dictionary, other.dictionary)
 
 
 @pytest.mark.parametrize(
@@ -240,8 +240,8 @@ def test_clustered_dictionary_is_coherent_within_a_cluster_only():
     cosine = v @ v.T
     assert cosine[same].mean().item() == pytest.approx(0.4, abs=0.01)
     assert cosine[cluster[:, None] != cluster].mean().item() == pytest.approx(0, abs=0.02)
-    one = synthetic.clustered_dictionary(30, 40, clusters=1, coherence=0.3, seed=2)
-    assert torch.equal(one, synthetic.coherent_dictionary(30, 40, coherence=0.3, seed=2))
+    single = synthetic.clustered_dictionary(30, 40, clusters=1, coherence=0.3, seed=2)
+    assert torch.equal(single, synthetic.coherent_dictionary(30, 40, coherence=0.3, seed=2))
 
 
 @pytest.mark.parametrize("name", sorted(synthetic.PRESETS))

@@ -194,14 +194,14 @@ def test_a_sparse_step_has_the_gradients_of_the_dense_one(name, monkeypatch):
     with torch.no_grad():
         sae.bias.fill_(-0.5)
         sae.scale.fill_(1.1)
-    found = []
+    results = []
     for one_pass in (run.dense, run.sparse):
         for parameter in (*sae.parameters(), *run.parameters()):
             parameter.grad = None
         step = one_pass(sae, x)
         step.loss.backward()
-        found.append((step, [p.grad for p in (*sae.parameters(), *run.parameters()) if p.requires_grad]))
-    (dense, expected), (sparse, ours) = found
+        results.append((step, [p.grad for p in (*sae.parameters(), *run.parameters()) if p.requires_grad]))
+    (dense, expected), (sparse, ours) = results
     assert 0 < int(sparse.codes.count_nonzero()) < dense.codes.numel() / 2
     torch.testing.assert_close(sparse.loss, dense.loss)
     if sparse.peak is not None:
