@@ -33,10 +33,8 @@ def setting(method: str, knob: float) -> float:
     return min(round(knob) if method in K_METHODS else float(f"{knob:.3g}"), HIGHEST[method])
 
 
-def options(
-    name: str, description: str | None, stages: Collection[str], arguments: list[str] | None
-) -> argparse.Namespace:
-    """The stage that is asked for, and the number of workers."""
+def parser(name: str, description: str | None, stages: Collection[str]) -> argparse.ArgumentParser:
+    """Return a command line that takes a stage and the number of workers."""
     parser = argparse.ArgumentParser(
         prog=f"python -m sae_experiments.records.{name}",
         description=description,
@@ -44,4 +42,4 @@ def options(
     )
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each; default 2")
-    return parser.parse_args(arguments)
+    return parser

@@ -24,6 +24,7 @@ of the rows, nothing else.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import time
 from pathlib import Path
@@ -270,9 +271,14 @@ def shared_directions(workers: int) -> tuple[list[dict[str, Any]], float]:
     return rows, sum(row["seconds"] for row in trained) / workers + time.perf_counter() - started
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    return common.parser("consistency", __doc__, (*stages(), "agreement"))
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """One stage; its record goes to book/records."""
-    asked = common.options("consistency", __doc__, (*stages(), "agreement"), arguments)
+    """Run one stage; its record goes to book/records."""
+    asked = parser().parse_args(arguments)
     testbed.open_testbed("quick", STORES, names=("code",))
     path = Path(RECORDS, f"{10 if asked.stage == 'agreement' else 11}_{asked.stage}.json")
     rows: list[dict[str, Any]] = []

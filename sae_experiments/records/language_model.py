@@ -21,6 +21,7 @@ counts. Elsewhere the learning rate is kept and only the knob is turned again.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import math
 import time
@@ -30,8 +31,8 @@ from typing import Any
 from torch import Tensor
 
 from sae_experiments import testbed
-from sae_experiments.records import consistency
-from sae_experiments.records.common import BUDGET, SLOPES, TRIAL_SEED, miss, options, setting, towards
+from sae_experiments.records import common, consistency
+from sae_experiments.records.common import BUDGET, SLOPES, TRIAL_SEED, miss, setting, towards
 from sae_experiments.testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib import GroupBiasAdaptation, load, metrics, records, train
 from sae_lib.language_models import LanguageModel
@@ -259,9 +260,14 @@ STAGES = {
 GROWING = ("search", "frontier")
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    return common.parser("language_model", __doc__, STAGES)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """One stage; its record goes to book/records."""
-    asked = options("language_model", __doc__, STAGES, arguments)
+    """Run one stage; its record goes to book/records."""
+    asked = parser().parse_args(arguments)
     started = time.perf_counter()
     testbed.open_testbed("quick", STORES)
     path = Path(RECORDS, f"10_{asked.stage}.json")

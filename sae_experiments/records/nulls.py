@@ -175,7 +175,8 @@ def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) ->
         records.write(RECORDS / f"13_{what.replace('-', '_')}.json", rows, seconds=spent)
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -183,7 +184,11 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--trials", type=int, default=40)
+    return parser
+
+
+if __name__ == "__main__":
     # under the module's own name, so that other processes find what it defines
     from sae_experiments.records import nulls as module
 
-    module.main(**vars(parser.parse_args()))
+    module.main(**vars(parser().parse_args()))

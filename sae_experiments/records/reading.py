@@ -190,13 +190,18 @@ def main(what: str, workers: int = 2) -> Path:
     return path
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("readings", "splitting", "interventions"))
     parser.add_argument("--workers", type=int, default=2)
+    return parser
+
+
+if __name__ == "__main__":
     # under the module's own name, so that other processes find what it defines
     from sae_experiments.records import reading
 
-    print(reading.main(**vars(parser.parse_args())))
+    print(reading.main(**vars(parser().parse_args())))

@@ -190,11 +190,16 @@ def main(size: str = "small", seeds: int = 3, workers: int = 1) -> Path:
     return path
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
-    print(main(**vars(parser.parse_args())))
+    return parser
+
+
+if __name__ == "__main__":
+    print(main(**vars(parser().parse_args())))

@@ -6,8 +6,10 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,36 @@ def hardware() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def command() -> str:
+    """Return the command line that started this process: "python -m MODULE ARGUMENTS", or "interactive".
+
+    The environment variable ``SAE_LIB_COMMAND`` takes its place; the book's kernels have it set. Absolute
+    paths are shortened: relative to the working directory, or to their last part elsewhere.
+    """
+    if stated := os.environ.get("SAE_LIB_COMMAND"):
+        return stated
+    main = sys.modules["__main__"]
+    if spec := getattr(main, "__spec__", None):
+        start = ["-m", spec.name.removesuffix(".__main__")]
+    elif script := getattr(main, "__file__", None):
+        start = [_shortened(os.path.abspath(script))]
+    else:
+        return "interactive"
+    if start[-1] == "ipykernel_launcher":
+        return "interactive"
+    return shlex.join(["python", *start, *map(_shortened, sys.argv[1:])])
+
+
+def _shortened(argument: str) -> str:
+    """``/home/me/book/x.json`` and ``--record=/home/me/book/x.json`` without the folders above this one."""
+    option, equals, value = argument.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    inside = path.is_relative_to(Path.cwd())
+    return f"{option}{equals}{path.relative_to(Path.cwd()).as_posix() if inside else path.name}"
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lib.files.atomic import replacing
+from sae_lib.records.machine import command as this_command
 from sae_lib.records.machine import hardware, library_sha256, versions
 
 FORMAT = "sae_lib.record.1"
@@ -25,7 +26,7 @@ class Record:
     """Rows of results and what they were made with.
 
     rows: one dictionary of plain values for each run.
-    made: date, hardware, versions, hash of the library, seconds.
+    made: command, date, hardware, versions, hash of the library, seconds.
     """
 
     rows: list[dict[str, Any]]
@@ -45,15 +46,23 @@ class Record:
         return f"{where}, {length}, {day.day} {day:%B %Y}"
 
 
-def write(path: str | PathLike[str], rows: Sequence[dict[str, Any]], *, seconds: float) -> None:
+def write(
+    path: str | PathLike[str],
+    rows: Sequence[dict[str, Any]],
+    *,
+    seconds: float,
+    command: str | None = None,
+) -> None:
     """Write a record in one step; its folder is created if need be.
 
     rows: dictionaries of plain JSON values, such as :func:`sae_lib.sweeps.sweep` returns.
     seconds: how long the runs took together, on the clock.
+    command: what makes the record again; by default the command line of this process.
     """
     if not rows:
         raise ValueError("no rows to record; expected at least one result")
     made = {
+        "command": this_command() if command is None else command,
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": hardware(),
         "versions": versions(),
@@ -73,7 +82,7 @@ def read(path: str | PathLike[str]) -> Record:
     >>> sae_lib.records.write("07_sweep.json", [{"htf": 0.1, "frr": 0.98}], seconds=90)
     >>> record = sae_lib.records.read("07_sweep.json")
     >>> record.rows, sorted(record.made)
-    ([{'htf': 0.1, 'frr': 0.98}], ['date', 'hardware', 'library_sha256', 'seconds', 'versions'])
+    ([{'htf': 0.1, 'frr': 0.98}], ['command', 'date', 'hardware', 'library_sha256', 'seconds', 'versions'])
     """
     try:
         content = json.loads(Path(path).read_text("utf8"))
