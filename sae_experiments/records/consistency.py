@@ -104,17 +104,16 @@ def settle(
     """A knob for L0 within 10 % of 32, from ``start`` on, in at most four trainings; else the nearest."""
     if method in common.K_METHODS:
         return {"knob": start, "seconds": 0.0}
-    trials: list[tuple[float, float]] = []
-    knob, seconds = start, 0.0
-    while len(trials) < common.BUDGET:
-        found = fit(method, knob, lr, common.TRIAL_SEED, data, layer, steps, tied)
-        trials.append((common.miss(found["l0"], TARGET), knob))
-        seconds += found["seconds"]
-        if abs(found["l0"] / TARGET - 1) <= 0.1:
-            break
-        step = common.towards(1.0, found["l0"], TARGET, common.SLOPES[method])
-        knob = common.setting(method, knob * min(max(step, 0.3), 3))
-    return {"knob": min(trials)[1], "seconds": seconds}
+    seconds = 0.0
+
+    def l0(knob: float) -> float:
+        nonlocal seconds
+        trained = fit(method, knob, lr, common.TRIAL_SEED, data, layer, steps, tied)
+        seconds += trained["seconds"]
+        return float(trained["l0"])
+
+    knob = common.turn_knob(method, l0, TARGET, start, within=0.1).knob
+    return {"knob": knob, "seconds": seconds}
 
 
 def agreement(kept: list[str], data: str, layer: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from sae_experiments import testbed
 from sae_experiments.records import common, consistency
-from sae_experiments.records.common import BUDGET, SLOPES, TRIAL_SEED, miss, setting, towards
+from sae_experiments.records.common import SLOPES, TRIAL_SEED, setting, towards, turn_knob
 from sae_experiments.testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib import GroupBiasAdaptation, load, metrics, records, train
 from sae_lib.language_models import LanguageModel
@@ -71,25 +71,15 @@ def seek(
 ) -> dict[str, list[dict[str, Any]]]:
     """Turn a method's knob from ``start`` until L0 is within 5 % of the target, in at most four trainings.
 
-    By secants on logarithmic axes; the method's usual slope stands in for the first one, and for one that
-    noise has turned round. A training that leaves nine latents in ten dead ends it: the rate is too high.
+    A training that leaves nine latents in ten dead ends the search: the rate is too high.
     """
-    usual, knob = SLOPES[method], start
     trials: list[dict[str, Any]] = []
-    while len(trials) < BUDGET:
+
+    def l0(knob: float) -> float:
         trials.append({"knob": knob, **fit(contestant(method, knob), lr, corpus, layer, TRIAL_SEED)})
-        nearest = sorted(trials, key=lambda t: miss(t["l0"], target))
-        best = nearest[0]
-        if abs(best["l0"] / target - 1) <= STOP or trials[-1]["dead"] > 0.9:
-            break
-        slope = usual
-        if len(nearest) > 1:
-            rise = math.log(max(best["l0"], 0.1) / max(nearest[1]["l0"], 0.1))
-            slope = rise / math.log(best["knob"] / nearest[1]["knob"])
-            slope = slope if 1 / 3 < slope / usual < 3 else usual
-        knob = setting(method, towards(best["knob"], best["l0"], target, slope))
-        if any(t["knob"] == knob for t in trials):
-            break
+        return math.nan if trials[-1]["dead"] > 0.9 else float(trials[-1]["l0"])
+
+    turn_knob(method, l0, target, start, within=STOP)
     return {"trials": trials}
 
 
