@@ -1,4 +1,4 @@
-"""What a result was computed with: hardware, versions, and the state of this library."""
+"""What a result was computed with: command, hardware, versions and the state of this library."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PACKAGES = ("torch", "numpy", "transformers", "sae_lib")
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, number of cores, GPU and memory in GiB. No host name."""
+    """Return processor, number of cores, GPU and memory in GiB, without the host name."""
     return {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": _gpu(), "ram_gib": _memory_gib()}
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+    """Return the versions of Python and of the packages that decide the numbers."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
@@ -37,18 +37,18 @@ def command() -> str:
         return stated
     main = sys.modules["__main__"]
     if spec := getattr(main, "__spec__", None):
-        start = ["-m", spec.name.removesuffix(".__main__")]
+        program = ["-m", spec.name.removesuffix(".__main__")]
     elif script := getattr(main, "__file__", None):
-        start = [_shortened(os.path.abspath(script))]
+        program = [_shortened(os.path.abspath(script))]
     else:
         return "interactive"
-    if start[-1] == "ipykernel_launcher":
+    if program[-1] == "ipykernel_launcher":
         return "interactive"
-    return shlex.join(["python", *start, *map(_shortened, sys.argv[1:])])
+    return shlex.join(["python", *program, *map(_shortened, sys.argv[1:])])
 
 
 def _shortened(argument: str) -> str:
-    """``/home/me/book/x.json`` and ``--record=/home/me/book/x.json`` without the folders above this one."""
+    """Drop the folders above this one from ``/home/me/book/x.json`` and ``--record=/home/me/book/x.json``."""
     option, equals, value = argument.rpartition("=")
     path = Path(value)
     if not path.is_absolute():
@@ -59,7 +59,7 @@ def _shortened(argument: str) -> str:
 
 @functools.cache
 def library_sha256() -> str:
-    """One hash over all source files of ``sae_lib``."""
+    """Return one hash over all source files of ``sae_lib``."""
     package = Path(__file__).parents[1]
     total = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -69,7 +69,7 @@ def library_sha256() -> str:
 
 
 def _cpu() -> str:
-    """The processor's model name, as far as the system tells it."""
+    """Return the processor's model name, as far as the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf8").splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -77,7 +77,7 @@ def _cpu() -> str:
 
 
 def _gpu() -> str:
-    """The first GPU's name; asked from the driver's tool, because importing torch takes seconds."""
+    """Return the first GPU's name, from the driver's tool, because importing torch takes seconds."""
     tool = shutil.which("nvidia-smi")
     if not tool:
         return "none"

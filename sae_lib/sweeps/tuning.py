@@ -111,12 +111,12 @@ class _Search:
 
         return sorted(self.trials, key=distance)
 
-    def goes_on(self) -> bool:
+    def unfinished(self) -> bool:
         return len(self.trials) < self.budget and abs(self.miss(self.nearest()[0])) > self.tolerance
 
     def between(self, low: float, high: float, *, integer: bool) -> None:
         left, right = self.attempt(low), self.attempt(high)
-        while self.goes_on() and self.miss(left) * self.miss(right) < 0:
+        while self.unfinished() and self.miss(left) * self.miss(right) < 0:
             # kept off the ends, where a curved measurement would hold it for many calls
             share = min(max(self.miss(left) / (self.miss(left) - self.miss(right)), 0.1), 0.9)
             knob = left[0] * (right[0] / left[0]) ** share
@@ -129,7 +129,7 @@ class _Search:
 
     def along(self, start: float, usual: float, setting: Callable[[float], float]) -> None:
         knob = start
-        while not math.isnan(self.attempt(knob)[1]) and self.goes_on():
+        while not math.isnan(self.attempt(knob)[1]) and self.unfinished():
             best, *others = self.nearest()
             slope = usual
             if others:
