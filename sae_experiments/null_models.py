@@ -114,13 +114,7 @@ def rows_of(
 ) -> dict[str, dict[str, Tensor]]:
     """Return a model's activations on the text, by site and part, (N, d) float32, in one pass over it.
 
-    Args:
-        model: To read.
-        text: To read it on.
-        sites: Such as ``"resid_post.2"``.
-        normalisation: By default one constant for each site, fitted on its training rows.
-        skip_first: As for :func:`code_text`.
-        batch_blocks: Blocks of one forward pass.
+    They are scaled by ``normalisation``, by default one constant a site, fitted on its training rows.
     """
     raw: dict[str, dict[str, list[Tensor]]] = {site: {part: [] for part in PARTS} for site in sites}
     places = [model.site(site) for site in sites]
@@ -192,7 +186,7 @@ def measure(
 def halves(
     sae: SparseAutoencoder, rows: Mapping[str, Tensor], text: Text
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return labels and firings on the half to choose on, then on that to score on: arguments of ``search``."""
+    """Return labels and firings on the half to choose on, then on that to score on: ``search`` takes them."""
     fired = {part: sae.encode(rows[part]) > 0 for part in PARTS[1:]}
     return text.labels["choose"], fired["choose"], text.labels["score"], fired["score"]
 

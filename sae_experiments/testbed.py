@@ -170,14 +170,10 @@ def open_place(
 ) -> tuple[ActivationStore, Tensor]:
     """Open one corpus and layer of the quick testbed without the model: training store, held-out rows (N, d).
 
-    Args:
-        corpus: One of ``CORPORA``.
-        layer: One of ``LAYERS``.
-        folder: As for :func:`open_testbed`, which harvested them.
-        store: Another one to train on, in place of the testbed's.
+    With ``store`` this is the training store, in place of the testbed's.
 
     Raises:
-        FileNotFoundError: Not harvested yet.
+        FileNotFoundError: :func:`open_testbed` has not harvested them in ``folder``.
     """
     if store is None:
         store = ActivationStore.open(_at(folder, "quick", corpus, "train", layer))

@@ -27,8 +27,8 @@ GIB = 2**30
 SCORED_BLOCKS, BUFFER_BATCHES = 4, 8
 # a size that a CPU manages in minutes
 CPU_WIDTH, CPU_TOKENS = 16_384, 1_000_000
-# copies of B × M float32 numbers alive at the worst moment of a step: 5.3 in a dense one of GBA, 6 to 7 in one
-# of TopK with its auxiliary loss for dead latents, both measured on a CPU
+# copies of B × M float32 numbers alive at the worst moment of a step: 5.3 in a dense one of GBA, 6 to 7 in
+# one of TopK with its auxiliary loss for dead latents, both measured on a CPU
 STEP_COPIES = 8
 
 

@@ -70,11 +70,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def config_of(name: str) -> Any:
-    """Return the model's config without its weights; None where only loading tells.
-
-    Raises:
-        SystemExit: No such model.
-    """
+    """Return the config without the weights; None where only loading tells. SystemExit names a missing one."""
     if name == PAPER["model"]:
         values = read_json(CONFIG)
         return AutoConfig.for_model(values.pop("model_type"), **values)
@@ -87,11 +83,7 @@ def config_of(name: str) -> Any:
 
 
 def load(options: argparse.Namespace, config: Any) -> LanguageModel:
-    """Load the language model, trained or with random weights.
-
-    Raises:
-        SystemExit: It cannot be loaded; the message says what to do without a network.
-    """
+    """Load the language model, trained or random; SystemExit says what to do without a network."""
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if not options.random_weights:
@@ -122,11 +114,7 @@ def label(options: argparse.Namespace) -> str:
 
 @functools.lru_cache
 def corpus(name: str, documents: int) -> corpora.Corpus:
-    """Return a text by its name on the command line; read once.
-
-    Raises:
-        SystemExit: No such text.
-    """
+    """Return a text by its name on the command line; read once. SystemExit names a missing one."""
     packaged = {"code": corpora.standard_library, "wikipedia": corpora.wikipedia_summaries}
     if name in packaged:
         return packaged[name]()
@@ -140,17 +128,13 @@ def corpus(name: str, documents: int) -> corpora.Corpus:
 
 
 def passes(part: corpora.Corpus, model: LanguageModel, sample: Tensor, tokens: int) -> float:
-    """Return how often a run of so many tokens reads a text, by the characters a token of ``sample`` takes."""
+    """Return how often a run of so many tokens reads a text, by the characters per token of ``sample``."""
     each = len(model.tokenizer.decode(sample.flatten())) / sample.numel()
     return tokens * each / sum(len(document.text) for document in part.documents)
 
 
 def blocks(part: corpora.Corpus, model: LanguageModel, tokens: int, seed: int = 0) -> Tensor:
-    """Return the first blocks (n, 256) of a text, n · 256 ≥ tokens, or all it has.
-
-    Raises:
-        SystemExit: The text does not fill one block.
-    """
+    """Return the first blocks (n, 256), n · 256 ≥ tokens, or all there are; SystemExit where there is none."""
     endless = corpora.token_blocks(part, model.tokenizer, BLOCK, seed=seed)
     first = list(itertools.islice(endless, -(-tokens // BLOCK)))
     if not first:

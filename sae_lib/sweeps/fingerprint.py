@@ -17,11 +17,7 @@ FOLLOWED = "sae_experiments"
 
 
 def plain_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a cell as JSON values, methods as their descriptions.
-
-    Raises:
-        ValueError: An argument is neither a plain JSON value nor a method.
-    """
+    """Return a cell as JSON values, methods as their descriptions; ValueError for anything else."""
     values = {k: v.describe() if isinstance(v, Method) else v for k, v in cell.items()}
     for name, value in values.items():
         try:

@@ -47,11 +47,7 @@ def summary(
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarise at least one value; all is NaN if one of them is NaN or infinite.
-
-    Raises:
-        ValueError: No values.
-    """
+    """Summarise at least one value; all is NaN if one of them is NaN or infinite."""
     if not values:
         raise ValueError("no values to summarise; expected at least one")
     if not all(map(math.isfinite, values)):
