@@ -70,7 +70,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def config_of(name: str) -> Any:
-    """Return the config without the weights; None where only loading tells. SystemExit names a missing one."""
+    """Return the config without the weights; None where only loading tells. SystemExit for a missing one."""
     if name == PAPER["model"]:
         values = read_json(CONFIG)
         return AutoConfig.for_model(values.pop("model_type"), **values)
@@ -134,7 +134,7 @@ def passes(part: corpora.Corpus, model: LanguageModel, sample: Tensor, tokens: i
 
 
 def blocks(part: corpora.Corpus, model: LanguageModel, tokens: int, seed: int = 0) -> Tensor:
-    """Return the first blocks (n, 256), n · 256 ≥ tokens, or all there are; SystemExit where there is none."""
+    """Return the first blocks (n, 256), n · 256 ≥ tokens, or all there are; SystemExit if there is none."""
     endless = corpora.token_blocks(part, model.tokenizer, BLOCK, seed=seed)
     first = list(itertools.islice(endless, -(-tokens // BLOCK)))
     if not first:
