@@ -1,9 +1,9 @@
-"""The paper's language-model run: Qwen2.5-1.5B, layers 2, 13 and 26, 65,536 latents, 100 million tokens.
+r"""The paper's language-model run: Qwen2.5-1.5B, layers 2, 13 and 26, 65,536 latents, 100 million tokens.
 
     python -m sae_experiments.paper_scale --estimate          # what it would cost; starts nothing
     python -m sae_experiments.paper_scale                     # one GPU with some 32 GiB
     python -m sae_experiments.paper_scale --random-weights    # the same size where the hub is out of reach
-    python -m sae_experiments.paper_scale --model smollm2-135m --layers 14 --width 2048 --tokens 60000 \\
+    python -m sae_experiments.paper_scale --model smollm2-135m --layers 14 --width 2048 --tokens 60000 \
         --batch-size 256 --corpora code --methods gba    # a small one, minutes on a CPU
 
 It states its cost before it starts: memory, disk and download by formulas, time from a calibration of a few
