@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PROFILE ?= quick
 CHAPTERS ?=
+NAME ?=
 # where the repository and the site can be found: the site then links to both
 REPOSITORY ?=
 ADDRESS ?=
@@ -16,7 +17,7 @@ PYTEST := $(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 STYLE := $(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 SITE := $(PY) -m tools.book site --repository "$(REPOSITORY)" --address "$(ADDRESS)"
 
-.PHONY: help env book site archive check quick test paths lock clean
+.PHONY: help env book site archive check quick test paths record lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -64,6 +65,9 @@ test: env ## style, types, all tests, then every notebook executed again and com
 
 paths: env ## execute the book as other processors would, and with other seeds; compare every number
 	@$(PY) -m tools.book verify --paths --record
+
+record: env ## make a record of the book again, by the command that it states: NAME=10_search
+	@$(PY) -m sae_experiments.records $(NAME)
 
 lock: env ## write requirements.lock anew from what is installed in .venv
 	@$(PY) -m tools.lock

@@ -1,10 +1,10 @@
-"""What a GBA step costs against each of its sizes, sparse and dense.
+"""The cost of a GBA step against each of its sizes, sparse and dense.
 
     python -m benchmarks.cost                                       # about three minutes on two cores
     python -m benchmarks.cost --record book/records/14_cost.json
 
-One size at a time is moved away from d 576, width 9,216, batch 1,024, L0 32; rules and contestants are those
-of ``benchmarks.step``.
+One size at a time departs from d 576, width 9,216, batch 1,024, L0 32. Rules and contestants are those of
+``benchmarks.step``.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ VALUES = {
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run the benchmark; returns its rows."""
+    """Run the benchmark and return its rows."""
     options = parser().parse_args(arguments)
     started = time.perf_counter()
     shapes = [BASE | {size: value} for size, values in VALUES.items() for value in values]
     rows = []
     for shape in {tuple(s.items()): s for s in shapes}.values():
         x = normalize(torch.randn(shape["batch"], shape["d"]), dim=1)
-        found = step.measure(x, shape["width"], shape["l0"], options.rounds, only="GBA")
-        rows += [shape | row for row in found]
+        measured = step.measure(x, shape["width"], shape["l0"], options.rounds, only="GBA")
+        rows += [shape | row for row in measured]
     report.finish(
         rows, options, started,
         lambda row: " ".join(f"{size} {row[size]:<6}" for size in BASE)
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     return report.parser("cost", __doc__.split("\n")[0], rounds=5)
 
 

@@ -28,12 +28,12 @@ from sae_lib import activations, corpora, language_models
 from sae_lib.activations import ActivationStream
 from sae_lib.activations.positions import enough
 
-# rows that a stream makes at a time; tokens are rounded to whole buffers, so that all three make as many
+# rows a stream makes at a time; tokens are rounded to full buffers, so that all three make as many
 BUFFER = 16_384
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run the benchmark; returns its rows."""
+    """Run the benchmark and return its rows."""
     options = parser().parse_args(arguments)
     options.tokens = max(1, round(options.tokens / BUFFER)) * BUFFER
     started = time.perf_counter()
@@ -64,9 +64,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     times = in_turn(calls, device, options.rounds)
     rows = [
         {"name": name, "model": model.name, "layer": options.layer, "tokens": options.tokens,
-         "tokens_per_s": options.tokens / statistics.median(taken),
-         "of_bare": statistics.median(times["bare forward"]) / statistics.median(taken)}
-        for name, taken in times.items()
+         "tokens_per_s": options.tokens / statistics.median(durations),
+         "of_bare": statistics.median(times["bare forward"]) / statistics.median(durations)}
+        for name, durations in times.items()
     ]  # fmt: skip
     report.finish(
         rows, options, started,
@@ -78,20 +78,20 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 def in_turn(
     calls: dict[str, Callable[[], None]], device: torch.device, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each call, one after the other in every round, after one round that does not count."""
+    """Time each call in seconds, one after the other in every round; the first round does not count."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
-            taken = seconds(call, device)
+            duration = seconds(call, device)
             if number:
-                times[name].append(taken)
+                times[name].append(duration)
         print(f"\rround {number} of {rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return times
 
 
 def load(options: argparse.Namespace, device: torch.device) -> language_models.LanguageModel:
-    """The default model, or one with random weights of another's shape and the default's tokenizer."""
+    """Load the default model, or one of another shape with random weights and the default's tokenizer."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = language_models.load(device=device, dtype=dtype)
     if not options.random:
@@ -110,12 +110,12 @@ def load(options: argparse.Namespace, device: torch.device) -> language_models.L
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     sizes = {"layer": 10, "tokens": BUFFER, "blocks": 8, "rounds": 3}
-    found = report.parser("harvest", __doc__.split("\n")[0], **sizes)
-    found.add_argument("--random", action="store_true", help="a Qwen2.5-1.5B with random weights")
-    found.add_argument("--device", default="cpu", help="cpu or cuda")
-    return found
+    options = report.parser("harvest", __doc__.split("\n")[0], **sizes)
+    options.add_argument("--random", action="store_true", help="a Qwen2.5-1.5B with random weights")
+    options.add_argument("--device", default="cpu", help="cpu or cuda")
+    return options
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ STATUS = Path("/proc/self/status")
 
 
 def peak(step: Callable[[], object], device: torch.device) -> float:
-    """Most bytes that a call of ``step`` holds beyond what was held before; NaN where it cannot be told.
+    """Return the most bytes that a call of ``step`` holds beyond those held before; NaN if unknown.
 
-    On a GPU what PyTorch allocates; on Linux the resident memory of the process.
+    On a GPU these are PyTorch's; on a CPU the resident memory of the process, on Linux only.
     """
     gc.collect()
     if device.type == "cuda":
@@ -27,7 +27,7 @@ def peak(step: Callable[[], object], device: torch.device) -> float:
         return torch.cuda.max_memory_allocated() - before
     if not STATUS.exists():
         return float("nan")
-    # freed memory goes back to the system, or it would hide what the step needs
+    # give freed memory back to the system, or it would hide what the step needs
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _resident("VmRSS")

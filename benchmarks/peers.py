@@ -1,7 +1,7 @@
-"""Training steps of other libraries, as closures, for those that are installed.
+"""Training steps of other libraries that are installed, as closures.
 
-Each is the library's own forward pass and loss with the optimiser and the care for decoder norms that its
-trainer has; logging and data handling are left out, which favours them.
+Each is the library's own forward pass and loss, with its trainer's optimiser and handling of decoder norms;
+logging and data handling are left out, which favours them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ RATE = 1e-7
 
 
 def available(x: Tensor, width: int, l0: int) -> dict[str, Callable[[], Step]]:
-    """What builds the step of every peer that is installed, by name; x is the batch (B, d)."""
-    found: dict[str, Callable[[], Step]] = {}
+    """Return, by name, a builder of the step of every installed peer; x is the batch (B, d)."""
+    builders: dict[str, Callable[[], Step]] = {}
     if find_spec("sae_lens"):
         names = ("TopK", "BatchTopK", "JumpReLU", "L1")
-        found |= {f"SAELens {name}": partial(_sae_lens, name, x, width, l0) for name in names}
+        builders |= {f"SAELens {name}": partial(_sae_lens, name, x, width, l0) for name in names}
     if find_spec("sparsify"):
-        found["sparsify TopK"] = partial(_sparsify, x, width, l0)
+        builders["sparsify TopK"] = partial(_sparsify, x, width, l0)
     if find_spec("dictionary_learning"):
         names = ("TopK", "BatchTopK")
-        found |= {
+        builders |= {
             f"dictionary_learning {name}": partial(_dictionary_learning, name, x, width, l0) for name in names
         }
-    return found
+    return builders
 
 
 def _sae_lens(name: str, x: Tensor, width: int, l0: int) -> Step:
@@ -48,14 +48,14 @@ def _sae_lens(name: str, x: Tensor, width: int, l0: int) -> Step:
     optimiser = torch.optim.Adam(sae.parameters(), lr=RATE)
     if name in ("JumpReLU", "L1"):
         _set_l0(sae, x, l0)
-    given = TrainStepInput(
+    batch = TrainStepInput(
         sae_in=x, coefficients={"l0": 1e-6, "l1": 1e-6}, dead_neuron_mask=None, n_training_steps=1,
         is_logging_step=False,
     )  # fmt: skip
 
     def step() -> None:
         optimiser.zero_grad()
-        sae.training_forward_pass(given).loss.backward()
+        sae.training_forward_pass(batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         optimiser.step()
 
@@ -64,7 +64,7 @@ def _sae_lens(name: str, x: Tensor, width: int, l0: int) -> Step:
 
 @torch.no_grad()
 def _set_l0(sae: torch.nn.Module, x: Tensor, l0: int) -> None:
-    """Encoder biases (and thresholds) at which ``l0`` latents fire on a row."""
+    """Set encoder biases (and thresholds) so that ``l0`` latents fire on a row."""
     width = sae.W_enc.shape[1]
     cut = (x @ sae.W_enc).flatten()[: 2**24].float().cpu().kthvalue(
         int((1 - l0 / width) * min(x.shape[0] * width, 2**24))
@@ -78,7 +78,7 @@ def _sparsify(x: Tensor, width: int, l0: int) -> Step:
     from sparsify import SparseCoder, SparseCoderConfig, sparse_coder, utils
 
     if x.device.type == "cpu":
-        # where Triton is installed it takes its Triton decoder, which needs a GPU
+        # with Triton installed it would take its Triton decoder, which needs a GPU
         sparse_coder.decoder_impl = utils.eager_decode
     sae = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=width, k=l0), device=x.device)
     optimiser = torch.optim.Adam(sae.parameters(), lr=RATE)

@@ -6,8 +6,8 @@
     python -m benchmarks.step --record book/records/14_step.json
 
 All contestants are timed in one process, in turn, round after round; numbers are medians over the rounds.
-Rows are random, as are weights; biases are set so that ``--l0`` latents fire on a row. Peers are timed
-where they are installed (``pip install sae_lib[bench]``; sparsify and dictionary_learning by hand).
+Rows and weights are random; biases are set so that ``--l0`` latents fire on a row. Peers are timed where
+they are installed (``pip install sae_lib[bench]``; sparsify and dictionary_learning by hand).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RATE = peers.RATE
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    """Run the benchmark; returns its rows."""
+    """Run the benchmark and return its rows."""
     options = parser().parse_args(arguments)
     if options.bf16 and options.device == "cpu":
         raise SystemExit("--bf16 with --device cpu: compiled loops on a CPU use float32; leave out --bf16")
@@ -55,17 +55,17 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     sizes = {"d": 576, "width": 9216, "batch": 1024, "l0": 32, "rounds": 15}
-    found = report.parser("step", __doc__.split("\n")[0], **sizes)
-    found.add_argument("--device", default="cpu", help="cpu or cuda")
-    found.add_argument("--bf16", action="store_true", help="products in bfloat16 (autocast); on a GPU")
-    found.add_argument("--only", default="", help="only contestants whose name has this in it")
-    return found
+    options = report.parser("step", __doc__.split("\n")[0], **sizes)
+    options.add_argument("--device", default="cpu", help="cpu or cuda")
+    options.add_argument("--bf16", action="store_true", help="products in bfloat16 (autocast); on a GPU")
+    options.add_argument("--only", default="", help="only contestants whose name contains this")
+    return options
 
 
 def measure(x: Tensor, width: int, l0: int, rounds: int, only: str = "") -> list[dict[str, Any]]:
-    """Median milliseconds of each contestant, as a multiple of the product, and peak memory in MiB."""
+    """Measure each contestant: median milliseconds, as a multiple of the product, and peak memory in MiB."""
     built = contestants(x, width, l0).items()
     steps = {name: build() for name, build in built if only.lower() in name.lower()}
     weight, out = torch.randn(width, x.shape[1], device=x.device), x.new_empty(len(x), width)
@@ -93,7 +93,7 @@ def measure(x: Tensor, width: int, l0: int, rounds: int, only: str = "") -> list
 
 
 def seconds(step: Callable[[], object], device: torch.device) -> float:
-    """One call, waiting for the device."""
+    """Time one call, waiting for the device."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     # autocast would keep the weights it has cast, and a step after the first would not cast them again
     torch.clear_autocast_cache()
@@ -105,7 +105,7 @@ def seconds(step: Callable[[], object], device: torch.device) -> float:
 
 
 def contestants(x: Tensor, width: int, l0: int) -> dict[str, Callable[[], Callable[[], object]]]:
-    """What builds the step of each contestant, by name: ours, sparse and dense, then the peers'."""
+    """Return, by name, a builder of the step of each contestant: ours, sparse and dense, then the peers'."""
     ours = {
         "GBA": sae_lib.GroupBiasAdaptation(),
         "L1": sae_lib.L1(0.0),
@@ -113,40 +113,40 @@ def contestants(x: Tensor, width: int, l0: int) -> dict[str, Callable[[], Callab
         "BatchTopK": BatchTopK(k=l0),
         "JumpReLU": JumpReLU(0.0),
     }
-    found: dict[str, Callable[[], Callable[[], object]]] = {
+    builders: dict[str, Callable[[], Callable[[], object]]] = {
         f"sae_lib {name}": partial(ours_step, method, x, width, l0) for name, method in ours.items()
     }
-    found["sae_lib GBA, dense"] = partial(ours_step, ours["GBA"], x, width, l0, dense=True)
-    return found | peers.available(x, width, l0)
+    builders["sae_lib GBA, dense"] = partial(ours_step, ours["GBA"], x, width, l0, dense=True)
+    return builders | peers.available(x, width, l0)
 
 
 def ours_step(
     method: sae_lib.methods.Method, x: Tensor, width: int, l0: int, *, dense: bool = False
 ) -> Callable[[], object]:
-    """A step as ``train`` makes it, at biases with which ``l0`` latents fire on a row."""
+    """Return a step as ``train`` makes it, at biases with which ``l0`` latents fire on a row."""
     sae = method.build(x.shape[1], width, normalisation=sae_lib.Normalisation(), seed=0).to(x.device)
-    run = method.start(sae, x[: min(len(x), 1024)])
+    trainer = method.start(sae, x[: min(len(x), 1024)])
     with torch.no_grad():
         if sae.threshold is None or isinstance(method, JumpReLU):
-            # of a row of products with random unit rows, N(0, 1/d), the share l0 / M lies above this
+            # a row's products with random unit rows are N(0, 1/d); a share l0 / M of them exceeds this level
             level = torch.distributions.Normal(0, x.shape[1] ** -0.5).icdf(torch.tensor(1 - l0 / width))
             sae.bias.fill_(-level.item())
-    one_pass = run.dense if dense else run.sparse
+    one_pass = trainer.dense if dense else trainer.sparse
     optimiser = method.optimiser(
-        [p for p in (*sae.parameters(), *run.parameters()) if p.requires_grad], RATE, 0.0
+        [p for p in (*sae.parameters(), *trainer.parameters()) if p.requires_grad], RATE, 0.0
     )
     number = 0
 
     def step() -> None:
         nonlocal number
         number += 1
-        found = one_pass(sae, x)
+        forward = one_pass(sae, x)
         optimiser.zero_grad()
-        found.loss.backward()
+        forward.loss.backward()
         optimiser.step()
         sae.unit_rows_()
-        # never a number at which the bias rule is applied: L0 has to stay
-        run.after_step(sae, found, 10 * number + 1)
+        # never a number at which the bias rule acts: L0 has to stay
+        trainer.after_step(sae, forward, 10 * number + 1)
 
     return step
 

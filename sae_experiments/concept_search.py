@@ -1,7 +1,7 @@
 """Which latent stands for a concept: a search, and its score on other text.
 
-A search that looks at its own answer finds something everywhere. So the latent is chosen on one half of the
-documents and scored on the other, and the whole search has to be repeated where nothing can be found
+A search scored on the rows it searched finds something everywhere. So the latent is chosen on one half of the
+documents and scored on the other, and the search has to be repeated where there is nothing to find
 (:mod:`sae_lib.metrics.nulls`).
 """
 
@@ -16,11 +16,14 @@ from sae_lib.metrics.nulls import label_permutation_null
 
 
 def phi(labels: Tensor, fired: Tensor) -> Tensor:
-    """Correlation φ of concepts and latents, both yes or no: (F, M) float64 from (N, F) and (N, M) bool.
+    """Return the correlations φ (F, M), float64, of concepts (N, F) and latents (N, M), both bool.
 
     φ is Pearson's correlation of two binaries: 1 if they agree on every row, 0 if they have nothing to do
     with each other, *whatever their frequencies*; F1 would be high for a frequent concept and a busy latent.
     0 where one of them never changes.
+
+    Raises:
+        ValueError: Shapes do not match, or there are no rows.
     """
     if labels.ndim != 2 or fired.ndim != 2 or len(labels) != len(fired) or len(labels) == 0:
         raise ValueError(
@@ -45,10 +48,15 @@ class Found:
 
 
 def search(labels: Tensor, fired: Tensor, other_labels: Tensor, other_fired: Tensor) -> Found:
-    """For each concept the latent with the largest φ on one half of the text, and its φ on the other.
+    """Find for each concept the latent with the largest φ on one half of the text, and its φ on the other.
 
-    labels, fired: (N, F) and (N, M) bool, of the half to choose on. other_*: (N', F) and (N', M), to score
-    on. Of equal latents the first is taken.
+    Of equal latents the first is chosen.
+
+    Args:
+        labels: (N, F) bool, of the half to choose on.
+        fired: (N, M) bool, of the half to choose on.
+        other_labels: (N', F) bool, of the half to score on.
+        other_fired: (N', M) bool, of the half to score on.
     """
     best = phi(labels, fired).max(dim=1)
     everywhere = phi(other_labels, other_fired[:, best.indices])
@@ -58,7 +66,7 @@ def search(labels: Tensor, fired: Tensor, other_labels: Tensor, other_fired: Ten
 def permuted_scores(
     labels: Tensor, fired: Tensor, other_labels: Tensor, other_fired: Tensor, draws: int, *, seed: int = 0
 ) -> Tensor:
-    """φ of the same search with the labels of all rows in random order: (draws, F); see :func:`search`."""
+    """Return φ (draws, F) of the same search with labels of all rows in random order; see :func:`search`."""
     half = len(labels)
 
     def statistic(values: Tensor, order: Tensor) -> Tensor:

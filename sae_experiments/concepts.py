@@ -1,8 +1,8 @@
 """Concepts of source code, computed from its tokens alone: what an explanation of a latent may say.
 
-No model takes part, so a label cannot owe anything to training. A token is judged by its *place*: its first
-byte that is not white space, or its first byte where all are. Characters of several bytes may be cut by a
-token; bytes above 127 are neither letter, digit nor bracket here.
+No model is involved, so a label owes nothing to training. A token is judged by its *place*: its first byte
+that is not white space, or its first byte where all are. Tokens may cut characters of several bytes; bytes
+above 127 count as neither letter, digit nor bracket.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from sae_lib.corpora import separator_id
 from sae_lib.language_models.byte_vocabulary import token_bytes
 
-# decided by the token itself, whatever stands before it
+# decided by the token alone, whatever precedes it
 OF_THE_TOKEN = ("newline", "open bracket", "digit", "capital", "keyword", "underscore")
 # decided by the text before it
 OF_THE_CONTEXT = (
@@ -44,9 +44,12 @@ _PIECES = re.compile(
 class Places:
     """For every byte of a source text, numpy arrays of its length.
 
-    string: in a string literal, quotes included, prefixes not. comment: in a comment. depth: brackets open
-    around it, its own not counted. column: bytes since the line began. indent: spaces and tabs the line
-    begins with.
+    Attributes:
+        string: In a string literal, quotes included, prefixes not.
+        comment: In a comment.
+        depth: Brackets open around it, not counting itself.
+        column: Bytes since the line began.
+        indent: Spaces and tabs the line begins with.
     """
 
     string: np.ndarray
@@ -57,10 +60,10 @@ class Places:
 
 
 def places(text: bytes) -> Places:
-    """Read Python source as far as strings, comments and brackets go. Never fails: text may be cut short.
+    """Find the strings, comments and brackets of Python source. Never fails: the text may be cut short.
 
-    A string in single quotes that is not closed ends with its line; one in triple quotes with the text. The
-    inside of an f-string is string.
+    An unclosed string in single quotes ends with its line, one in triple quotes with the text. The inside of
+    an f-string is string.
     """
     n = len(text)
     string, comment, step = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n + 1, np.int64)
@@ -74,7 +77,7 @@ def places(text: bytes) -> Places:
         elif piece.lastgroup == "open":
             depth += 1
             step[end] += 1
-        elif depth:  # a bracket that closes nothing is passed over
+        elif depth:  # a bracket that closes nothing is ignored
             depth -= 1
             step[begin] -= 1
     begins = np.array([0] + [i + 1 for i, byte in enumerate(text) if byte == 10], np.int64)
@@ -86,7 +89,7 @@ def places(text: bytes) -> Places:
 
 
 def _documents(ids: list[int], separator: int) -> Iterator[slice]:
-    """The stretches of a token stream between separators."""
+    """Yield the stretches of a token stream between separators."""
     begin = 0
     for i, token in enumerate([*ids, separator]):
         if token == separator:
@@ -96,12 +99,12 @@ def _documents(ids: list[int], separator: int) -> Iterator[slice]:
 
 
 def _labels(pieces: list[bytes]) -> np.ndarray:
-    """Labels (tokens, concepts) of one document, but for the two that do not follow from its text."""
+    """Return labels (tokens, concepts) of one document, without the two that its text does not decide."""
     text = b"".join(pieces)
     where = places(text)
-    found = np.zeros((len(pieces), len(NAMES)), bool)
+    labels = np.zeros((len(pieces), len(NAMES)), bool)
     begin = 0
-    for row, piece in zip(found, pieces, strict=True):
+    for row, piece in zip(labels, pieces, strict=True):
         bare = piece.strip()
         at = begin + (len(piece) - len(piece.lstrip()) if bare else 0)
         before = text[max(0, at - 80) : at]
@@ -129,11 +132,11 @@ def _labels(pieces: list[bytes]) -> np.ndarray:
             }
         row[[NAMES.index(name) for name, value in flags.items() if value]] = True
         begin += len(piece)
-    return found
+    return labels
 
 
 def code_concepts(blocks: Tensor, tokenizer: Any) -> Tensor:
-    """Labels (B, T, F), bool, of token blocks (B, T), F concepts in the order of ``NAMES``.
+    """Return labels (B, T, F), bool, of token blocks (B, T), F concepts in the order of ``NAMES``.
 
     >>> from sae_experiments import concepts
     >>> tokens = model.tokenizer.encode("f(x)  # same")
@@ -141,13 +144,18 @@ def code_concepts(blocks: Tensor, tokenizer: Any) -> Tensor:
     >>> labels.shape, labels[0, :, concepts.NAMES.index("in comment")].sum()
     (torch.Size([1, 12, 18]), tensor(6))
 
-    blocks: consecutive blocks of :func:`sae_lib.corpora.token_blocks`, so that a block that begins inside a
-        string is known to. A separator ends a document and has no concept itself.
-
     "seen before": the same token among the ``SEEN_WITHIN`` before it, in its document. "late in block": in
     the second half of the block. "line start": the first token of a line beside white space. "late in line",
     "deeply indented": from ``LATE_IN_LINE`` bytes, ``DEEP`` columns on. "after def": a name that is being
     defined, by ``def`` or ``class``.
+
+    Args:
+        blocks: Consecutive blocks of :func:`sae_lib.corpora.token_blocks`, so that a block can begin inside a
+            string. A separator ends a document and has no concept itself.
+        tokenizer: The one that made the tokens.
+
+    Raises:
+        ValueError: Blocks are not whole numbers (B, T).
     """
     if blocks.ndim != 2 or blocks.is_floating_point() or 0 in blocks.shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Reading autoencoders at one place of Part IV's testbed: codes beside tokens, and what they predict."""
+"""Autoencoders read at one place of Part IV's testbed: codes beside tokens, and what they predict."""
 
 from __future__ import annotations
 
@@ -19,18 +19,27 @@ from sae_lib.metrics import predictions, reading, splitting
 from sae_lib.randomness import generator
 from sae_lib.sae import SparseAutoencoder
 
-# tokens of a context that an intervention is tried on, and those of its opening that are not counted
+# tokens of a context that an intervention is tried on, and how many of its first do not count
 WINDOW, OPENING = 24, 8
 RANDOM_DIRECTIONS = 8
-# a class counts where its probe is this good on held-out rows, and so many of them belong to it
+# a class counts if its probe is this good on held-out rows, and at least so many of them belong to it
 PROBE_F1, CLASS_ROWS = 0.8, 30
 
 
 class Place:
     """A corpus and layer of the testbed: its rows, with the token of each and the one after it.
 
-    rows, test: (N, d), training and held-out. tokens, following: (N,) of the training rows; −1 where the
-    block ends. test_tokens: of the held-out rows.
+    Args:
+        bed: The opened testbed.
+        corpus: One of its corpora.
+        layer: One of its layers.
+
+    Attributes:
+        rows: Training rows (N, d).
+        test: Held-out rows (N', d).
+        tokens: Those of the training rows, (N,).
+        following: The tokens after them, (N,); −1 where the block ends.
+        test_tokens: Those of the held-out rows, (N',).
     """
 
     def __init__(self, bed: LanguageTestbed, corpus: str, layer: int) -> None:
@@ -50,44 +59,44 @@ class Place:
         return Read(sae, codes, test_codes, latents, tokens, reading.purity(tokens))
 
     def contexts(self, rows: np.ndarray) -> Tensor:
-        """The last ``WINDOW`` tokens up to each held-out row, without rows too near to a block's opening."""
+        """Return the last ``WINDOW`` tokens up to each held-out row, except rows too near a block's start."""
         windows = self.held_out.windows(torch.from_numpy(rows), before=WINDOW - 1)[0]
         return windows[(windows >= 0).all(dim=1)]
 
     @cached_property
     def classes(self) -> list[TokenClass]:
-        """The token classes that a linear probe recognises: F1 ≥ 0.8, on 30 held-out rows or more."""
+        """Token classes that a linear probe recognises: F1 ≥ 0.8, on 30 held-out rows or more."""
         tokenizer = self.bed.model.tokenizer
         labels, test_labels = (token_classes(tokenizer, t) for t in (self.tokens, self.test_tokens))
         labels = {name: label for name, label in labels.items() if label.any()}
         # the penalty is measured against rows of norm 1
         scaled = self.store.normalisation.apply
         probes = ridge_probes(scaled(self.rows), torch.from_numpy(np.stack(list(labels.values()), axis=1)))
-        said = probes.say(scaled(self.test)).numpy().T
-        found = []
+        recognised = probes.say(scaled(self.test)).numpy().T
+        classes = []
         for i, (name, label) in enumerate(labels.items()):
-            there = test_labels[name]
-            f1 = 2 * (there & said[i]).sum() / max(there.sum() + said[i].sum(), 1)
-            if f1 >= PROBE_F1 and there.sum() >= CLASS_ROWS:
-                found.append(TokenClass(name, float(f1), label, there, said[i], probes.direction[i]))
-        return found
+            truth, answer = test_labels[name], recognised[i]
+            f1 = 2 * (truth & answer).sum() / max(truth.sum() + answer.sum(), 1)
+            if f1 >= PROBE_F1 and truth.sum() >= CLASS_ROWS:
+                classes.append(TokenClass(name, float(f1), label, truth, answer, probes.direction[i]))
+        return classes
 
     def absorption(
         self, sae: SparseAutoencoder, codes: csr_array, test_codes: csr_array
     ) -> list[ClassAbsorption]:
-        """Absorption of each of the ``classes``, with its null; codes as in :class:`Read`."""
-        null, found = reading.scattered(test_codes), []
+        """Measure the absorption of each of the ``classes``, with its null; codes as in :class:`Read`."""
+        null, absorptions = reading.scattered(test_codes), []
         for c in self.classes:
-            given = (sae, (codes, c.label), test_codes, c.test_label, c.recognised, c.direction)
-            real = splitting.absorption(*given)
-            chance = splitting.absorption(*given, others=null)
-            found.append(ClassAbsorption(c.name, c.probe_f1, real, chance.absorbed))
-        return found
+            arguments = (sae, (codes, c.label), test_codes, c.test_label, c.recognised, c.direction)
+            real = splitting.absorption(*arguments)
+            chance = splitting.absorption(*arguments, others=null)
+            absorptions.append(ClassAbsorption(c.name, c.probe_f1, real, chance.absorbed))
+        return absorptions
 
 
 @dataclass(frozen=True)
 class TokenClass:
-    """A class of tokens: its probe's F1 on held-out rows, which rows belong to it, which the probe names."""
+    """A class of tokens: its probe's F1 on held-out rows, rows that belong to it, rows the probe names."""
 
     name: str
     probe_f1: float
@@ -99,7 +108,7 @@ class TokenClass:
 
 @dataclass(frozen=True)
 class ClassAbsorption:
-    """Absorption of one class, and how many rows count as absorbed where the other latents fire at random."""
+    """Absorption of one class, and the rows that count as absorbed if the other latents fire at random."""
 
     name: str
     probe_f1: float
@@ -107,18 +116,22 @@ class ClassAbsorption:
     null_absorbed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for records."""
-        own = asdict(self)
-        return {**own.pop("measured"), **own}
+        """Return plain values, for records."""
+        fields = asdict(self)
+        return {**fields.pop("measured"), **fields}
 
 
 @dataclass(frozen=True)
 class Read:
     """An autoencoder's codes at a place.
 
-    codes, test_codes: (N, M) on training and held-out rows, times |a_m|.
-    latents: (n,) those that fire on at least 20 training rows (or what :meth:`Place.read` was told).
-    strongest: (n, 20) the tokens of their 20 strongest rows; purity: (n,) the share of the commonest.
+    Attributes:
+        sae: The autoencoder.
+        codes: (N, M) on training rows, times |a_m|.
+        test_codes: (N', M) on held-out rows, times |a_m|.
+        latents: (n,) those that fire on at least 20 training rows, or as many as :meth:`Place.read` asks.
+        strongest: (n, 20) the tokens of their 20 strongest rows.
+        purity: (n,) the share of the commonest among these.
     """
 
     sae: SparseAutoencoder
@@ -129,29 +142,31 @@ class Read:
     purity: np.ndarray
 
     def choose(self, n: int = 20, *, min_test_firings: int = 0) -> np.ndarray:
-        """``n`` latents evenly spaced by rank of purity, the purest first (the rule of chapter 12).
+        """Choose ``n`` latents evenly spaced by rank of purity, the purest first (the rule of chapter 12).
 
-        min_test_firings: among those that fire on at least so many held-out rows.
+        Latents that fire on fewer than ``min_test_firings`` held-out rows are left out.
         """
         firings = np.diff(csc_array(self.test_codes).indptr)
-        may = np.flatnonzero(firings[self.latents] >= min_test_firings)
-        return self.latents[may[reading.evenly_spaced(self.purity[may], n)]]
+        eligible = np.flatnonzero(firings[self.latents] >= min_test_firings)
+        return self.latents[eligible[reading.evenly_spaced(self.purity[eligible], n)]]
 
 
 @dataclass(frozen=True)
 class Interventions:
-    """What steering and ablating n latents does to the next token, and what their readings said before.
+    """The effect of steering and ablating n latents on the next token, and what their readings predicted.
 
-    latents: (n,).
-    predicted: by kind of reading, for each latent up to ten tokens: ``"logit weights"``, those its decoder
-        direction promotes; ``"followers"``, those that follow where it fires on training text.
-    steered: (n, V) mean change of log-probabilities on held-out text when its direction is added, in the size
-        of its 20 strongest codes.
-    ablated: (n, V) when it is set to 0, after the contexts of held-out text on which it fires most strongly;
-        0 where these are all too short.
-    steered_random: (r, V) when one of up to 8 random directions is added, in the median of those sizes.
-    ablated_random: (n, V) when, after the same contexts, its code is taken off along a random direction.
-    predicted_random: for each of the r random directions the ten tokens that it promotes itself.
+    Changes are mean changes of log-probabilities (…, V) on held-out text.
+
+    Attributes:
+        latents: (n,).
+        predicted: By kind of reading, up to ten tokens for each latent: ``"logit weights"``, those its
+            decoder direction promotes; ``"followers"``, those that follow where it fires on training text.
+        steered: (n, V) when its direction is added, in the size of its 20 strongest codes.
+        ablated: (n, V) when it is set to 0, after the contexts on which it fires most strongly; 0 where these
+            are all too short.
+        steered_random: (r, V) when one of up to 8 random directions is added, in the median of those sizes.
+        ablated_random: (n, V) when, after the same contexts, its code is subtracted along a random direction.
+        predicted_random: For each of the r random directions the ten tokens that it promotes itself.
     """
 
     latents: np.ndarray
@@ -163,39 +178,46 @@ class Interventions:
     predicted_random: list[np.ndarray]
 
     def scores(self, kind: str) -> dict[str, np.ndarray]:
-        """Rank scores (n,) of one kind of reading, 0.5 by chance (:func:`predictions.rank_scores`).
+        """Return rank scores (n,) of one kind of reading, 0.5 by chance (:func:`predictions.rank_scores`).
 
-        ``steered`` and ``ablated``: own latent, turned round for ablation, so that 1 is "as predicted".
-        ``steered other``, ``ablated other``: the same prediction on what the other latents change, mean.
-        ``steered random``, ``ablated random``: on what random directions change.
+        ``steered`` and ``ablated``: on its own latent, negated for ablation, so that 1 is "as predicted".
+        ``steered other``, ``ablated other``: the same prediction on changes by the other latents, mean.
+        ``steered random``, ``ablated random``: on changes by random directions.
         ``own random``, of logit weights only: (r,), those of random directions on their own changes.
         """
-        said, found = self.predicted[kind], {}
+        predicted, scores = self.predicted[kind], {}
         for name, changes in {"steered": self.steered, "ablated": -self.ablated}.items():
-            table = predictions.rank_scores(changes, said)
-            own = np.diag(table)
-            found[name], found[f"{name} other"] = own, (table.sum(axis=1) - own) / (len(table) - 1)
-        found["steered random"] = predictions.rank_scores(self.steered_random, said).mean(axis=1)
-        found["ablated random"] = np.diag(predictions.rank_scores(-self.ablated_random, said))
+            table = predictions.rank_scores(changes, predicted)
+            matched = np.diag(table)
+            scores[name], scores[f"{name} other"] = matched, (table.sum(axis=1) - matched) / (len(table) - 1)
+        scores["steered random"] = predictions.rank_scores(self.steered_random, predicted).mean(axis=1)
+        scores["ablated random"] = np.diag(predictions.rank_scores(-self.ablated_random, predicted))
         if kind == "logit weights":
-            own = predictions.rank_scores(self.steered_random, self.predicted_random)
-            found["own random"] = np.diag(own)
-        return found
+            table = predictions.rank_scores(self.steered_random, self.predicted_random)
+            scores["own random"] = np.diag(table)
+        return scores
 
 
 def intervene(place: Place, read: Read, n: int = 20, *, contexts: int = 4, seed: int = 0) -> Interventions:
     """Steer and ablate ``n`` latents chosen by purity, among those that fire on 8 held-out rows or more.
 
-    contexts: of 24 tokens each, for steering the same random ones for all latents, for ablating the strongest
-        of each. Steering acts on every token and is read off from the ninth on; ablation after the last.
+    Steering acts on every token of a context and is read from the ninth on; ablation is read after the last.
+
+    Args:
+        place: Where the latents were read.
+        read: The autoencoder and its codes.
+        n: Number of latents.
+        contexts: Contexts of 24 tokens each: the same random ones for steering all latents, the strongest of
+            each for ablating.
+        seed: Of the random contexts and directions.
     """
     sae, model, site = read.sae, place.bed.model, place.site
     latents = read.choose(n, min_test_firings=8)
-    following = place.following >= 0
+    followed = place.following >= 0
     table = reading.TokenTable(
-        read.codes[np.flatnonzero(following)], place.following[following], model.vocabulary
+        read.codes[np.flatnonzero(followed)], place.following[followed], model.vocabulary
     )
-    # those chosen fire, so that none has a scale of 0
+    # the chosen ones fire, so none has scale 0
     sign = torch.where(sae.scale < 0, -1.0, 1.0).cpu()[latents]
     written = (
         interventions.logit_weights(model, sae, torch.from_numpy(latents)).detach().cpu() * sign[:, None]

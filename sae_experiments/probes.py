@@ -1,7 +1,7 @@
-"""Linear probes of known classes: what a linear reading of the rows can tell, beside what latents do tell.
+"""Linear probes of known classes: what a linear reading of the rows can tell, to compare with latents.
 
 Two fits of the same form. :func:`ridge_probes` solves one linear system and puts the threshold where F1 is
-highest: a direction of unit norm that absorption is measured along. :func:`logistic_probes` minimise the
+highest: absorption is measured along its unit direction. :func:`logistic_probes` minimise the
 log-loss: the upper bound for a search among latents.
 """
 
@@ -18,29 +18,36 @@ from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 class Probes:
     """Linear probes of C classes: a row x is in class c where x · direction_c > offset_c.
 
-    direction: (C, d). offset: (C,).
+    Attributes:
+        direction: (C, d).
+        offset: (C,).
     """
 
     direction: Tensor
     offset: Tensor
 
     def say(self, rows: Tensor) -> Tensor:
-        """Which classes the rows (N, d) belong to: bool (N, C)."""
+        """Tell which classes the rows (N, d) belong to: bool (N, C)."""
         return rows @ self.direction.T > self.offset
 
 
 def ridge_probes(rows: Tensor, labels: Tensor, *, ridge: float = 1e-3) -> Probes:
-    """Ridge regression of each class on the rows, with the threshold of the highest F1 on them.
+    """Fit each class by ridge regression, with the threshold of the highest F1 on the same rows.
 
     >>> from sae_experiments.probes import ridge_probes
     >>> probes = ridge_probes(torch.tensor([[2.0], [1.0], [0.0]]), torch.tensor([[True], [False], [False]]))
     >>> probes.direction, probes.offset
     (tensor([[1.]]), tensor([1.5000]))
 
-    rows: (N, d), normalised. labels: bool (N, C), each class on some rows and not on all, else ValueError.
-    ridge: penalty in units of the mean variance of a coordinate.
-
     Directions have unit norm.
+
+    Args:
+        rows: (N, d), normalised.
+        labels: bool (N, C).
+        ridge: Penalty in units of the mean variance of a coordinate.
+
+    Raises:
+        ValueError: Shapes do not match, or a class holds no row or all.
     """
     _check(rows, labels)
     number = labels.sum(dim=0)
@@ -67,12 +74,19 @@ def ridge_probes(rows: Tensor, labels: Tensor, *, ridge: float = 1e-3) -> Probes
 
 
 def logistic_probes(rows: Tensor, labels: Tensor, *, penalty: float = 1e-3, steps: int = 100) -> Probes:
-    """Logistic regression of each class on the rows, at even odds.
+    """Fit each class by logistic regression; its threshold is at even odds.
 
-    Minimises mean log-loss + ½ · penalty · ‖w‖² for each class by L-BFGS, intercepts unpenalised; rows are
-    divided by the root of their mean square beforehand and the weights given back for rows as they are.
+    Minimises mean log-loss + ½ · penalty · ‖w‖² for each class by L-BFGS, intercepts unpenalised. Rows are
+    centred and scaled for the fit; the weights returned are for rows as they are.
 
-    rows: (N, d). labels: bool (N, C). penalty: above 0, else ValueError. steps: of L-BFGS, at most.
+    Args:
+        rows: (N, d).
+        labels: bool (N, C).
+        penalty: Above 0.
+        steps: Most steps of L-BFGS.
+
+    Raises:
+        ValueError: Shapes do not match, or the penalty is not above 0.
     """
     _check(rows, labels)
     if not penalty > 0:
@@ -100,8 +114,8 @@ def logistic_probes(rows: Tensor, labels: Tensor, *, penalty: float = 1e-3, step
 
 
 def _check(rows: Tensor, labels: Tensor) -> None:
-    whole = rows.ndim == labels.ndim == 2 and len(rows) == len(labels) > 0
-    if not whole or labels.dtype != torch.bool:
+    matching = rows.ndim == labels.ndim == 2 and len(rows) == len(labels) > 0
+    if not matching or labels.dtype != torch.bool:
         raise ValueError(
             f"rows have shape {tuple(rows.shape)}, labels {tuple(labels.shape)} of {labels.dtype}; "
             "expected (N, d), and bool (N, classes) of the same rows, at least 1"

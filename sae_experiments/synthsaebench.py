@@ -1,7 +1,7 @@
 """SynthSAEBench (Chanin & Garriga-Alonso 2026, arXiv 2602.14687) through ``sae-lens``: an outside benchmark.
 
 The data, the training of SAELens's autoencoders and every score are SAELens's own code (extra ``bench``,
-6.54 or later). What stands here connects the two libraries::
+6.54 or later). This module connects the two libraries::
 
     data = Benchmark(n_features=1024, d_in=128, roots=8)              # a source of batches for sae_lib.train
     sae, _ = sae_lib.train(data, method, width=256, seed=0)
@@ -39,7 +39,7 @@ SCALE_ROWS = 8192
 
 
 def _sae_lens() -> Any:
-    """The package, imported when first needed: it takes seconds."""
+    """Import the package when first needed: it takes seconds."""
     os.environ.setdefault("WANDB_MODE", "disabled")
     try:
         import sae_lens
@@ -63,7 +63,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seeded(seed: int, *purpose: str | int) -> Iterator[None]:
-    """SAELens draws from the global generators: seed them for one block and put them back."""
+    """Seed the global generators, from which SAELens draws, for one block and put them back."""
     with torch.random.fork_rng():
         torch.manual_seed(generator(seed, *purpose).initial_seed())
         yield
@@ -73,16 +73,18 @@ def _seeded(seed: int, *purpose: str | int) -> Iterator[None]:
 class Benchmark:
     """The benchmark's data as a :class:`sae_lib.BatchSource`; the defaults are SynthSAEBench-16k.
 
-    n_features, d_in: n true features in d dimensions.
-    roots: trees of the hierarchy, each of 85 features (depth 3, four children a parent, siblings exclude
-        each other, a child fires only with its parent); 0 leaves the features without hierarchy.
-    correlation: scale of the low-rank correlation (rank 25) between firings; 0 leaves them independent.
-    bias: length of the constant added to every row.
-    seed: of the model: dictionary, hierarchy, magnitudes. Not of the batches.
-    normalise: ``"none"``, ``"unit"`` or ``"scale"``, of the batches served; see :class:`Normalisation`.
-    distinct: number of distinct batches, after which the first comes again; they are kept in memory. None
-        draws new rows without end, as the published protocol does.
-    device: where the model lives and rows are drawn.
+    Attributes:
+        n_features: Number n of true features.
+        d_in: Dimension d.
+        roots: Trees of the hierarchy, each of 85 features (depth 3, four children a parent, siblings exclude
+            each other, a child fires only with its parent); 0 leaves the features without hierarchy.
+        correlation: Scale of the low-rank correlation (rank 25) between firings; 0 leaves them independent.
+        bias: Length of the constant added to every row.
+        seed: Of the model: dictionary, hierarchy, magnitudes. Not of the batches.
+        normalise: ``"none"``, ``"unit"`` or ``"scale"``, of the batches served; see :class:`Normalisation`.
+        distinct: Number of distinct batches, kept in memory, after which the first comes again. None draws
+            new rows without end, as the published protocol does.
+        device: Holds the model and draws the rows.
     """
 
     n_features: int = 16_384
@@ -110,7 +112,7 @@ class Benchmark:
             raise ValueError(f"distinct is {self.distinct}; expected at least 1 batch, or None")
 
     def config(self) -> Any:
-        """SAELens's ``SyntheticModelConfig``."""
+        """Return SAELens's ``SyntheticModelConfig``."""
         s = _sae_lens().synthetic
         hierarchy = s.HierarchyConfig(
             total_root_nodes=max(self.roots, 1),
@@ -148,7 +150,7 @@ class Benchmark:
         return self.model.feature_dict.feature_vectors.detach()
 
     def sample(self, rows: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Raw rows (rows, d) and their coefficients (rows, n), float32; the rows include the bias."""
+        """Draw raw rows (rows, d), bias included, and their coefficients (rows, n), float32."""
         with _seeded(seed, "synthsaebench", "sample"), torch.no_grad():
             coefficients = self.model.activation_generator.sample(rows)
             return self.model.feature_dict(coefficients), coefficients
@@ -161,7 +163,7 @@ class Benchmark:
         return Normalisation.fit("scale", self.sample(SCALE_ROWS)[0])
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
-        """Training batches (batch_size, d); see :class:`sae_lib.BatchSource`."""
+        """Yield training batches (batch_size, d); see :class:`sae_lib.BatchSource`."""
         number = start
         while True:
             if self.distinct is None:
@@ -173,42 +175,43 @@ class Benchmark:
             number += 1
 
     def describe(self) -> dict[str, Any]:
-        """The settings."""
+        """Return the settings."""
         return {"source": "SynthSAEBench", **asdict(self)}
 
     def score(self, folder: str | PathLike[str], *, rows: int = 50_000, seed: int = 0) -> dict[str, float]:
-        """Scores of a saved autoencoder, by SAELens's own evaluation of what it loads from ``folder``.
+        """Score a saved autoencoder by SAELens's own evaluation of what it loads from ``folder``.
 
-        mcc: mean |cosine| after the best one-to-one matching of latents and true features.
-        f1, precision, recall: of a latent as a detector of the feature nearest to it, mean over latents.
-        uniqueness: distinct nearest features, divided by the number of latents.
-        explained_variance: R² of the reconstruction. l0: mean number of active latents a row.
-        dead: share of latents silent on all ``rows``. true_l0: active true features a row.
+        Returns:
+            ``mcc``, mean |cosine| after the best one-to-one matching of latents and true features; ``f1``,
+            ``precision``, ``recall`` of a latent as a detector of the feature nearest to it, mean over
+            latents; ``uniqueness``, distinct nearest features over the number of latents;
+            ``explained_variance``, R² of the reconstruction; ``l0``, mean number of active latents a row;
+            ``dead``, share of latents silent on all ``rows``; ``true_l0``, active true features a row.
         """
         from sae_lens.synthetic import eval_sae_on_synthetic_data
 
         sae = _sae_lens().SAE.load_from_disk(str(folder), device=self.device)
         model = self.model
         with _seeded(seed, "synthsaebench", "score"):
-            found = eval_sae_on_synthetic_data(
+            evaluation = eval_sae_on_synthetic_data(
                 sae, model.feature_dict, model.activation_generator, num_samples=rows, batch_size=1024
             )
         return {
-            "mcc": found.mcc,
-            "f1": found.classification.f1_score,
-            "precision": found.classification.precision,
-            "recall": found.classification.recall,
-            "uniqueness": found.uniqueness,
-            "explained_variance": found.explained_variance,
-            "l0": found.sae_l0,
-            "dead": found.dead_latents / sae.cfg.d_sae,
-            "true_l0": found.true_l0,
+            "mcc": evaluation.mcc,
+            "f1": evaluation.classification.f1_score,
+            "precision": evaluation.classification.precision,
+            "recall": evaluation.classification.recall,
+            "uniqueness": evaluation.uniqueness,
+            "explained_variance": evaluation.explained_variance,
+            "l0": evaluation.sae_l0,
+            "dead": evaluation.dead_latents / sae.cfg.d_sae,
+            "true_l0": evaluation.true_l0,
         }
 
 
 @lru_cache(maxsize=4)
 def _model(benchmark: Benchmark) -> Any:
-    # building makes the dictionary more orthogonal by gradient descent
+    # building the model makes its dictionary more orthogonal by gradient descent
     with _quiet(), torch.enable_grad():
         return _sae_lens().synthetic.SyntheticModel(benchmark.config(), device=benchmark.device)
 
@@ -240,17 +243,25 @@ def train_sae_lens(
 ) -> None:
     """Train one of SAELens's autoencoders with SAELens's trainer and save it to ``folder``.
 
-    What is trained, how, and with which settings where none are given is what SAELens's
-    ``SyntheticSAERunner`` would do: this calls the same trainer with the same configuration. Only the rows
-    are those of ``data``, the batches ``sae_lib.train`` sees for this seed, but raw.
+    This calls the trainer of SAELens's ``SyntheticSAERunner`` with the runner's configuration and defaults.
+    Only the rows differ: they are the batches that ``sae_lib.train`` sees for this seed, but raw.
 
-    architecture: SAELens's name: ``"topk"``, ``"batchtopk"``, ``"matryoshka_batchtopk"``, ``"jumprelu"``, …
-    settings: fields of that architecture's training configuration, such as ``{"k": 25}``.
-    own_rows: take the rows from SAELens's own iterator instead; then the outcome equals the runner's, bit
-        by bit, for the same state of PyTorch's generators.
-    trainer: further fields of ``SyntheticSAERunnerConfig``, such as ``{"lr_decay_steps": 500}``.
+    Args:
+        data: The benchmark.
+        architecture: SAELens's name: ``"topk"``, ``"batchtopk"``, ``"matryoshka_batchtopk"``, ``"jumprelu"``…
+        settings: Fields of that architecture's training configuration, such as ``{"k": 25}``.
+        folder: Where it is saved.
+        width: Number of latents.
+        steps: Of training; 0 saves the untrained autoencoder.
+        batch_size: Rows of a step.
+        lr: Learning rate.
+        seed: Of the weights and of the order of batches.
+        own_rows: Take the rows from SAELens's own iterator instead; the outcome then equals the runner's, bit
+            for bit, for the same state of PyTorch's generators.
+        trainer: Further fields of ``SyntheticSAERunnerConfig``, such as ``{"lr_decay_steps": 500}``.
 
-    steps 0 saves the untrained autoencoder. Raises ValueError for an unknown architecture.
+    Raises:
+        ValueError: Unknown architecture.
     """
     config, sae = _fresh(data, architecture, settings, width, seed, own_rows)
     s = _sae_lens().synthetic
@@ -259,7 +270,7 @@ def train_sae_lens(
         batch_size=batch_size, lr=lr, device=data.device,
         logger=_sae_lens().LoggingConfig(log_to_wandb=False), **(trainer or {}),
     )  # fmt: skip
-    # raw rows: SAELens scales for itself, where it is told to
+    # raw rows: SAELens scales them itself where told to
     rows: Iterator[Tensor] = replace(data, normalise="none").batches(batch_size, seed=seed)
     if own_rows:
         rows = s.SyntheticActivationIterator(
@@ -277,7 +288,7 @@ def train_sae_lens(
 def _fresh(
     data: Benchmark, architecture: str, settings: dict[str, Any], width: int, seed: int, own_rows: bool
 ) -> tuple[Any, Any]:
-    """Configuration and initial weights of one of SAELens's autoencoders."""
+    """Return configuration and initial weights of one of SAELens's autoencoders."""
     _sae_lens()
     from sae_lens.registry import get_sae_training_class
 

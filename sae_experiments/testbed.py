@@ -1,7 +1,7 @@
-"""What Part IV of the book measures on, defined once: a model, two corpora, three layers, seven methods.
+"""The testbed of Part IV of the book, defined once: a model, two corpora, three layers, seven methods.
 
-The chapters and ``sae_experiments.records`` open the same activations, train at the same sizes and turn the
-same knobs, to what the search of chapter 10 found.
+The chapters and ``sae_experiments.records`` open the same activations, train at the same sizes and set the
+same knobs to the values that the search of chapter 10 found.
 """
 
 from __future__ import annotations
@@ -49,8 +49,13 @@ SIZES: dict[str, dict[str, int]] = {
 class LanguageTestbed:
     """A language model with its activations on two corpora at three layers.
 
-    stores, held_out: by corpus and layer; training documents, and others.
-    width, steps, batch_size: of one training run.
+    Attributes:
+        model: The language model.
+        stores: Activations on training documents, by corpus and layer.
+        held_out: Activations on other documents, by corpus and layer.
+        width: Of one training run.
+        steps: Of one training run.
+        batch_size: Of one training run.
     """
 
     model: LanguageModel
@@ -61,11 +66,11 @@ class LanguageTestbed:
     batch_size: int
 
     def test_rows(self, corpus: str, layer: int) -> Tensor:
-        """All held-out rows (N, d) of that corpus and layer, as the model has them."""
+        """Return all held-out rows (N, d) of that corpus and layer, as the model has them."""
         return all_rows(self.held_out[corpus, layer])
 
     def blocks(self, corpus: str, number: int) -> Tensor:
-        """The first ``number`` blocks of held-out tokens (number, 256): those the held-out rows come from."""
+        """Return the first ``number`` blocks of held-out tokens (number, 256), those of the held-out rows."""
         text = corpora.token_blocks(texts(corpus)[1], self.model.tokenizer)
         return torch.stack(list(itertools.islice(text, number)))
 
@@ -76,25 +81,25 @@ class LanguageTestbed:
 
 
 def texts(corpus: str) -> tuple[corpora.Corpus, corpora.Corpus]:
-    """Documents to train on and documents held out, a tenth, of ``"code"`` or ``"wikipedia"``."""
-    whole = corpora.standard_library() if corpus == "code" else corpora.wikipedia_summaries()
-    return whole.split(held_out=0.1)
+    """Return documents to train on and a tenth held out, of ``"code"`` or ``"wikipedia"``."""
+    documents = corpora.standard_library() if corpus == "code" else corpora.wikipedia_summaries()
+    return documents.split(held_out=0.1)
 
 
 def all_rows(store: ActivationStore) -> Tensor:
-    """Every row of a store (N, d), as the model has them."""
+    """Return every row of a store (N, d), as the model has them."""
     return store.rows(torch.arange(store.n_rows))
 
 
 def untrained(method: Method, store: ActivationStore, *, width: int, seed: int) -> SparseAutoencoder:
-    """A null: an autoencoder as the method starts it, with its biases set on rows of the store."""
+    """Make a null: an autoencoder as the method starts it, with its biases set on rows of the store."""
     sae = method.build(store.d_in, width, normalisation=store.normalisation, seed=seed)
     method.start(sae, store.normalisation.apply(store.sample(16_384)))
     return sae
 
 
 def _at(folder: str | Path, profile: str, corpus: str, part: str, layer: int) -> Path:
-    """Where a store lies."""
+    """Return the path of a store."""
     return Path(folder) / profile / corpus / part / f"layer-{layer}"
 
 
@@ -104,12 +109,15 @@ def _check(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 def check_parameters(profile: str, corpus: str = "code", layer: int = LAYERS["middle"]) -> None:
-    """Refuse what the testbed does not have. Raises ValueError naming the parameter and its choices.
+    """Refuse what the testbed does not have.
 
     >>> from sae_experiments import testbed
     >>> testbed.check_parameters("quick", corpus="prose")
     Traceback (most recent call last):
     ValueError: corpus is 'prose'; expected one of code, wikipedia
+
+    Raises:
+        ValueError: Another profile, corpus or layer; the message names the choices.
     """
     _check("profile", profile, tuple(SIZES))
     _check("corpus", corpus, CORPORA)
@@ -124,40 +132,48 @@ def open_testbed(
     names: Sequence[str] = CORPORA,
     device: str | torch.device = "cpu",
 ) -> LanguageTestbed:
-    """Open the testbed; what is missing of its activations is harvested first (quick: three minutes).
+    """Open the testbed and harvest first what is missing of its activations (quick: three minutes).
 
-    profile: ``"quick"`` or ``"full"``, see ``SIZES``.
-    folder: where the stores are kept, one folder a profile, corpus, part and layer.
-    layers, names: which of the layers and corpora.
+    Args:
+        profile: ``"quick"`` or ``"full"``, see ``SIZES``.
+        folder: Holds the stores, one folder a profile, corpus, part and layer.
+        layers: Some of the layers.
+        names: Some of the corpora.
+        device: Of the language model.
+
+    Raises:
+        ValueError: Another profile or corpus; the message names the choices.
     """
     _check("profile", profile, tuple(SIZES))
     for name in names:
         _check("corpus", name, CORPORA)
     size = SIZES[profile]
     model = language_models.load(device=device)
-    found: dict[str, dict[tuple[str, int], ActivationStore]] = {"train": {}, "held_out": {}}
+    opened: dict[str, dict[tuple[str, int], ActivationStore]] = {"train": {}, "held_out": {}}
     root = Path(folder) / profile
     root.mkdir(parents=True, exist_ok=True)
     # chapters that open it at the same time wait for each other, or for the one that harvests
     with FileLock(root / ".lock"):
         for name in names:
-            for part, corpus in zip(found, texts(name), strict=True):
+            for part, corpus in zip(opened, texts(name), strict=True):
                 # all layers in one pass of the model
                 folders = {f"resid_post.{layer}": _at(folder, profile, name, part, layer) for layer in layers}
                 stores = activations.harvest_sites(model, corpus, folders, n_tokens=size[part])
-                found[part] |= {(name, layer): stores[f"resid_post.{layer}"] for layer in layers}
+                opened[part] |= {(name, layer): stores[f"resid_post.{layer}"] for layer in layers}
     return LanguageTestbed(
-        model, found["train"], found["held_out"], size["width"], size["steps"], size["batch_size"]
+        model, opened["train"], opened["held_out"], size["width"], size["steps"], size["batch_size"]
     )
 
 
 def open_place(
     corpus: str, layer: int, folder: str | Path = FOLDER, *, store: ActivationStore | None = None
 ) -> tuple[ActivationStore, Tensor]:
-    """One corpus and layer of the quick testbed, without the model: training store, held-out rows (N, d).
+    """Open one corpus and layer of the quick testbed without the model: training store, held-out rows (N, d).
 
-    folder: as for :func:`open_testbed`, which has harvested them; FileNotFoundError where it has not.
-    store: another one to train on, in place of the testbed's.
+    With ``store`` this is the training store, in place of the testbed's.
+
+    Raises:
+        FileNotFoundError: :func:`open_testbed` has not harvested them in ``folder``.
     """
     if store is None:
         store = ActivationStore.open(_at(folder, "quick", corpus, "train", layer))
@@ -165,9 +181,9 @@ def open_place(
 
 
 def searched_places(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
-    """The corpora and layers for which the search of chapter 10 has settings of all methods, in order.
+    """Return corpora and layers for which chapter 10's search has settings of all methods, in order.
 
-    rows: of its record, ``book/records/10_search.json``.
+    ``rows`` are those of its record, ``book/records/10_search.json``.
     """
     has = {(row["corpus"], row["layer"], row["method"]) for row in rows if row["chosen"]}
     places = itertools.product(CORPORA, LAYERS.values())
@@ -175,30 +191,36 @@ def searched_places(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, int]]:
 
 
 def settings(rows: Sequence[Mapping[str, Any]], corpus: str, layer: int) -> dict[str, dict[str, Any]]:
-    """What the search of chapter 10 chose at a place: a row a method of its record, with ``lr``, ``knob``.
+    """Return by method what chapter 10's search chose at a place: a row of its record, with ``lr``, ``knob``.
 
-    rows: of the record, ``book/records/10_search.json``.
+    ``rows`` are those of the record, ``book/records/10_search.json``.
 
-    Raises ValueError naming the places that the search went to.
+    Raises:
+        ValueError: The search did not go to this place; the message names those it went to.
     """
     if (corpus, layer) not in (places := searched_places(rows)):
-        known = "; ".join(f"{name}, {at}" for name, at in places) or "none"
+        searched = "; ".join(f"{name}, {at}" for name, at in places) or "none"
         raise ValueError(
-            f"corpus, layer is {corpus!r}, {layer!r}; the search of chapter 10 has settings for {known}"
+            f"corpus, layer is {corpus!r}, {layer!r}; the search of chapter 10 has settings for {searched}"
         )
-    here = (row for row in rows if row["chosen"] and (row["corpus"], row["layer"]) == (corpus, layer))
-    return {row["method"]: dict(row) for row in here}
+    chosen = (row for row in rows if row["chosen"] and (row["corpus"], row["layer"]) == (corpus, layer))
+    return {row["method"]: dict(row) for row in chosen}
 
 
 def contestant(name: str, knob: float, **settings: Any) -> Method:
-    """A method by its name with its one knob for sparsity, centred as rows of a language model need it.
-
-    knob: highest target frequency of GBA (the lowest is a hundredth of it), the target frequency of BA, K of
-        the TopK family, λ of L1 and JumpReLU.
-    settings: further settings of the method.
+    """Return a method by its name and its one knob for sparsity, centred as a language model's rows require.
 
     JumpReLU's thresholds start at √(2λ), the code whose gain ½z² pays its price λ, and its bandwidth is 0.05:
     the published 0.001 of both is for runs a hundred times as long; here thresholds stay near their start.
+
+    Args:
+        name: One of ``METHODS``.
+        knob: Highest target frequency of GBA (the lowest is a hundredth of it), the target frequency of BA, K
+            of the TopK family, λ of L1 and JumpReLU.
+        **settings: Further settings of the method.
+
+    Raises:
+        ValueError: Unknown name.
     """
     common = {"centre": True, **settings}
     if name == "gba":

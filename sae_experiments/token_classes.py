@@ -1,4 +1,4 @@
-"""Classes of tokens that can be told from their text alone: a ground truth for what a latent stands for."""
+"""Classes of tokens that their text alone decides: a ground truth for what a latent stands for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 _KEYWORDS = frozenset(keyword.kwlist)
-# leading white space belongs to most tokens of a text and is left out before a class is decided
+# most tokens begin with white space, which is stripped before a class is decided
 CLASSES: dict[str, Callable[[str], bool]] = {
     "white space": lambda word: not word,
     "digits": str.isdigit,
@@ -28,7 +28,7 @@ CLASSES: dict[str, Callable[[str], bool]] = {
 
 
 def token_classes(tokenizer: Any, tokens: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-    """Which tokens belong to each of ``CLASSES``: by name, bool, as many as tokens (N,).
+    """Tell which tokens belong to each of ``CLASSES``: by name, bool (N,).
 
     >>> from sae_experiments.token_classes import token_classes
     >>> tokens = model.tokenizer.encode("x_1 (")

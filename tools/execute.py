@@ -6,6 +6,7 @@ chapter keeps thread settings and peak memory apart, and one crashing kernel har
 
 import json
 import logging
+import os
 import re
 import resource
 import sys
@@ -106,6 +107,9 @@ def main(root: str, source: str, profile: str, seed: str, fixed_threads: str) ->
     """Execute, write the notebook, and return an exit status."""
     logging.getLogger("papermill").setLevel(logging.ERROR)
     book = Book(Path(root), int(seed), int(fixed_threads))
+    # what records state that the kernel writes
+    chapter = Path(source).name[:2]
+    os.environ["SAE_LIB_COMMAND"] = f"python -m tools.book run --profile {profile} {chapter}"
     try:
         pages.write(execute(book, Path(source), profile), book.notebook(Path(source), profile))
     except ChapterError as error:

@@ -1,1 +1,1 @@
-"""The paper's run on a language model: what it needs, and the run itself."""
+"""The paper's run on a language model: its cost, and the run itself."""

@@ -6,6 +6,6 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt as interrupt:
-        raise SystemExit(f"{str(interrupt) or 'stopped'}; the same command goes on") from interrupt
+        raise SystemExit(f"{str(interrupt) or 'stopped'}; the same command resumes") from interrupt
     except ValueError as error:
         raise SystemExit(str(error)) from error

@@ -1,4 +1,4 @@
-"""What ``sae_experiments.paper_scale`` needs: memory and disk by formulas, time by a short calibration."""
+"""The cost of ``sae_experiments.paper_scale``: memory and disk by formulas, time by a short calibration."""
 
 from __future__ import annotations
 
@@ -23,21 +23,25 @@ from sae_lib.language_models import DEFAULT_MODEL, LanguageModel, Site
 from sae_lib.methods import Method
 
 GIB = 2**30
-# blocks in one forward pass when logits are needed, and batches shuffled among themselves
+# blocks in one forward pass when logits are needed, and batches shuffled together
 SCORED_BLOCKS, BUFFER_BATCHES = 4, 8
-# what a CPU does in minutes
+# a size that a CPU manages in minutes
 CPU_WIDTH, CPU_TOKENS = 16_384, 1_000_000
-# B × M numbers of float32 alive at the worst moment of a step: 5.3 times in a dense one of GBA, 6 to 7 times
-# in one of TopK with its auxiliary loss for dead latents, both measured on a CPU
+# copies of B × M float32 numbers alive at the worst moment of a step: 5.3 in a dense one of GBA, 6 to 7 in
+# one of TopK with its auxiliary loss for dead latents, both measured on a CPU
 STEP_COPIES = 8
 
 
 @dataclass(frozen=True)
 class Size:
-    """What decides the cost of a run, apart from the language model.
+    """The sizes that decide the cost of a run, apart from the language model.
 
-    width: latents. batch_size: rows of a step. tokens: rows of a run. untied: whether any method has a
-    decoder of its own. weight_bytes: bytes a number of the language model takes.
+    Attributes:
+        width: Latents.
+        batch_size: Rows of a step.
+        tokens: Rows of a run.
+        untied: Whether any method has a separate decoder.
+        weight_bytes: Bytes of one number of the language model.
     """
 
     width: int
@@ -48,7 +52,7 @@ class Size:
 
 
 def parameters(config: Any) -> tuple[int, int]:
-    """Parameters of a language model with this config, in all and in one block; nothing is allocated."""
+    """Count the parameters of a language model, in all and in one block, from its config alone."""
     with torch.device("meta"):
         model = LanguageModel(AutoModelForCausalLM.from_config(config), None, "meta")
     block = sum(p.numel() for p in model._blocks[0].parameters())
@@ -56,7 +60,7 @@ def parameters(config: Any) -> tuple[int, int]:
 
 
 def memory(config: Any, size: Size) -> dict[str, float]:
-    """Bytes on the device at the worst moment, by part: a formula, not compared with a GPU's count yet."""
+    """Estimate bytes on the device at the worst moment, by part; not compared with a GPU's count yet."""
     config = config.get_text_config()
     d, rows = config.hidden_size, BATCH_BLOCKS * BLOCK
     matrices = 2 if size.untied else 1
@@ -73,21 +77,21 @@ def memory(config: Any, size: Size) -> dict[str, float]:
 
 
 def disk(config: Any, size: Size, runs: int) -> tuple[float, float]:
-    """Bytes kept (encoder and decoder of every run), and bytes of checkpoints while a run goes on."""
+    """Return bytes kept (encoder and decoder of every run) and bytes of checkpoints during a run."""
     matrix = 4 * size.width * config.get_text_config().hidden_size
-    # weights and two moments; the old checkpoint stays until the new one is whole
+    # weights and two moments; the old checkpoint stays until the new one is complete
     return 2 * matrix * runs, 2 * 3 * matrix * (2 if size.untied else 1)
 
 
 def operations(config: Any, size: Size, layer: int) -> tuple[float, float]:
-    """Floating-point operations of one run: reading the text up to a layer, and the encoder's products."""
+    """Count operations of one run: reading the text up to a layer, and the encoder's products."""
     _, block = parameters(config)
     d = config.get_text_config().hidden_size
     return 2.0 * size.tokens * block * (layer + 1), 2.0 * size.tokens * d * size.width
 
 
 def available(device: torch.device) -> float:
-    """Bytes free on the device, or on the machine."""
+    """Return bytes free on the device, or on the machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     info = Path("/proc/meminfo")
@@ -98,8 +102,8 @@ def available(device: torch.device) -> float:
 
 
 def reading_seconds(model: LanguageModel, layers: Iterable[int], blocks: Tensor) -> dict[int, float]:
-    """Seconds a token takes to reach the residual stream of each layer; median of three passes."""
-    found = {}
+    """Time a token to the residual stream of each layer, in seconds; median of three passes."""
+    seconds = {}
     for layer in layers:
         times = []
         # the first pass warms up
@@ -108,12 +112,12 @@ def reading_seconds(model: LanguageModel, layers: Iterable[int], blocks: Tensor)
             (rows,) = forward(model, [Site("resid_post", layer)], blocks, SKIP_FIRST)
             rows.sum().item()
             times.append((time.perf_counter() - started) / len(rows))
-        found[layer] = statistics.median(times[1:])
-    return found
+        seconds[layer] = statistics.median(times[1:])
+    return seconds
 
 
 def step_seconds(method: Method, rows: Tensor, width: int, batch_size: int, device: torch.device) -> float:
-    """Seconds of one training step on rows (N, d); median of four after two."""
+    """Time one training step on rows (N, d), in seconds; median of four after two."""
     times: list[float] = []
 
     def note(_step: int, sae: sae_lib.SparseAutoencoder) -> None:
@@ -129,7 +133,7 @@ def step_seconds(method: Method, rows: Tensor, width: int, batch_size: int, devi
 
 
 def statement(options: argparse.Namespace, config: Any) -> tuple[str, float]:
-    """What the runs need, in words, and the bytes of memory; by formulas alone, the same on every machine."""
+    """Return the cost in words, and the bytes of memory; formulas alone, the same on every machine."""
     size, runs = _size(options), len(options.corpora) * len(options.layers) * len(options.methods)
     total, parts = parameters(config)[0], memory(config, size)
     kept, passing = disk(config, size, runs)
@@ -145,7 +149,7 @@ def statement(options: argparse.Namespace, config: Any) -> tuple[str, float]:
         f"download: {download}",
         f"memory, estimated: {sum(parts.values()) / GIB:.1f} GiB; of these",
         "  " + ", ".join(f"{name} {part / GIB:.1f}" for name, part in parts.items()),
-        f"disk, estimated: {kept / GIB:.1f} GiB, and {passing / GIB:.1f} GiB while a run goes on",
+        f"disk, estimated: {kept / GIB:.1f} GiB, and {passing / GIB:.1f} GiB during a run",
         f"operations, estimated: {each * sum(w[0] for w in work):,.1f} × 10^15 to read the text, at least "
         f"{each * sum(w[1] for w in work):,.1f} × 10^15 to train",
     ]
@@ -158,7 +162,7 @@ def _size(options: argparse.Namespace) -> Size:
 
 
 def obstacle(options: argparse.Namespace, config: Any, needed: float) -> str | None:
-    """Why the runs cannot be made here, and what to do; None where they can."""
+    """Say why the runs cannot be made here, and what to do; None where they can."""
     device, n_layers = torch.device(options.device), config.get_text_config().num_hidden_layers
     for layer in options.layers:
         if not 0 <= layer < n_layers:
@@ -183,7 +187,7 @@ def obstacle(options: argparse.Namespace, config: Any, needed: float) -> str | N
 def calibrate(
     options: argparse.Namespace, model: LanguageModel, text: Tensor, left: list[tuple[str, int, str]]
 ) -> float:
-    """Time a few passes and steps, print what follows for the runs that are left, return their seconds."""
+    """Time a few passes and steps, print an estimate for the runs that are left and return their seconds."""
     device = torch.device(options.device)
     # a CPU is busy enough with a few blocks
     text = text[: BATCH_BLOCKS if device.type == "cuda" else 4]

@@ -1,15 +1,15 @@
-"""The paper's language-model run: Qwen2.5-1.5B, layers 2, 13 and 26, 65,536 latents, 100 million tokens.
+r"""The paper's language-model run: Qwen2.5-1.5B, layers 2, 13 and 26, 65,536 latents, 100 million tokens.
 
     python -m sae_experiments.paper_scale --estimate          # what it would cost; starts nothing
     python -m sae_experiments.paper_scale                     # one GPU with some 32 GiB
     python -m sae_experiments.paper_scale --random-weights    # the same size where the hub is out of reach
-    python -m sae_experiments.paper_scale --model smollm2-135m --layers 14 --width 2048 --tokens 60000 \\
+    python -m sae_experiments.paper_scale --model smollm2-135m --layers 14 --width 2048 --tokens 60000 \
         --batch-size 256 --corpora code --methods gba    # a small one, minutes on a CPU
 
-It says what it needs before it starts: memory, disk and download by formulas, time from a calibration of a
-few forward passes and training steps. Stopped or killed, the same command goes on. Rows come straight from
-the model, one pass over the text for each run; a text that is too short is read again, its documents in
-another order.
+It states its cost before it starts: memory, disk and download by formulas, time from a calibration of a few
+forward passes and training steps. Stopped or killed, the same command resumes. Rows come straight from the
+model, one pass over the text for each run; a text that is too short is read again, its documents in another
+order.
 
 Choices. GBA runs twice: with the targets of the paper's ICLR version, 0.5 → 0.001 (``gba-iclr``), and with
 this library's, 0.1 → 0.001 (``gba``). TopK has K = 50, the smallest of the published values. Learning rates
@@ -62,7 +62,7 @@ CHECKPOINT_EVERY = 500
 
 
 class Clock:
-    """Seconds spent on a run in all sittings, work that a crash lost included; kept beside it."""
+    """Seconds spent on a run in all sittings, work lost in a crash included; saved beside it."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.started = path, time.perf_counter()
@@ -70,11 +70,11 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Seconds so far."""
         return self.before + time.perf_counter() - self.started
 
     def note(self, *_: Any) -> None:
-        """Write it down."""
+        """Save the seconds so far."""
         with replacing(self.path) as path:
             path.write_text(json.dumps(self.seconds))
 
@@ -82,7 +82,7 @@ class Clock:
 def run(
     options: argparse.Namespace, model: LanguageModel, name: str, layer: int, method: str, folder: Path
 ) -> dict[str, Any]:
-    """Train one autoencoder, or finish it, and measure it on held-out text; the row of the record."""
+    """Train one autoencoder, or finish it, measure it on held-out text and return the row of the record."""
     device, site = torch.device(options.device), f"resid_post.{layer}"
     training, held_out = corpus(name, options.documents).split(HELD_OUT)
     if device.type == "cuda":
@@ -102,7 +102,7 @@ def run(
     unseen = blocks(held_out, model, max(options.held_out_tokens, options.scored_tokens))
     few = unseen[: -(-options.held_out_tokens // BLOCK)].split(BATCH_BLOCKS)
     rows = torch.cat([forward(model, [model.site(site)], b, SKIP_FIRST)[0].float().cpu() for b in few])
-    found = metrics.reconstruction(sae, rows, batch_size=min(options.batch_size, 4096))
+    fit = metrics.reconstruction(sae, rows, batch_size=min(options.batch_size, 4096))
     scored = unseen[: -(-options.scored_tokens // BLOCK)]
     lost = faithfulness(model, {"it": sae}, site, scored, skip_first=SKIP_FIRST, batch_blocks=SCORED_BLOCKS)[
         "it"
@@ -114,8 +114,8 @@ def run(
         "lr": sae.metadata["training"]["lr"],
         "width": options.width, "tokens": tokens, "passes": passes(training, model, unseen, tokens),
         "batch_size": options.batch_size, "seed": options.seed,
-        "nmse": found.nmse, "l0": found.l0, "active_fraction": found.l0 / options.width,
-        "dead_share": found.dead_share, "n_held_out": found.n_rows,
+        "nmse": fit.nmse, "l0": fit.l0, "active_fraction": fit.l0 / options.width,
+        "dead_share": fit.dead_share, "n_held_out": fit.n_rows,
         "ce_clean": lost.ce_clean, "ce_spliced": lost.ce_spliced, "ce_mean": lost.ce_mean,
         "ce_recovered": lost.ce_recovered, "kl_recovered": lost.kl_recovered, "n_scored": lost.n_tokens,
         "seconds": seconds, "tokens_per_second": tokens / seconds,
@@ -124,7 +124,7 @@ def run(
 
 
 def _peak(device: torch.device) -> float:
-    """Most bytes held: on a GPU by PyTorch since the run began, else by the process since it began."""
+    """Return the most bytes held: on a GPU by PyTorch during the run, else by the process since it began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -132,7 +132,7 @@ def _peak(device: torch.device) -> float:
 
 
 def _home(options: argparse.Namespace) -> Path:
-    """The folder of these settings; which layers, texts and methods are asked for does not matter."""
+    """Return the folder of these settings, the same for all layers, texts and methods."""
     asked = {
         name: getattr(options, name)
         for name in (
@@ -149,7 +149,7 @@ def _home(options: argparse.Namespace) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> Path | None:
-    """Say what is needed, train and measure what is not done yet; returns the path of the record."""
+    """State the cost, train and measure what is not done yet; return the path of the record."""
     options = parser(__doc__).parse_args(arguments)
     config, model = config_of(options.model), None
     if config is None:
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> Path | None:
             row = run(options, model, *cell, folder)
             with replacing(folder / "row.json") as path:
                 path.write_text(json.dumps(row))
-        # once measured it is needed no more, and it is large
+        # not needed once measured, and large
         (folder / checkpoint.NAME).unlink(missing_ok=True)
         rows.append(row := read_json(folder / "row.json"))
         print(
@@ -196,5 +196,5 @@ def main(arguments: list[str] | None = None) -> Path | None:
 
 
 def at_paper_size(options: argparse.Namespace) -> bool:
-    """Whether these are the paper's model, width and tokens; its layers, texts and methods may be fewer."""
+    """Tell whether these are the paper's model, width and tokens; layers, texts and methods may be fewer."""
     return all(getattr(options, name) == value for name, value in PAPER.items())

@@ -1,4 +1,4 @@
-"""What ``sae_experiments.paper_scale`` can be asked for: its options, methods, model and text."""
+"""Options, methods, model and text of ``sae_experiments.paper_scale``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BLOCK, BATCH_BLOCKS, SKIP_FIRST = 256, 32, 2
 
 
 def methods(k: int) -> dict[str, Method]:
-    """The contestants by name."""
+    """Return the contestants by name."""
     return {
         "gba-iclr": GroupBiasAdaptation(htf=0.5, ltf=1e-3, centre=True),
         "gba": GroupBiasAdaptation(htf=0.1, ltf=1e-3, centre=True),
@@ -36,13 +36,13 @@ def methods(k: int) -> dict[str, Method]:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(
+    """Return the command line."""
+    options = argparse.ArgumentParser(
         prog="python -m sae_experiments.paper_scale",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = found.add_argument
+    add = options.add_argument
     add("--model", default=PAPER["model"], help="hub id, folder or .gguf file")
     add("--random-weights", action="store_true", help="the model's architecture, but nothing it has learned")
     add("--layers", type=int, nargs="+", default=[2, 13, 26])
@@ -66,11 +66,11 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--estimate", action="store_true", help="say what it needs without a calibration, and stop")
     add("--folder", type=Path, default=ROOT / "runs" / "paper-scale")
     add("--record", type=Path, help=f"default {RECORD.name} at the paper's size, else in the folder")
-    return found
+    return options
 
 
 def config_of(name: str) -> Any:
-    """The model's config without its weights; None where only loading tells."""
+    """Return the config without the weights; None where only loading tells. SystemExit for a missing one."""
     if name == PAPER["model"]:
         values = read_json(CONFIG)
         return AutoConfig.for_model(values.pop("model_type"), **values)
@@ -83,7 +83,7 @@ def config_of(name: str) -> Any:
 
 
 def load(options: argparse.Namespace, config: Any) -> LanguageModel:
-    """The language model, trained or with random weights. SystemExit says what to do without a network."""
+    """Load the language model, trained or random; SystemExit says what to do without a network."""
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if not options.random_weights:
@@ -107,14 +107,14 @@ def load(options: argparse.Namespace, config: Any) -> LanguageModel:
 
 
 def label(options: argparse.Namespace) -> str:
-    """The model in words."""
+    """Return the model in words."""
     name = Path(options.model).name if Path(options.model).exists() else options.model
     return f"{name} (random weights, seed {options.seed})" if options.random_weights else name
 
 
 @functools.lru_cache
 def corpus(name: str, documents: int) -> corpora.Corpus:
-    """A text by its name on the command line; read once."""
+    """Return a text by its name on the command line; read once. SystemExit names a missing one."""
     packaged = {"code": corpora.standard_library, "wikipedia": corpora.wikipedia_summaries}
     if name in packaged:
         return packaged[name]()
@@ -128,15 +128,15 @@ def corpus(name: str, documents: int) -> corpora.Corpus:
 
 
 def passes(part: corpora.Corpus, model: LanguageModel, sample: Tensor, tokens: int) -> float:
-    """How often a run of so many tokens reads a text, by the characters a token of ``sample`` takes."""
+    """Return how often a run of so many tokens reads a text, by the characters per token of ``sample``."""
     each = len(model.tokenizer.decode(sample.flatten())) / sample.numel()
     return tokens * each / sum(len(document.text) for document in part.documents)
 
 
 def blocks(part: corpora.Corpus, model: LanguageModel, tokens: int, seed: int = 0) -> Tensor:
-    """The first blocks (n, 256) of a text, n · 256 ≥ tokens, or all it has."""
+    """Return the first blocks (n, 256), n · 256 ≥ tokens, or all there are; SystemExit if there is none."""
     endless = corpora.token_blocks(part, model.tokenizer, BLOCK, seed=seed)
-    taken = list(itertools.islice(endless, -(-tokens // BLOCK)))
-    if not taken:
+    first = list(itertools.islice(endless, -(-tokens // BLOCK)))
+    if not first:
         raise SystemExit(f"{part.name} does not fill one block of {BLOCK} tokens; take a longer text")
-    return torch.stack(taken)
+    return torch.stack(first)

@@ -1,1 +1,1 @@
-"""The commands that make the records of `book/records`, too long for a page's own run."""
+"""The commands that make the records in ``book/records`` of runs too long for a page."""

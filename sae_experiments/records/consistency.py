@@ -1,4 +1,4 @@
-"""Do seeds agree on a language model's activations? The records that chapters 10 and 11 show.
+"""Agreement between seeds on a language model's activations: the records that chapters 10 and 11 show.
 
     python -m sae_experiments.records.consistency STAGE
 
@@ -8,22 +8,23 @@
     twin         the same three on a Gaussian twin of the activations
     long         the same three, three times as many steps
     longer       the same three, 12 times as many steps on four times the rows
-    untied       GBA with a decoder of its own
-    agreement    directions that pairs of three seeds of GBA share, there and on the twin; for chapter 10
+    untied       GBA with a separate decoder
+    agreement    directions that pairs of three seeds of GBA share, also on the twin; for chapter 10
 
 Each stage takes two CPU cores one to ten minutes, the one with four times the rows a quarter of an hour, and
-writes a record of its own. Trained autoencoders and finished runs are kept in runs/consistency; started
-again, a stage goes on where it stopped. Run it from the repository's root; the activations are those of the
-language testbed, code, in runs/language.
+writes its own record. Trained autoencoders and finished runs are kept in runs/consistency; started again, a
+stage resumes. Run it from the repository's root; the activations are those of the language testbed, code, in
+runs/language.
 
-The rules. Learning rates are those of the search that chapter 10 shows, one for each method. The search for
-the knob begins with the one found there and ends as soon as L0 is within 10 % of 32, after at most four
-trainings on a seed that is not used again. Then seeds 0, 1, …, which draw the initial weights and the order
-of the rows, nothing else.
+The rules. Learning rates come from the search that chapter 10 shows, one for each method. The search for the
+knob begins with the value from there and ends as soon as L0 is within 10 % of 32, after at most four
+trainings on a seed that is not used again. Then come seeds 0, 1, …, which draw the initial weights and the
+order of the rows, nothing else.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import time
 from pathlib import Path
@@ -51,7 +52,7 @@ SIZE = testbed.SIZES["quick"]
 SHORT, LONG, LONGER = (times * SIZE["steps"] for times in (1, 3, 12))
 THREE = ("gba", "topk", "l1")
 THRESHOLDS = (0.9, 0.7, 0.5)
-# how many of the top latents: points on the curves over α
+# numbers of top latents: points on the curves over α
 TOP = (1, 2, 3, 5, 8, 13, 20, 32, 51, 82, 128, 205, 328, 512, 717, 1024)
 # bins of the firing rate; below the first edge a latent is silent on the 5,000 held-out rows
 EDGES = (1e-9, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 1.0)
@@ -60,7 +61,7 @@ DATA, SEEDS, AGREED, BINS = ("activations", "gaussian twin"), (0, 1, 2), (0.5, 0
 
 
 def source(data: str, layer: int) -> tuple[BatchSource, Tensor]:
-    """Training rows, and held-out rows (N, d)."""
+    """Return training rows, and held-out rows (N, d)."""
     more = activations.ActivationStore.open(more_rows(layer)) if data == MORE_ROWS else None
     train, rows = testbed.open_place("code", layer, STORES, store=more)
     if data != "gaussian twin":
@@ -70,7 +71,7 @@ def source(data: str, layer: int) -> tuple[BatchSource, Tensor]:
 
 
 def more_rows(layer: int) -> Path:
-    """The folder of a store of four times as many rows of the same documents; harvested if it is missing."""
+    """Return the folder of a store with four times the rows of the same documents; harvest it if missing."""
     folder = Path(RUNS, "rows", f"layer-{layer}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -83,7 +84,7 @@ def more_rows(layer: int) -> Path:
 def fit(
     method: str, knob: float, lr: float, seed: int, data: str, layer: int, steps: int, tied: bool
 ) -> dict[str, Any]:
-    """Train one autoencoder, keep it, measure it on held-out rows."""
+    """Train one autoencoder, save it and measure it on held-out rows."""
     rows, held_out = source(data, layer)
     settings = {"tied": False} if method == "gba" and not tied else {}
     contestant = testbed.contestant(method, knob, **settings)
@@ -92,39 +93,38 @@ def fit(
     sae, _ = sae_lib.train(rows, contestant, lr=lr, seed=seed, steps=steps, **size)
     kept = f"{RUNS}/{method}-{knob:g}-{lr:g}-{tied}-{data}-{layer}-{steps}-{seed}"
     sae.save(kept)
-    found = metrics.reconstruction(sae, held_out)
+    score = metrics.reconstruction(sae, held_out)
     seconds = time.perf_counter() - begun
-    return {"kept": kept, "l0": found.l0, "nmse": found.nmse, "dead": found.dead_share, "seconds": seconds}
+    return {"kept": kept, "l0": score.l0, "nmse": score.nmse, "dead": score.dead_share, "seconds": seconds}
 
 
 def settle(
     method: str, start: float, lr: float, data: str, layer: int, steps: int, tied: bool
 ) -> dict[str, Any]:
-    """A knob for L0 within 10 % of 32, from ``start`` on, in at most four trainings; else the nearest."""
+    """Search from ``start`` for the knob of L0 = 32, up to 10 %, in at most four trainings."""
     if method in common.K_METHODS:
         return {"knob": start, "seconds": 0.0}
-    trials: list[tuple[float, float]] = []
-    knob, seconds = start, 0.0
-    while len(trials) < common.BUDGET:
-        found = fit(method, knob, lr, common.TRIAL_SEED, data, layer, steps, tied)
-        trials.append((common.miss(found["l0"], TARGET), knob))
-        seconds += found["seconds"]
-        if abs(found["l0"] / TARGET - 1) <= 0.1:
-            break
-        step = common.towards(1.0, found["l0"], TARGET, common.SLOPES[method])
-        knob = common.setting(method, knob * min(max(step, 0.3), 3))
-    return {"knob": min(trials)[1], "seconds": seconds}
+    seconds = 0.0
+
+    def l0(knob: float) -> float:
+        nonlocal seconds
+        trained = fit(method, knob, lr, common.TRIAL_SEED, data, layer, steps, tied)
+        seconds += trained["seconds"]
+        return float(trained["l0"])
+
+    knob = common.turn_knob(method, l0, TARGET, start, within=0.1).knob
+    return {"knob": knob, "seconds": seconds}
 
 
 def agreement(kept: list[str], data: str, layer: int) -> dict[str, Any]:
-    """How runs of the seeds 0, 1, … agree; numbers of each pair in the order (0, 1), (0, 2), …
+    """Measure how runs of the seeds 0, 1, … agree; pairs in the order (0, 1), (0, 2), …, (1, 2).
 
-    pw_mcc, mcs: of each pair; MCS as the mean over the latents of both.
-    curves: by rule and threshold, mean and standard deviation over pairs of the share among the top latents.
-    by_rate: for each bin of the firing rate the latents of a run, and of these the share with MCS above each
-        threshold, and the mean MCS.
-    doubles: of each run, the share of its firing latents that have another one at cosine above 0.9.
-    start: of each run, the mean cosine of its latents with their own initial directions.
+    Returns:
+        ``pw_mcc`` and ``mcs`` of each pair, MCS as the mean over the latents of both; ``curves`` by rule and
+        threshold, mean and standard deviation over pairs of the share among the top latents; ``by_rate``, for
+        each bin of the firing rate the latents of a run, the share of these with MCS above each threshold,
+        and their mean MCS; ``doubles``, of each run, the share of its firing latents that have another one at
+        cosine above 0.9; ``start``, of each run, its latents' mean cosine with their initial directions.
     """
     saes = [sae_lib.load(folder) for folder in kept]
     _, held_out = source(data, layer)
@@ -153,7 +153,7 @@ def agreement(kept: list[str], data: str, layer: int) -> dict[str, Any]:
 
 
 def by_rate(similarity: dict[tuple[int, int], Tensor], rates: list[Tensor]) -> dict[str, Any]:
-    """Agreement of latents that fire equally often: sums over all ordered pairs, by bin."""
+    """Measure the agreement of latents that fire equally often: over all ordered pairs, by bin."""
     edges = torch.tensor(EDGES, dtype=torch.float64)
     bins = len(EDGES)  # the first holds the silent ones
     latents, above, mean = torch.zeros(bins), {t: torch.zeros(bins) for t in THRESHOLDS}, torch.zeros(bins)
@@ -172,24 +172,24 @@ def by_rate(similarity: dict[tuple[int, int], Tensor], rates: list[Tensor]) -> d
 
 
 def doubles(sae: sae_lib.SparseAutoencoder, rate: Tensor) -> float:
-    """Share of the latents that fire and have another firing latent of the run at cosine above 0.9."""
+    """Return the share of the firing latents that have another one of the run at cosine above 0.9."""
     alive = sae.directions[rate > 0]
     return (metrics.cosines(alive, alive).fill_diagonal_(-1).amax(dim=0) > 0.9).double().mean().item()
 
 
 def start(sae: sae_lib.SparseAutoencoder, seed: int) -> float:
-    """Mean cosine of the latents with where they started: the same rows for every method."""
+    """Return the mean cosine of the latents with their initial directions, the same for every method."""
     before = sae_lib.SparseAutoencoder(sae.d_in, sae.width, seed=seed).weight.detach()
     return torch.nn.functional.cosine_similarity(sae.directions, before).mean().item()
 
 
 def rounded(values: Tensor) -> list[float]:
-    """As a list, four decimals."""
+    """Return a list of numbers with four decimals."""
     return [round(v, 4) for v in values.tolist()]
 
 
 def chosen() -> dict[tuple[str, int], dict[str, Any]]:
-    """By method and layer what the search chose on code for L0 = 32."""
+    """Return by method and layer what the search chose on code for L0 = 32."""
     rows = records.read(SEARCH).rows
     return {
         (method, layer): row
@@ -199,7 +199,7 @@ def chosen() -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def stages() -> dict[str, list[dict[str, Any]]]:
-    """What each stage compares."""
+    """Return what each stage compares."""
     plain = {"data": "activations", "layer": 14, "steps": SHORT, "tied": True, "methods": THREE, "seeds": 3}
     others = tuple(m for m in testbed.METHODS if m not in THREE)
     return {
@@ -207,16 +207,16 @@ def stages() -> dict[str, list[dict[str, Any]]]:
         "others": [{**plain, "methods": others, "seeds": 6}],
         "layers": [{**plain, "layer": testbed.LAYERS[when]} for when in ("early", "late")],
         "twin": [{**plain, "data": "gaussian twin"}],
-        # where L0 = 32 is to be expected after three times as many steps
+        # where L0 = 32 is expected after three times as many steps
         "long": [{**plain, "steps": LONG, "start": {"gba": 0.22, "l1": 0.037}}],
-        # begins at about the knobs that 1,200 steps needed
+        # begins near the knobs that 1,200 steps needed
         "longer": [{**plain, "data": MORE_ROWS, "steps": LONGER, "start": {"gba": 0.25, "l1": 0.037}}],
         "untied": [{**plain, "methods": ("gba",), "tied": False}],
     }
 
 
 def compare(condition: dict[str, Any], workers: int) -> tuple[list[dict[str, Any]], float]:
-    """The rows of one condition, one for each method, and the seconds that its trainings took."""
+    """Return the rows of one condition, one for each method, and the seconds that its trainings took."""
     folder, picked = Path(RUNS, "results"), chosen()
     where = {name: condition[name] for name in ("data", "layer", "steps", "tied")}
     cells = []
@@ -226,36 +226,35 @@ def compare(condition: dict[str, Any], workers: int) -> tuple[list[dict[str, Any
         cells.append({"method": method, "start": start, "lr": best["lr"], **where})
     settled = sweep(settle, cells, folder=folder, workers=workers)
     settings = [{name: s[name] for name in ("method", "knob", "lr", *where)} for s in settled]
-    cells = [{**one, "seed": seed} for seed in range(condition["seeds"]) for one in settings]
+    cells = [{**setting, "seed": seed} for seed in range(condition["seeds"]) for setting in settings]
     fits = sweep(fit, cells, folder=folder, workers=workers)
-    groups = [[r for r in fits if r["method"] == one["method"]] for one in settings]
+    groups = [[r for r in fits if r["method"] == setting["method"]] for setting in settings]
     data, layer = condition["data"], condition["layer"]
     cells = [{"kept": [r["kept"] for r in group], "data": data, "layer": layer} for group in groups]
-    rows = []
-    for one, group, found in zip(
-        settings, groups, sweep(agreement, cells, folder=folder, workers=workers), strict=True
-    ):
+    rows, agreements = [], sweep(agreement, cells, folder=folder, workers=workers)
+    for setting, group, row in zip(settings, groups, agreements, strict=True):
         measured = {name: [round(r[name], 4) for r in group] for name in ("l0", "nmse", "dead")}
-        derived = {name: value for name, value in found.items() if name not in cells[0]}
-        rows.append({**one, "seeds": len(group), **measured, **derived})
+        derived = {name: value for name, value in row.items() if name not in cells[0]}
+        rows.append({**setting, "seeds": len(group), **measured, **derived})
     return rows, sum(r["seconds"] for r in (*settled, *fits)) / workers
 
 
 def share(kept: list[str], data: str) -> dict[str, list[float]]:
-    """What two kept runs of the middle layer have in common.
+    """Compare two saved runs of the middle layer.
 
-    directions: how many they agree on at each of AGREED. histogram: latents of the first by their largest
-    cosine with one of the second, in BINS bins.
+    Returns:
+        ``directions``, how many they agree on at each of ``AGREED``; ``histogram``, latents of the first by
+        their largest cosine with one of the second, in ``BINS`` bins.
     """
     _, held_out = source(data, testbed.LAYERS["middle"])
     saes, rows = [sae_lib.load(at) for at in kept], held_out - held_out.mean(dim=0)
     best = metrics.max_cosine_similarity(*saes)
-    found = [len(spectrum.estimate_frequencies(saes, rows, threshold=t)) for t in AGREED]
-    return {"directions": found, "histogram": torch.histc(best, BINS, min=0, max=1).int().tolist()}
+    agreed = [len(spectrum.estimate_frequencies(saes, rows, threshold=t)) for t in AGREED]
+    return {"directions": agreed, "histogram": torch.histc(best, BINS, min=0, max=1).int().tolist()}
 
 
 def shared_directions(workers: int) -> tuple[list[dict[str, Any]], float]:
-    """A row for each pair of seeds of GBA, at what the search chose for the activations, and the seconds."""
+    """Return a row for each pair of seeds of GBA, at the settings of the search, and the seconds."""
     best = chosen()["gba", testbed.LAYERS["middle"]]
     at = {name: best[name] for name in ("method", "knob", "lr", "layer")} | {"steps": SHORT}
     cells = [{**at, "tied": True, "data": data, "seed": seed} for data in DATA for seed in SEEDS]
@@ -263,16 +262,21 @@ def shared_directions(workers: int) -> tuple[list[dict[str, Any]], float]:
     kept = {(row["data"], row["seed"]): row["kept"] for row in trained}
     started = time.perf_counter()
     rows = [
-        {**at, "data": data, "seeds": [one, other], **share([kept[data, one], kept[data, other]], data)}
-        for data, (one, other) in itertools.product(DATA, itertools.combinations(SEEDS, 2))
+        {**at, "data": data, "seeds": [i, j], **share([kept[data, i], kept[data, j]], data)}
+        for data, (i, j) in itertools.product(DATA, itertools.combinations(SEEDS, 2))
     ]
-    # the trainings may have been done on another day
+    # the trainings may have run on another day
     return rows, sum(row["seconds"] for row in trained) / workers + time.perf_counter() - started
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    return common.parser("consistency", __doc__, (*stages(), "agreement"))
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """One stage; its record goes to book/records."""
-    asked = common.options("consistency", __doc__, (*stages(), "agreement"), arguments)
+    """Run one stage; its record goes to book/records."""
+    asked = parser().parse_args(arguments)
     testbed.open_testbed("quick", STORES, names=("code",))
     path = Path(RECORDS, f"{10 if asked.stage == 'agreement' else 11}_{asked.stage}.json")
     rows: list[dict[str, Any]] = []
@@ -281,8 +285,8 @@ def main(arguments: list[str] | None = None) -> None:
         rows, seconds = shared_directions(asked.workers)
         records.write(path, rows, seconds=seconds)
     for condition in stages().get(asked.stage, ()):
-        found, took = compare(condition, asked.workers)
-        rows, seconds = rows + found, seconds + took
+        compared, took = compare(condition, asked.workers)
+        rows, seconds = rows + compared, seconds + took
         records.write(path, rows, seconds=seconds)
     print(path)
 

@@ -5,22 +5,23 @@
     search       rates and knobs for every method, 12 minutes; first
     frontier     three more sparsities, three seeds, 12 minutes
     ablation     groups and frequencies of GBA, 2 minutes
-    seeds        what it found, three seeds, 2 minutes
+    seeds        settings of the search, three seeds, 2 minutes
     losses       the model's loss with each of those in it, 2 minutes
-    places       what it found elsewhere, three seeds, 12 minutes
+    places       settings of the search elsewhere, three seeds, 12 minutes
 
-Finished runs are kept in runs/10; started again, a stage goes on where it stopped. The search and the
-frontier keep what their records hold already and add what is missing; delete a record to make it anew.
+Finished runs are kept in runs/10; started again, a stage resumes. The search and the frontier keep what their
+records hold already and add what is missing; to make one from nothing, see ``sae_experiments.records``.
 
 The rules. Rows, width, steps and batches are the testbed's (quick), the same for all. Every method gets the
 same search, on a seed that is not used again: at layer 14 on code four learning rates, and for each of them
-at most four trainings to turn the method's one knob until the mean L0 on held-out rows is the target. Of each
-rate the training nearest to the target stands, and among those within 10 % of it the one with the least error
-counts. Elsewhere the learning rate is kept and only the knob is turned again.
+at most four trainings to turn the method's one knob until the mean L0 on held-out rows is the target. Each
+rate is represented by its training nearest to the target; among those within 10 % of it the one with the
+least error counts. Elsewhere the learning rate is kept and only the knob is searched again.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import math
 import time
@@ -30,8 +31,8 @@ from typing import Any
 from torch import Tensor
 
 from sae_experiments import testbed
-from sae_experiments.records import consistency
-from sae_experiments.records.common import BUDGET, SLOPES, TRIAL_SEED, miss, options, setting, towards
+from sae_experiments.records import common, consistency
+from sae_experiments.records.common import SLOPES, TRIAL_SEED, setting, towards, turn_knob
 from sae_experiments.testbed import CORPORA, LAYERS, METHODS, SIZES, contestant
 from sae_lib import GroupBiasAdaptation, load, metrics, records, train
 from sae_lib.language_models import LanguageModel
@@ -61,8 +62,8 @@ def fit(method: Method, lr: float, corpus: str, layer: int, seed: int) -> dict[s
     store, rows = open_place(corpus, layer, STORES)
     size: dict[str, Any] = {name: SIZES["quick"][name] for name in ("width", "steps", "batch_size")}
     sae, _ = train(store, method, lr=lr, seed=seed, **size)
-    found = metrics.reconstruction(sae, rows)
-    return {"nmse": found.nmse, "l0": found.l0, "dead": found.dead_share}
+    score = metrics.reconstruction(sae, rows)
+    return {"nmse": score.nmse, "l0": score.l0, "dead": score.dead_share}
 
 
 def seek(
@@ -70,32 +71,22 @@ def seek(
 ) -> dict[str, list[dict[str, Any]]]:
     """Turn a method's knob from ``start`` until L0 is within 5 % of the target, in at most four trainings.
 
-    By secants on logarithmic axes; the method's usual slope stands in for the first one, and for one that
-    noise has turned round. A training that leaves nine latents in ten dead ends it: the rate is too high.
+    A training that leaves nine latents in ten dead ends the search: the rate is too high.
     """
-    usual, knob = SLOPES[method], start
     trials: list[dict[str, Any]] = []
-    while len(trials) < BUDGET:
+
+    def l0(knob: float) -> float:
         trials.append({"knob": knob, **fit(contestant(method, knob), lr, corpus, layer, TRIAL_SEED)})
-        nearest = sorted(trials, key=lambda t: miss(t["l0"], target))
-        best = nearest[0]
-        if abs(best["l0"] / target - 1) <= STOP or trials[-1]["dead"] > 0.9:
-            break
-        slope = usual
-        if len(nearest) > 1:
-            rise = math.log(max(best["l0"], 0.1) / max(nearest[1]["l0"], 0.1))
-            slope = rise / math.log(best["knob"] / nearest[1]["knob"])
-            slope = slope if 1 / 3 < slope / usual < 3 else usual
-        knob = setting(method, towards(best["knob"], best["l0"], target, slope))
-        if any(t["knob"] == knob for t in trials):
-            break
+        return math.nan if trials[-1]["dead"] > 0.9 else float(trials[-1]["l0"])
+
+    turn_knob(method, l0, target, start, within=STOP)
     return {"trials": trials}
 
 
 def chosen(trials: list[dict[str, Any]], target: float) -> dict[str, Any]:
-    """Of each rate the trial nearest to the target; of those within 10 % the one with the least error.
+    """Take of each rate the trial nearest to the target; choose of those within 10 % the least error.
 
-    The nearest of all where none is within 10 %.
+    Where none is within 10 %, the nearest of all is chosen.
     """
     by_rate: dict[float, dict[str, Any]] = {}
     for trial in sorted(trials, key=lambda t: -abs(t["l0"] - target)):
@@ -107,13 +98,13 @@ def chosen(trials: list[dict[str, Any]], target: float) -> dict[str, Any]:
 
 
 def searched(cells: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
-    """The trials of searches as rows; of each method and place the one that counts is marked."""
-    found = sweep(seek, cells, folder=CACHE, workers=workers)
+    """Return the trials of searches as rows; the one that counts for a method and place is marked."""
+    searches = sweep(seek, cells, folder=CACHE, workers=workers)
     rows = [
-        {k: v for k, v in one.items() if k not in ("trials", "start")}
+        {k: v for k, v in search.items() if k not in ("trials", "start")}
         | {"seed": TRIAL_SEED, **trial, "chosen": False}
-        for one in found
-        for trial in one["trials"]
+        for search in searches
+        for trial in search["trials"]
     ]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -124,13 +115,13 @@ def searched(cells: list[dict[str, Any]], workers: int) -> list[dict[str, Any]]:
 
 
 def recorded(stage: str) -> list[dict[str, Any]]:
-    """The rows of a stage's record; none where there is no record."""
+    """Return the rows of a stage's record; none where there is no record."""
     path = Path(RECORDS, f"10_{stage}.json")
     return records.read(path).rows if path.exists() else []
 
 
 def search(workers: int) -> list[dict[str, Any]]:
-    """Learning rate and knob of every method for L0 = 32 at the middle layer on code, knobs elsewhere."""
+    """Search rate and knob of every method for L0 = 32 on code, middle layer, and knobs elsewhere."""
     rows = recorded("search")
     done = {(row["corpus"], row["layer"]) for row in rows}
     corpus, layer = MIDDLE
@@ -150,24 +141,24 @@ def search(workers: int) -> list[dict[str, Any]]:
 
 
 def settings(rows: list[dict[str, Any]], corpus: str, layer: int) -> dict[str, dict[str, Any]]:
-    """What the search chose for every method at a place, as arguments of :func:`single` but for the seed."""
+    """Return what the search chose for every method at a place: arguments of :func:`single`, no seed."""
     names = ("method", "lr", "knob", "corpus", "layer")
     chosen = testbed.settings(rows, corpus, layer)
     return {method: {name: row[name] for name in names} for method, row in chosen.items()}
 
 
 def found_by_search() -> list[dict[str, Any]]:
-    """The rows of the record of the search, which must be there."""
+    """Return the rows of the search's record, which must exist."""
     return records.read(Path(RECORDS, "10_search.json")).rows
 
 
 def single(method: str, knob: float, lr: float, corpus: str, layer: int, seed: int) -> dict[str, float]:
-    """One run with settings that a search has found."""
+    """Run once with settings that a search has found."""
     return fit(contestant(method, knob), lr, corpus, layer, seed)
 
 
 def frontier(workers: int) -> list[dict[str, Any]]:
-    """Every method at about 20, 60 and 200 active latents; L0 falls where the knob puts it."""
+    """Run every method at about 20, 60 and 200 active latents, without another search."""
     rows, cells = recorded("frontier"), []
     done = {(row["method"], row["lr"], row["knob"], row["seed"]) for row in rows}
     for name, at in settings(found_by_search(), *MIDDLE).items():
@@ -181,12 +172,12 @@ def frontier(workers: int) -> list[dict[str, Any]]:
 def variant(
     groups: int, htf: float, ltf: float, lr: float, corpus: str, layer: int, seed: int
 ) -> dict[str, float]:
-    """GBA with another ladder."""
+    """Run GBA with another ladder."""
     return fit(GroupBiasAdaptation(groups, htf, ltf, centre=True), lr, corpus, layer, seed)
 
 
 def ablation(workers: int) -> list[dict[str, Any]]:
-    """GBA's ladder at the late layer on code: number of groups, highest and lowest frequency."""
+    """Vary GBA's ladder at the late layer on code: number of groups, highest and lowest frequency."""
     corpus, layer = "code", LAYERS["late"]
     lr = settings(found_by_search(), corpus, layer)["gba"]["lr"]
     base = {"groups": 10, "htf": 0.3, "ltf": 0.003}
@@ -194,45 +185,46 @@ def ablation(workers: int) -> list[dict[str, Any]]:
     ladders += [base | {"groups": groups} for groups in (1, 3, 20)]
     ladders += [base | {"htf": htf} for htf in (0.5, 0.1, 0.05)]
     ladders += [base | {"ltf": 0.0003}]
-    cells = [{**x, "lr": lr, "corpus": corpus, "layer": layer, "seed": s} for x in ladders for s in SEEDS]
+    where = {"lr": lr, "corpus": corpus, "layer": layer}
+    cells = [{**ladder, **where, "seed": seed} for ladder in ladders for seed in SEEDS]
     return sweep(variant, cells, folder=CACHE, workers=workers)
 
 
 def three_seeds(workers: int) -> list[dict[str, Any]]:
-    """Every method at 32 active latents at the middle layer on code, kept; runs that chapter 11 needs too."""
+    """Run every method at 32 active latents, middle layer, code; chapter 11 needs these runs too."""
     where = {"data": "activations", "layer": MIDDLE[1], "steps": SIZES["quick"]["steps"], "tied": True}
-    found = settings(found_by_search(), *MIDDLE).values()
+    by_method = settings(found_by_search(), *MIDDLE)
     cells = [
-        {**{name: at[name] for name in ("method", "knob", "lr")}, **where, "seed": seed}
+        {**{name: setting[name] for name in ("method", "knob", "lr")}, **where, "seed": seed}
         for seed in SEEDS
-        for at in found
+        for setting in by_method.values()
     ]
     return sweep(consistency.fit, cells, folder=Path(consistency.RUNS, "results"), workers=workers)
 
 
 def seeds(workers: int) -> list[dict[str, Any]]:
-    """The errors of :func:`three_seeds`."""
+    """Return the errors of :func:`three_seeds`."""
     names = ("method", "lr", "knob", "layer", "seed", "nmse", "l0", "dead")
     return [{"corpus": MIDDLE[0], **{n: row[n] for n in names}} for row in three_seeds(workers)]
 
 
 def places(workers: int) -> list[dict[str, Any]]:
-    """Every method at 32 active latents at the other layers and texts that were searched."""
+    """Run every method at 32 active latents at the other layers and texts that were searched."""
     rows = found_by_search()
-    found = [settings(rows, *one) for one in testbed.searched_places(rows) if one != MIDDLE]
-    cells = [{**one, "seed": seed} for at in found for seed in SEEDS for one in at.values()]
+    others = [settings(rows, *place) for place in testbed.searched_places(rows) if place != MIDDLE]
+    cells = [{**setting, "seed": seed} for at in others for seed in SEEDS for setting in at.values()]
     return sweep(single, cells, folder=CACHE, workers=workers)
 
 
 @functools.cache
 def read_model() -> tuple[LanguageModel, Tensor]:
-    """The model, and four blocks of held-out code (4, 256)."""
+    """Load the model and four blocks of held-out code (4, 256)."""
     bed = testbed.open_testbed("quick", STORES, layers=[MIDDLE[1]], names=[MIDDLE[0]])
     return bed.model, bed.blocks(MIDDLE[0], 4)
 
 
 def loss(kept: dict[str, str]) -> dict[str, Any]:
-    """Losses of the model with autoencoders of the middle layer in it, by name."""
+    """Measure the model's losses with autoencoders of the middle layer in it, by name."""
     model, blocks = read_model()
     scores = faithfulness(model, {m: load(at) for m, at in kept.items()}, f"resid_post.{MIDDLE[1]}", blocks)
     return {"losses": {name: {**vars(s), "ce_recovered": s.ce_recovered, "kl_recovered": s.kl_recovered}
@@ -240,14 +232,14 @@ def loss(kept: dict[str, str]) -> dict[str, Any]:
 
 
 def losses(workers: int) -> list[dict[str, Any]]:
-    """The model's loss with each autoencoder of :func:`three_seeds` in it."""
+    """Measure the model's loss with each autoencoder of :func:`three_seeds` in it."""
     trained = three_seeds(workers)
     cells = [{"kept": {r["method"]: r["kept"] for r in trained if r["seed"] == seed}} for seed in SEEDS]
-    found = sweep(loss, cells, folder=CACHE, workers=workers)
+    by_seed = sweep(loss, cells, folder=CACHE, workers=workers)
     return [
-        {"method": m, "seed": seed, **row}
-        for seed, one in zip(SEEDS, found, strict=True)
-        for m, row in one["losses"].items()
+        {"method": method, "seed": seed, **row}
+        for seed, scores in zip(SEEDS, by_seed, strict=True)
+        for method, row in scores["losses"].items()
     ]
 
 
@@ -259,9 +251,14 @@ STAGES = {
 GROWING = ("search", "frontier")
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    return common.parser("language_model", __doc__, STAGES)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """One stage; its record goes to book/records."""
-    asked = options("language_model", __doc__, STAGES, arguments)
+    """Run one stage; its record goes to book/records."""
+    asked = parser().parse_args(arguments)
     started = time.perf_counter()
     testbed.open_testbed("quick", STORES)
     path = Path(RECORDS, f"10_{asked.stage}.json")

@@ -1,12 +1,12 @@
-"""What chapter 13 holds its findings against: re-initialised twins, and its own error rate.
+"""Nulls for the findings of chapter 13: re-initialised twins, and the procedure's own error rate.
 
     python -m sae_experiments.records.nulls WHAT
 
     twins              trained model and its twins, layers 2 and 14; half an hour
     false-positives    the procedure on random models alone; 6 minutes
 
-Run it from the repository's root. Finished runs are kept in runs/nulls; started again, the script goes on
-where it stopped. ``--seconds`` ends it in between two runs, to go on later.
+Run it from the repository's root. Finished runs are kept in runs/nulls; started again, the script resumes.
+``--seconds`` ends it between two runs, to be resumed later.
 """
 
 from __future__ import annotations
@@ -37,39 +37,39 @@ DRAWS = ((2, 19, False), (2, 19, True), (14, 19, False), (14, 19, True))
 
 
 def gba(layer: int) -> dict[str, tuple[float, float]]:
-    """Ladder and learning rate that chapter 10's search chose, as ``null_models.draw`` takes them."""
+    """Return ladder and learning rate of chapter 10's search, as ``null_models.draw`` takes them."""
     rows = records.read(RECORDS / "10_search.json").rows
     chosen = testbed.settings(rows, "code", layer)["gba"]
     return {"gba": (chosen["knob"], chosen["lr"])}
 
 
 def twins() -> list[dict[str, Any]]:
-    """Cells of ``null_models.draw``: the trained model at every layer, then its twins."""
-    told: dict[tuple[int, int | None, bool], None] = dict.fromkeys((at, None, False) for at, _, _ in DRAWS)
-    told |= dict.fromkeys((layer, i, keep) for layer, many, keep in DRAWS for i in range(many))
+    """Return cells of ``null_models.draw``: the trained model at every layer, then its twins."""
+    models: dict[tuple[int, int | None, bool], None] = dict.fromkeys((at, None, False) for at, _, _ in DRAWS)
+    models |= dict.fromkeys((layer, i, keep) for layer, many, keep in DRAWS for i in range(many))
     return [
         {
             "number": number, "layers": [layer], "keep_embedding": keep,
             "methods": gba(layer), **TRAINING,
         }
-        for layer, number, keep in told
+        for layer, number, keep in models
     ]  # fmt: skip
 
 
 def flat(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each model, layer and method."""
-    told = []
+    """Return one row for each model, layer and method."""
+    flattened = []
     for row in rows:
-        for found in row["found"]:
-            knob, lr = row["methods"][found["method"]]
+        for statistics in row["found"]:
+            knob, lr = row["methods"][statistics["method"]]
             kind = {"number": row["number"], "keep_embedding": row["keep_embedding"], "knob": knob, "lr": lr}
-            told.append(kind | found)
-    return told
+            flattened.append(kind | statistics)
+    return flattened
 
 
 @cache
 def tiny() -> tuple[language_models.LanguageModel, null_models.Text]:
-    """A random Llama of 3 blocks, d = 64, and the text of its search."""
+    """Return a random Llama of 3 blocks, d = 64, and the text of its search."""
     model, text = null_models.opened(1, 8, 6)
     config = LlamaConfig(
         vocab_size=model.vocabulary, hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
@@ -82,14 +82,15 @@ def tiny() -> tuple[language_models.LanguageModel, null_models.Text]:
 
 
 def trial(number: int, draws: int = 19, permutations: int = 99) -> dict[str, Any]:
-    """The procedure with a random model in the trained one's place, and ``draws`` others as its null.
+    """Run the procedure with a random model in the trained one's place, and ``draws`` others as its null.
 
-    Returns, for each model, the stand-in first, the φ of the latents that the search finds, on the half where
-    they are chosen and on the other; the φ on both that latents of the same numbers have in the twins, where
-    nothing is searched for; and the scores of the same search with permuted labels.
+    Returns:
+        For each model, the stand-in first, the φ of the latents that the search finds, on the half where they
+        are chosen and on the other; the φ on both halves of latents with the same numbers in the twins, where
+        nothing is searched for; and the scores of the same search with permuted labels.
     """
     model, text = tiny()
-    chosen, found, unsearched_chosen, unsearched, permuted = [], [], [], [], []
+    chosen, scored, unsearched_chosen, unsearched, permuted = [], [], [], [], []
     for i in range(draws + 1):
         seed = number * (draws + 1) + i
         twin = language_models.reinitialised(model, seed)
@@ -101,7 +102,7 @@ def trial(number: int, draws: int = 19, permutations: int = 99) -> dict[str, Any
         halves = null_models.halves(sae, rows, text)
         answer = search(*halves)
         chosen.append(answer.chosen.tolist())
-        found.append(answer.score.tolist())
+        scored.append(answer.score.tolist())
         if i == 0:
             latents = answer.latent
             permuted = permuted_scores(*halves, permutations, seed=number).tolist()
@@ -109,35 +110,37 @@ def trial(number: int, draws: int = 19, permutations: int = 99) -> dict[str, Any
             unsearched_chosen.append(phi(halves[0], halves[1][:, latents]).diagonal().tolist())
             unsearched.append(phi(halves[2], halves[3][:, latents]).diagonal().tolist())
     return {
-        "chosen": chosen, "found": found, "unsearched_chosen": unsearched_chosen, "unsearched": unsearched,
+        "chosen": chosen, "found": scored, "unsearched_chosen": unsearched_chosen, "unsearched": unsearched,
         "permuted": permuted,
     }  # fmt: skip
 
 
 def verdicts(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Whether each trial reports a discovery at level 0.05, by procedure.
+    """Return each trial's least p-value by procedure: a discovery where it is at most 0.05.
 
-    Benjamini–Hochberg needs more draws than one trial has: its null is the models of all other trials, so
-    these verdicts share draws, while all others are independent of each other.
+    Benjamini–Hochberg needs more draws than one trial has, so its null is the models of all other trials.
+    These verdicts share draws; all others are independent of each other.
     """
     rows = []
     every = [torch.tensor(t["found"], dtype=torch.float64) for t in trials]
     for i, t in enumerate(trials):
-        own, draws = every[i][0], every[i][1:]
+        scores, draws = every[i][0], every[i][1:]
         others = torch.cat([x for j, x in enumerate(every) if j != i])
         chosen, same, same_chosen, permuted = (
             torch.tensor(t[name], dtype=torch.float64)
             for name in ("chosen", "unsearched", "unsearched_chosen", "permuted")
         )
         p = {
-            "max statistic": nulls.max_statistic_p_values(own, draws),
-            "max statistic, studentised": nulls.max_statistic_p_values(*nulls.studentised(own, draws)),
+            "max statistic": nulls.max_statistic_p_values(scores, draws),
+            "max statistic, studentised": nulls.max_statistic_p_values(*nulls.studentised(scores, draws)),
             "max statistic, one half": nulls.max_statistic_p_values(chosen[0], chosen[1:]),
-            "Benjamini–Hochberg": nulls.benjamini_hochberg(nulls.empirical_p_values(own, draws)),
-            "Benjamini–Hochberg, all others": nulls.benjamini_hochberg(nulls.empirical_p_values(own, others)),
-            "no search in the null": nulls.max_statistic_p_values(own, same),
+            "Benjamini–Hochberg": nulls.benjamini_hochberg(nulls.empirical_p_values(scores, draws)),
+            "Benjamini–Hochberg, all others": nulls.benjamini_hochberg(
+                nulls.empirical_p_values(scores, others)
+            ),
+            "no search in the null": nulls.max_statistic_p_values(scores, same),
             "no search in the null, one half": nulls.max_statistic_p_values(chosen[0], same_chosen),
-            "labels permuted": nulls.max_statistic_p_values(own, permuted),
+            "labels permuted": nulls.max_statistic_p_values(scores, permuted),
         }
         least = {name: round(values.min().item(), 5) for name, values in p.items()}
         rows.append({"number": t["number"], "draws": len(draws), "others": len(others), "p": least})
@@ -147,18 +150,18 @@ def verdicts(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def collect(
     run: Callable[..., Mapping[str, Any]], cells: Sequence[Mapping[str, Any]], seconds: float, workers: int
 ) -> list[dict[str, Any]] | None:
-    """All results, or None when the time is over before."""
-    start, found = time.perf_counter(), []
+    """Return all results, or None if the time runs out first."""
+    start, rows = time.perf_counter(), []
     for i in range(0, len(cells), workers):
         if time.perf_counter() - start > seconds:
-            print(f"{i} of {len(cells)} runs are kept; run the same command again to go on")
+            print(f"{i} of {len(cells)} runs are kept; run the same command again to resume")
             return None
-        found += sweep(run, cells[i : i + workers], folder=RUNS, workers=workers, progress=False)
-    return found
+        rows += sweep(run, cells[i : i + workers], folder=RUNS, workers=workers, progress=False)
+    return rows
 
 
 def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) -> None:
-    """Make one of the records, or go on with it."""
+    """Make one of the records, or resume making it."""
     clock = RUNS / f"{what}.seconds.json"
     RUNS.mkdir(parents=True, exist_ok=True)
     before, start = json.loads(clock.read_text()) if clock.exists() else 0.0, time.perf_counter()
@@ -175,7 +178,8 @@ def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) ->
         records.write(RECORDS / f"13_{what.replace('-', '_')}.json", rows, seconds=spent)
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -183,7 +187,11 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=1e9)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--trials", type=int, default=40)
+    return parser
+
+
+if __name__ == "__main__":
     # under the module's own name, so that other processes find what it defines
     from sae_experiments.records import nulls as module
 
-    module.main(**vars(parser.parse_args()))
+    module.main(**vars(parser().parse_args()))

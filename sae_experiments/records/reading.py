@@ -6,12 +6,12 @@
     splitting        book/records/12_splitting.json, 3 minutes of two cores
     interventions    book/records/12_interventions.json, 2 minutes
 
-Run it from the repository's root. Finished runs are kept in runs/reading; started again, the command goes on
-where it stopped. Settings are the winners of chapter 10's search, book/records/10_search.json.
+Run it from the repository's root. Finished runs are kept in runs/reading; started again, the command resumes.
+Settings are the winners of chapter 10's search, book/records/10_search.json.
 
-Readings: three methods on code, middle layer; purity, what readings predict, which latents fire together,
-and what steering and ablating four latents does. Splitting: GBA and TopK on code, middle layer, at three
-widths. TopK has the same K at all of them, GBA the same sum of ceilings: HTF falls as the width grows.
+Readings: three methods on code, middle layer; purity, predictions of readings, latents that fire together,
+and the effect of steering and ablating four latents. Splitting: GBA and TopK on code, middle layer, at three
+widths. TopK has the same K at all widths, GBA the same sum of ceilings: HTF falls as the width grows.
 Interventions: 20 latents of three methods, late layer.
 """
 
@@ -45,12 +45,12 @@ METHODS = ("gba", "topk", "jumprelu")
 
 @cache
 def place(layer: int) -> Place:
-    """The testbed's rows of code at a layer, opened once a process."""
+    """Open the testbed's rows of code at a layer, once a process."""
     return Place(testbed.open_testbed("quick", STORES, layers=(layer,), names=("code",)), "code", layer)
 
 
 def cells(layer: int, methods: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Every method with the settings of the search, every seed."""
+    """Return cells of every method with the settings of the search, and every seed."""
     chosen = testbed.settings(records.read(RECORDS / "10_search.json").rows, "code", layer)
     return [
         {"method": m, "knob": chosen[m]["knob"], "lr": chosen[m]["lr"], "layer": layer, "seed": s}
@@ -59,40 +59,40 @@ def cells(layer: int, methods: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def fitted(where: Place, name: str, knob: float, lr: float, seed: int, width: int = 1024) -> Any:
-    """One training run of the testbed; GBA's ceilings have the same sum at every width."""
+    """Train once as on the testbed; GBA's ceilings have the same sum at every width."""
     method = testbed.contestant(name, knob * (1024 / width if name == "gba" else 1))
     sizes: dict[str, Any] = where.bed.training | {"width": width}
     return sae_lib.train(where.store, method, lr=lr, seed=seed, **sizes)[0]
 
 
 def verdicts(where: Place, read: Read) -> dict[str, dict[str, float]]:
-    """Mean held-out scores of three kinds of reading; latents with 5 held-out firings or more."""
+    """Return mean held-out scores of three kinds of reading, for latents with 5 held-out firings or more."""
     vocabulary = where.bed.model.vocabulary
     table = TokenTable(read.codes, where.tokens, vocabulary)
     held_out = TokenTable(read.test_codes, where.test_tokens, vocabulary)
     kept = held_out.firings[read.latents] >= 5
     latents, top = read.latents[kept], [np.unique(tokens) for tokens in read.strongest[kept]]
-    said = {
+    readings = {
         "its strongest tokens": top, "the best list": [table.best_reading(m) for m in latents],
         "another latent's": top[1:] + top[:1],
     }  # fmt: skip
-    found = {kind: held_out.score(latents, lists) for kind, lists in said.items()}
+    scores = {kind: held_out.score(latents, lists) for kind, lists in readings.items()}
     return {
         kind: {name: float(getattr(score, name).mean()) for name in ("precision", "recall", "f1")}
-        for kind, score in found.items()
+        for kind, score in scores.items()
     }
 
 
-def together(found: Rho2) -> dict[str, float]:
-    """What chapter 12 tells of co-occurrence."""
+def together(rho2: Rho2) -> dict[str, float]:
+    """Summarise co-occurrence as chapter 12 shows it."""
     return {
-        "latents": found.n_latents, "largest": float(np.nanmedian(found.largest)), "mean": found.mean,
-        "rho2_sqrt_n": found.rho2_sqrt_n,
+        "latents": rho2.n_latents, "largest": float(np.nanmedian(rho2.largest)), "mean": rho2.mean,
+        "rho2_sqrt_n": rho2.rho2_sqrt_n,
     }  # fmt: skip
 
 
 def told(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[str, Any]:
-    """Train one autoencoder and say what chapter 12 asks of it."""
+    """Train one autoencoder and measure the readings of chapter 12."""
     start, where = time.perf_counter(), place(layer)
     read = where.read(fitted(where, method, knob, lr, seed))
     tried = intervene(where, read, 4, contexts=2, seed=seed)
@@ -111,20 +111,20 @@ def told(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[str
 
 
 def pair(narrow: Any, wide: Any, narrow_codes: Any, wide_codes: Any) -> dict[str, Any]:
-    """Splitting of one autoencoder in another, and in one whose latents fire at random."""
-    found = splitting.splitting(narrow_codes, wide_codes)
+    """Measure the splitting of one autoencoder in another, and in one whose latents fire at random."""
+    groups = splitting.splitting(narrow_codes, wide_codes)
     null = splitting.splitting(narrow_codes, scattered(wide_codes))
-    near = splitting.near_latents(narrow, wide, 0.5)[found.parents]
+    near = splitting.near_latents(narrow, wide, 0.5)[groups.parents]
     return {
-        "parents": len(found.parents), "children": found.children.mean(), "split": found.split().mean(),
-        "near": near.mean(), "covered": found.covered.mean(),
-        "histogram": np.bincount(found.children.clip(max=8), minlength=9).tolist(),
+        "parents": len(groups.parents), "children": groups.children.mean(), "split": groups.split().mean(),
+        "near": near.mean(), "covered": groups.covered.mean(),
+        "histogram": np.bincount(groups.children.clip(max=8), minlength=9).tolist(),
         "null_children": null.children.mean(), "null_split": null.split().mean(),
     }  # fmt: skip
 
 
 def split(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[str, Any]:
-    """Train one seed at every width, and a second of the narrowest for comparison."""
+    """Train one seed at every width, and a second one at the narrowest for comparison."""
     start = time.perf_counter()
     where, saes, codes, absorption = place(layer), {}, {}, {}
     for width in WIDTHS:
@@ -132,8 +132,8 @@ def split(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[st
             sae = fitted(where, method, knob, lr, seed + 10 * twin, width)
             saes[width, twin], codes[width, twin] = sae, code_table(sae, where.rows)
         test_codes = code_table(saes[width, 0], where.test)
-        found = where.absorption(saes[width, 0], codes[width, 0], test_codes)
-        absorption[width] = [{"l0": test_codes.nnz / len(where.test), **row.to_dict()} for row in found]
+        classes = where.absorption(saes[width, 0], codes[width, 0], test_codes)
+        absorption[width] = [{"l0": test_codes.nnz / len(where.test), **row.to_dict()} for row in classes]
     pairs = [
         {"narrow": a, "wide": b, "twin": a == b, **pair(saes[a, 0], saes[b, t], codes[a, 0], codes[b, t])}
         for a, b, t in ((WIDTHS[0], b, int(b == WIDTHS[0])) for b in WIDTHS)
@@ -142,14 +142,14 @@ def split(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[st
 
 
 def intervened(method: str, knob: float, lr: float, layer: int, seed: int) -> dict[str, Any]:
-    """Steer and ablate 20 latents of one autoencoder; mean rank scores, and those of each latent."""
+    """Steer and ablate 20 latents of one autoencoder; return rank scores of each and the share above 0."""
     start, where = time.perf_counter(), place(layer)
     read = where.read(fitted(where, method, knob, lr, seed))
     tried = intervene(where, read, seed=seed)
     scores = {kind: tried.scores(kind) for kind in tried.predicted}
-    own = {
+    by_latent = {
         f"{kind} {name}": values.tolist()
-        for kind, found in scores.items() for name, values in found.items()
+        for kind, arrays in scores.items() for name, values in arrays.items()
     }  # fmt: skip
 
     def share(changes: Any, said: Any) -> float:
@@ -160,12 +160,13 @@ def intervened(method: str, knob: float, lr: float, layer: int, seed: int) -> di
         for kind, said in tried.predicted.items()
         for name, changes in (("steered", tried.steered), ("ablated", -tried.ablated))
     }  # fmt: skip
-    told = {"latents": tried.latents.tolist(), "l0": read.test_codes.nnz / len(where.test), **own, **gains}
-    return told | {"seconds": time.perf_counter() - start}
+    l0 = read.test_codes.nnz / len(where.test)
+    row = {"latents": tried.latents.tolist(), "l0": l0, **by_latent, **gains}
+    return row | {"seconds": time.perf_counter() - start}
 
 
 def main(what: str, workers: int = 2) -> Path:
-    """All runs of one record; returns its path."""
+    """Make all runs of one record and return its path."""
     folder, rows = ROOT / "runs" / "reading", list[dict[str, Any]]()
     if what == "interventions":
         done = sweep(intervened, cells(26, METHODS), folder=folder, workers=workers)
@@ -173,7 +174,7 @@ def main(what: str, workers: int = 2) -> Path:
         done = sweep(told, cells(14, METHODS), folder=folder, workers=workers)
     else:
         done = sweep(split, cells(14, METHODS[:2]), folder=folder, workers=workers)
-    # of all calls together, whenever they were
+    # of all sittings together
     seconds = sum(r.pop("seconds") for r in done) / workers
     for r in done:
         if what != "splitting":
@@ -190,13 +191,18 @@ def main(what: str, workers: int = 2) -> Path:
     return path
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("readings", "splitting", "interventions"))
     parser.add_argument("--workers", type=int, default=2)
+    return parser
+
+
+if __name__ == "__main__":
     # under the module's own name, so that other processes find what it defines
     from sae_experiments.records import reading
 
-    print(reading.main(**vars(parser.parse_args())))
+    print(reading.main(**vars(parser().parse_args())))

@@ -3,13 +3,13 @@
     python -m sae_experiments.records.synthsaebench              # 1,024 features, 35 minutes of one CPU core
     python -m sae_experiments.records.synthsaebench --size 16k   # the published configuration, on one GPU
 
-Finished runs are kept in runs/synthsaebench; started again, the script goes on where it stopped.
+Finished runs are kept in runs/synthsaebench; started again, the script resumes.
 
 The rules. SAELens's autoencoders are trained by SAELens's trainer, GBA by ``sae_lib.train``, on the same
 batches. Every method gets six trial runs on a seed that is not used again. Where K sets the sparsity, the
 trials are three learning rates times two values of the window after which SAELens calls a latent dead.
-Where it does not (JumpReLU, GBA) they are two learning rates times three values of the method's knob, found
-by ``tune``. Of the trials whose L0 is within 10 % of the target, the one with the highest MCC counts. Every
+Elsewhere (JumpReLU, GBA) they are two learning rates times three values of the method's knob, chosen by
+``tune``. Of the trials whose L0 is within 10 % of the target, the one with the highest MCC counts. Every
 autoencoder is saved, loaded by SAELens and scored by SAELens. At the published size, where a run takes long,
 learning rate and window are the published ones, GBA's rate is its default, and trials are a tenth as long.
 """
@@ -58,7 +58,7 @@ KNOBS = {"jumprelu": (0.1, 0.6), "gba": (0.08, 0.3)}
 
 
 def widths(width: int) -> list[int]:
-    """Nested widths of Matryoshka in the benchmark's proportions: 1/32, 1/8, 1/2, 1."""
+    """Return nested widths of Matryoshka in the benchmark's proportions: 1/32, 1/8, 1/2, 1."""
     return [width // 32, width // 8, width // 2, width]
 
 
@@ -68,10 +68,16 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Train one autoencoder and score what SAELens loads.
 
-    knob: K, the L0 coefficient of JumpReLU, or HTF of GBA (LTF = HTF/100).
-    window: steps after which SAELens calls a latent dead. longer: factor on the number of steps.
-    change: what is different from the rule: "flat" (no hierarchy), "independent" (no correlation), "scale"
-        (rows scaled by one constant rather than to unit norm), "untied", "refit" (see :func:`refit`).
+    Args:
+        method: One of ``METHODS`` or ``NULLS``.
+        knob: K, the L0 coefficient of JumpReLU, or HTF of GBA (LTF = HTF/100).
+        lr: Learning rate.
+        seed: Of weights and batches.
+        size: One of ``SIZES``.
+        window: Steps after which SAELens calls a latent dead.
+        longer: Factor on the number of steps.
+        change: Difference from the rule: "flat" (no hierarchy), "independent" (no correlation), "scale" (rows
+            scaled by one constant rather than to unit norm), "untied", "refit" (see :func:`refit`).
     """
     s = SIZES[size]
     data = Benchmark(**s["data"])
@@ -113,7 +119,7 @@ def run(
 def refit(sae: sae_lib.SparseAutoencoder, data: Benchmark) -> None:
     """Give each latent the gate bias at which it fires as often as the true feature nearest to it.
 
-    It uses the truth: a test of what the ceilings cost, not a method. Directions stay as they were trained.
+    This uses the truth: it tests what the ceilings cost and is no method. Directions stay as trained.
     """
     rows, coefficients = data.sample(50_000, seed=1)
     frequency = (coefficients > 0).double().mean(dim=0)
@@ -125,14 +131,14 @@ def refit(sae: sae_lib.SparseAutoencoder, data: Benchmark) -> None:
 
 
 def trials(method: str, lr: float, size: str) -> dict[str, Any]:
-    """The trial runs of one method at one learning rate, on seed 100."""
+    """Make the trial runs of one method at one learning rate, on seed 100."""
     s = SIZES[size]
     done: list[dict[str, Any]] = []
 
     def attempt(knob: float, window: int = 1000) -> float:
-        found = run(method, knob, lr, 100, size, window, s["trial"])
-        done.append({"knob": knob, "window": window, "lr": lr, **found})
-        return float(found["l0"])
+        scores = run(method, knob, lr, 100, size, window, s["trial"])
+        done.append({"knob": knob, "window": window, "lr": lr, **scores})
+        return float(scores["l0"])
 
     if method in K_METHODS:
         for window in s["windows"]:
@@ -143,7 +149,7 @@ def trials(method: str, lr: float, size: str) -> dict[str, Any]:
 
 
 def best(tried: list[dict[str, Any]], target: float) -> dict[str, Any]:
-    """The trial with the highest MCC among those whose L0 is within 10 % of the target, else the nearest."""
+    """Choose the highest MCC among trials whose L0 is within 10 % of the target, else the nearest L0."""
     near = [t for t in tried if abs(t["l0"] / target - 1) <= 0.1]
     if near:
         return max(near, key=lambda t: t["mcc"])
@@ -151,7 +157,7 @@ def best(tried: list[dict[str, Any]], target: float) -> dict[str, Any]:
 
 
 def main(size: str = "small", seeds: int = 3, workers: int = 1) -> Path:
-    """All runs of one size; returns the record's path."""
+    """Make all runs of one size and return the record's path."""
     s, folder, start = SIZES[size], ROOT / "runs" / "synthsaebench", time.perf_counter()
     rates = [(m, lr) for m in METHODS for lr in s["lr"].get(m, s["lr"]["theirs"])]
     cells: list[dict[str, Any]] = [{"method": m, "lr": lr, "size": size} for m, lr in rates]
@@ -190,11 +196,16 @@ def main(size: str = "small", seeds: int = 3, workers: int = 1) -> Path:
     return path
 
 
-if __name__ == "__main__":
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
-    print(main(**vars(parser.parse_args())))
+    return parser
+
+
+if __name__ == "__main__":
+    print(main(**vars(parser().parse_args())))

@@ -1,4 +1,4 @@
-"""Records: results too long for a page's own run, kept as small JSON files with their provenance."""
+"""Records: results of runs too long for a page, kept as small JSON files with their provenance."""
 
 from sae_lib.records.record import FORMAT, Record, RecordError, read, write
 

@@ -1,4 +1,4 @@
-"""What a result was computed with: hardware, versions, and the state of this library."""
+"""What a result was computed with: command, hardware, versions and the state of this library."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,48 @@ PACKAGES = ("torch", "numpy", "transformers", "sae_lib")
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, number of cores, GPU and memory in GiB. No host name."""
+    """Return processor, number of cores, GPU and memory in GiB, without the host name."""
     return {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": _gpu(), "ram_gib": _memory_gib()}
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+    """Return the versions of Python and of the packages that decide the numbers."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def command() -> str:
+    """Return the command line that started this process: "python -m MODULE ARGUMENTS", or "interactive".
+
+    The environment variable ``SAE_LIB_COMMAND`` takes its place; the book's kernels have it set. Absolute
+    paths are shortened: relative to the working directory, or to their last part elsewhere.
+    """
+    if stated := os.environ.get("SAE_LIB_COMMAND"):
+        return stated
+    main = sys.modules["__main__"]
+    if spec := getattr(main, "__spec__", None):
+        program = ["-m", spec.name.removesuffix(".__main__")]
+    elif script := getattr(main, "__file__", None):
+        program = [_shortened(os.path.abspath(script))]
+    else:
+        return "interactive"
+    if program[-1] == "ipykernel_launcher":
+        return "interactive"
+    return shlex.join(["python", *program, *map(_shortened, sys.argv[1:])])
+
+
+def _shortened(argument: str) -> str:
+    """Drop the folders above this one from ``/home/me/book/x.json`` and ``--record=/home/me/book/x.json``."""
+    option, equals, value = argument.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    inside = path.is_relative_to(Path.cwd())
+    return f"{option}{equals}{path.relative_to(Path.cwd()).as_posix() if inside else path.name}"
 
 
 @functools.cache
 def library_sha256() -> str:
-    """One hash over all source files of ``sae_lib``."""
+    """Return one hash over all source files of ``sae_lib``."""
     package = Path(__file__).parents[1]
     total = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -37,7 +69,7 @@ def library_sha256() -> str:
 
 
 def _cpu() -> str:
-    """The processor's model name, as far as the system tells it."""
+    """Return the processor's model name, as far as the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf8").splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -45,7 +77,7 @@ def _cpu() -> str:
 
 
 def _gpu() -> str:
-    """The first GPU's name; asked from the driver's tool, because importing torch takes seconds."""
+    """Return the first GPU's name, from the driver's tool, because importing torch takes seconds."""
     tool = shutil.which("nvidia-smi")
     if not tool:
         return "none"

@@ -1,4 +1,4 @@
-"""One record: rows of results and what they were made with, as a JSON file."""
+"""One record: rows of results with their provenance, as a JSON file."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from sae_lib.files.atomic import replacing
+from sae_lib.records.machine import command as this_command
 from sae_lib.records.machine import hardware, library_sha256, versions
 
 FORMAT = "sae_lib.record.1"
 
 
 class RecordError(ValueError):
-    """A file that is not a record, and why."""
+    """A file that is not a record, with the reason."""
 
 
 @dataclass(frozen=True)
 class Record:
     """Rows of results and what they were made with.
 
-    rows: one dictionary of plain values for each run.
-    made: date, hardware, versions, hash of the library, seconds.
+    Attributes:
+        rows: One dictionary of plain values for each run.
+        made: Command, date, hardware, versions, hash of the library, seconds.
     """
 
     rows: list[dict[str, Any]]
@@ -45,15 +47,28 @@ class Record:
         return f"{where}, {length}, {day.day} {day:%B %Y}"
 
 
-def write(path: str | PathLike[str], rows: Sequence[dict[str, Any]], *, seconds: float) -> None:
-    """Write a record in one step; its folder is created if need be.
+def write(
+    path: str | PathLike[str],
+    rows: Sequence[dict[str, Any]],
+    *,
+    seconds: float,
+    command: str | None = None,
+) -> None:
+    """Write a record in one step, creating its folder if need be.
 
-    rows: dictionaries of plain JSON values, such as :func:`sae_lib.sweeps.sweep` returns.
-    seconds: how long the runs took together, on the clock.
+    Args:
+        path: File to write.
+        rows: Dictionaries of plain JSON values, such as :func:`sae_lib.sweeps.sweep` returns.
+        seconds: How long the runs took together, on the clock.
+        command: Makes the record again; by default the command line of this process.
+
+    Raises:
+        ValueError: No rows.
     """
     if not rows:
         raise ValueError("no rows to record; expected at least one result")
-    made = {
+    provenance = {
+        "command": this_command() if command is None else command,
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": hardware(),
         "versions": versions(),
@@ -62,18 +77,22 @@ def write(path: str | PathLike[str], rows: Sequence[dict[str, Any]], *, seconds:
     }
     path = Path(path)
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
-    head = json.dumps({"format": FORMAT, "made": made}, indent=1, ensure_ascii=False)
+    head = json.dumps({"format": FORMAT, "made": provenance}, indent=1, ensure_ascii=False)
     with replacing(path) as temporary:
         temporary.write_text(head.removesuffix("\n}") + f',\n "rows": [\n{lines}\n ]\n}}\n', "utf8")
 
 
 def read(path: str | PathLike[str]) -> Record:
-    """Read a record. Raises FileNotFoundError if there is none, RecordError if it is not one.
+    """Read a record.
 
     >>> sae_lib.records.write("07_sweep.json", [{"htf": 0.1, "frr": 0.98}], seconds=90)
     >>> record = sae_lib.records.read("07_sweep.json")
     >>> record.rows, sorted(record.made)
-    ([{'htf': 0.1, 'frr': 0.98}], ['date', 'hardware', 'library_sha256', 'seconds', 'versions'])
+    ([{'htf': 0.1, 'frr': 0.98}], ['command', 'date', 'hardware', 'library_sha256', 'seconds', 'versions'])
+
+    Raises:
+        FileNotFoundError: No such file.
+        RecordError: The file is not a record.
     """
     try:
         content = json.loads(Path(path).read_text("utf8"))
@@ -81,4 +100,4 @@ def read(path: str | PathLike[str]) -> Record:
             raise RecordError(f"{path} has format {content['format']!r}; expected {FORMAT!r}")
         return Record(content["rows"], content["made"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise RecordError(f"{path} is not a record ({error}); make it anew") from error
+        raise RecordError(f"{path} is not a record ({error}); make it again") from error

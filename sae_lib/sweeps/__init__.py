@@ -1,4 +1,4 @@
-"""Many runs over seeds, methods and settings: run, summarised, tuned."""
+"""Many runs over seeds, methods and settings: made, summarised, tuned."""
 
 from sae_lib.sweeps.spread import Spread, spread, summary
 from sae_lib.sweeps.sweep import SweepError, sweep

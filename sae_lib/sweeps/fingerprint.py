@@ -1,4 +1,4 @@
-"""What the result of a function depends on, as JSON values: its source, what that uses, its arguments."""
+"""What a function's result depends on, as JSON values: its source, what that uses, its arguments."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from sae_lib.methods.base import Method
 
-# changes from chapter to chapter, so that only what a function uses of it counts; the library counts whole
+# changes from chapter to chapter, so only the modules that a function uses count; of the library all do
 FOLLOWED = "sae_experiments"
 
 
 def plain_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """The cell as JSON values; methods become their descriptions."""
+    """Return a cell as JSON values, methods as their descriptions; ValueError for anything else."""
     values = {k: v.describe() if isinstance(v, Method) else v for k, v in cell.items()}
     for name, value in values.items():
         try:
@@ -30,35 +30,37 @@ def plain_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(function: Callable[..., Any]) -> dict[str, Any]:
-    """Source of a function and of what it uses from its own module, as JSON values.
+    """Return the source of a function and of what it uses from its own module, as JSON values.
 
-    Of the book's experiments the modules that it uses count by their source, other modules, their functions
-    and classes by name. Raises ValueError for a variable that is neither code nor a plain value: the function
-    should get it through its arguments.
+    Modules of the book's experiments that it uses count by their source; other modules, their functions and
+    classes by name.
+
+    Raises:
+        ValueError: A variable that it uses is neither code nor a plain value; pass it as an argument.
     """
-    found: dict[str, Any] = {}
-    _trace(function, found)
-    return found
+    parts: dict[str, Any] = {}
+    _trace(function, parts)
+    return parts
 
 
-def _trace(function: Callable[..., Any], found: dict[str, Any]) -> None:
+def _trace(function: Callable[..., Any], parts: dict[str, Any]) -> None:
     if not isinstance(function, FunctionType):
         raise ValueError(f"{function!r} is not a plain function; define it with def")
-    found[function.__qualname__] = inspect.getsource(function)
+    parts[function.__qualname__] = inspect.getsource(function)
     for name, value in _variables(function).items():
         module = getattr(value, "__module__", None)
         if isinstance(value, ModuleType):
-            found[name] = value.__name__
-            _follow(value.__name__, found)
+            parts[name] = value.__name__
+            _follow(value.__name__, parts)
         elif isinstance(value, FunctionType) and module == function.__module__:
-            if value.__qualname__ not in found:
-                _trace(value, found)
+            if value.__qualname__ not in parts:
+                _trace(value, parts)
         elif isinstance(value, type | FunctionType) or callable(value):
-            found[name] = f"{module}.{getattr(value, '__qualname__', name)}"
-            _follow(module, found)
+            parts[name] = f"{module}.{getattr(value, '__qualname__', name)}"
+            _follow(module, parts)
         else:
             try:
-                found[name] = json.loads(json.dumps(plain_cell({name: value})[name]))
+                parts[name] = json.loads(json.dumps(plain_cell({name: value})[name]))
             except ValueError as error:
                 raise ValueError(
                     f"{function.__qualname__} uses the variable {name}, a {type(value).__name__}; "
@@ -66,19 +68,19 @@ def _trace(function: Callable[..., Any], found: dict[str, Any]) -> None:
                 ) from error
 
 
-def _follow(module: Any, found: dict[str, Any]) -> None:
-    """Add the source of a module of the experiments, and of those that it takes something from."""
+def _follow(module: Any, parts: dict[str, Any]) -> None:
+    """Add the source of a module of the experiments and of those it imports from."""
     key = f"source of {module}"
-    if key in found or str(module).partition(".")[0] != FOLLOWED:
+    if key in parts or str(module).partition(".")[0] != FOLLOWED:
         return
-    found[key] = inspect.getsource(sys.modules[module])
+    parts[key] = inspect.getsource(sys.modules[module])
     for value in vars(sys.modules[module]).values():
         is_module = isinstance(value, ModuleType)
-        _follow(value.__name__ if is_module else getattr(value, "__module__", None), found)
+        _follow(value.__name__ if is_module else getattr(value, "__module__", None), parts)
 
 
 def _variables(function: FunctionType) -> dict[str, Any]:
-    """What a function uses from around it, by name, also inside its comprehensions and inner functions."""
+    """Return what a function uses from around it, by name, also in its comprehensions and inner functions."""
     codes = [function.__code__]
     for code in codes:
         codes.extend(constant for constant in code.co_consts if isinstance(constant, CodeType))

@@ -1,4 +1,4 @@
-"""What the runs of a sweep say together: mean, spread and range of each group."""
+"""Mean, spread and range of each group of runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Spread:
     n: int
 
     def __format__(self, spec: str) -> str:
-        """``f"{spread:.2f}"`` gives "0.95 ± 0.02"."""
+        """Format mean and deviation alike: ``f"{spread:.2f}"`` is "0.95 ± 0.02"."""
         return f"{self.mean:{spec}} ± {self.sd:{spec}}"
 
 
@@ -34,6 +34,9 @@ def summary(
     ...     print(key, f"{columns['frr']:.2f}")
     (5,) 0.95 ± 0.07
     (10,) 0.50 ± 0.00
+
+    Raises:
+        KeyError: A row lacks one of the columns.
     """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -44,7 +47,7 @@ def summary(
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarise at least one value; everything is NaN if one of them is NaN or infinite."""
+    """Summarise at least one value; all is NaN if one of them is NaN or infinite."""
     if not values:
         raise ValueError("no values to summarise; expected at least one")
     if not all(map(math.isfinite, values)):

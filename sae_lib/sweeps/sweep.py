@@ -1,4 +1,4 @@
-"""Many runs over seeds, methods and settings: in parallel, cached on disk, resumable."""
+"""Many runs over seeds, methods and settings: in parallel, kept on disk, resumable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 class SweepError(RuntimeError):
-    """A run that failed, with its settings; what had finished before stays in the folder."""
+    """A failed run, with its settings; runs that finished before it stay in the folder."""
 
 
 def sweep(
@@ -35,7 +35,7 @@ def sweep(
     workers: int | None = None,
     progress: bool | None = None,
 ) -> list[Row]:
-    """Call ``run(**cell)`` for every cell; returns ``{**cell, **result}`` in the order of the cells.
+    """Call ``run(**cell)`` for every cell and return ``{**cell, **result}`` in the order of the cells.
 
     >>> def run(k, seed):
     ...     data = sae_lib.synthetic.uniform(n_rows=2000, seed=seed)
@@ -45,16 +45,19 @@ def sweep(
     >>> len(rows), rows[0], rows[-1]
     (4, {'k': 2, 'seed': 0, 'l0': 2.0}, {'k': 4, 'seed': 1, 'l0': 4.0})
 
-    run: returns plain JSON values by name. It has to make everything random from what the cell says. It may
-        be defined in a notebook.
-    cells: arguments, each a plain JSON value or a :class:`Method`, which a row shows as its description.
-    folder: where finished runs are kept, one small file each. A later call finds those that have the same
-        function, arguments, library and versions, and computes only the others. None keeps nothing.
-    workers: processes, each with one thread, so that results do not depend on their number; by default as
-        many as PyTorch has threads here.
-    progress: show a bar; default only where standard error is a terminal.
+    Args:
+        run: Returns plain JSON values by name. All its randomness has to come from the cell. It may be
+            defined in a notebook.
+        cells: Arguments, each a plain JSON value or a :class:`Method`, which a row shows as its description.
+        folder: Keeps finished runs, one small file each. A later call with the same function, arguments,
+            library and versions reads them and computes only the others. None keeps nothing.
+        workers: Processes of one thread each, so that results do not depend on their number; by default as
+            many as PyTorch has threads.
+        progress: Show a bar; by default only where standard error is a terminal.
 
-    Raises SweepError, naming the cell, if a run fails or returns what JSON cannot hold.
+    Raises:
+        SweepError: A run fails or returns what JSON cannot hold; the message names the cell.
+        ValueError: A cell holds another kind of value, or ``run`` uses a variable that is none of these.
     """
     arguments = [dict(cell) for cell in cells]
     plain = [plain_cell(cell) for cell in arguments]
@@ -83,7 +86,7 @@ def _calls(
     if workers == 1 or len(jobs) < 2:
         yield from (_call(run, i, cell) for i, cell in jobs)
         return
-    # one run a task: a run takes seconds, and what has finished should be on disk
+    # one run a task: a run takes seconds, and finished ones should reach the disk
     pool = Parallel(n_jobs=min(workers, len(jobs)), batch_size=1, return_as="generator_unordered")
     yield from pool(delayed(_call)(run, i, cell) for i, cell in jobs)
 
@@ -109,7 +112,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Store:
-    """Finished runs of one function, a JSON file each, named by a hash of all that the result depends on."""
+    """Finished runs of one function, a JSON file each, named by a hash of what the result depends on."""
 
     def __init__(self, folder: Path, run: Callable[..., Any]) -> None:
         self.folder = folder

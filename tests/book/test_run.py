@@ -68,6 +68,16 @@ def test_notebook_carries_outputs_and_provenance(executed: Book) -> None:
 
 
 @pytest.mark.slow
+def test_a_kernel_knows_the_command_that_its_records_state(book: Book) -> None:
+    source = book.root / "chapters" / SOURCE
+    stated = "python -m tools.book run --profile full 90"
+    cell = f'import os\nassert os.environ["SAE_LIB_COMMAND"] == "{stated}"'
+    source.write_text(f"{source.read_text('utf8')}\n```{{code-cell}}\n{cell}\n```\n", "utf8")
+    result = call("run", "--profile", "full", "--root", str(book.root))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
 def test_nothing_but_provenance_changes_from_run_to_run(executed: Book) -> None:
     text = json.dumps(read(executed))
     assert "papermill.record" in text  # glued values stay

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from rounding import InDouble, InDoubleRows
 
 from sae_lib import (
     L1,
@@ -33,7 +33,6 @@ from sae_lib import (
     synthetic,
     train,
 )
-from sae_lib.batches import Rows
 from sae_lib.distributed import World
 from sae_lib.files.atomic import only_writer
 from sae_lib.kernels import reference
@@ -62,38 +61,13 @@ FEW = ("gba-untied", "topk", "jumprelu")
 REFUSED = [BatchTopK(k=2), ModifiedBiasAdaptation(), Frozen(BatchTopK(k=2))]
 
 
-class InDouble:
-    """A method that trains in float64, where the order of a sum hardly matters."""
-
-    def __init__(self, method: Any) -> None:
-        self.method = method
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.method, name)
-
-    def build(self, *arguments: Any, **options: Any) -> Any:
-        return self.method.build(*arguments, **options).double()
+class OftenReviewed(InDouble):
+    """A method in float64 whose trainer looks for dead latents every ten steps."""
 
     def start(self, sae: Any, sample: Any) -> Any:
-        run = self.method.start(sae, sample).double()
-        with torch.no_grad():
-            # a start at a quantile puts a row on the threshold, where rounding decides whether it fires
-            sae.bias.sub_(1e-6)
-        run.REVIEW, self.run = 10, run
-        return run
-
-
-@dataclass
-class InDoubleRows(Rows):
-    """Rows served in float64."""
-
-    rows: Any
-
-    def __post_init__(self) -> None:
-        Rows.__init__(self, self.rows)
-
-    def batches(self, *arguments: Any, **options: Any) -> Iterator[Any]:
-        return (batch.double() for batch in super().batches(*arguments, **options))
+        trainer = super().start(sae, sample)
+        trainer.REVIEW = 10
+        return trainer
 
 
 def data() -> InDoubleRows:
@@ -102,7 +76,7 @@ def data() -> InDoubleRows:
 
 def run(method: Any, parallel: str = "auto", **options: Any) -> dict[str, Any]:
     """Weights and log of a run in float64."""
-    method = InDouble(method)
+    method = OftenReviewed(method)
     sae, log = train(data(), method, parallel=parallel, **RUN | options)
     counters = {name: value.clone() for name, value in method.run.named_buffers()}
     return {"weights": sae.state_dict(), "log": list(log), "counters": counters}
