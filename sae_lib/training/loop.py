@@ -59,7 +59,7 @@ def train(
     width: int,
     steps: int | None = None,
     tokens: int | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     lr: float | None = None,
     schedule: str = "linear",
     warmup: int = 0,
@@ -89,6 +89,7 @@ def train(
     width: latents M.
     steps, tokens: length of the run, in optimiser steps or in rows seen (one a token, for a language
         model); at most one of them. Default 4,000 steps.
+    batch_size: rows of a batch; default ``method.batch_size``, which is 512 but for modified bias adaptation.
     lr: peak learning rate; default ``method.learning_rate(d)``.
     schedule: ``"linear"`` or ``"cosine"`` decay to 0, or ``"constant"``, after ``warmup`` steps.
     weight_decay: of AdamW, for encoder and decoder rows, not for biases, scales and thresholds; 0 is Adam. It
@@ -129,6 +130,7 @@ def train(
             f"data is a {type(data).__name__}; expected a tensor (N, d), synthetic data, an activation store "
             "or a stream"
         )
+    batch_size = method.batch_size(batch_size, source.describe().get("n_rows"))
     steps = _number_of_steps(steps, tokens, batch_size)
     lr = method.learning_rate(source.d_in) if lr is None else lr
     _check(
