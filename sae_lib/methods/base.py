@@ -137,7 +137,7 @@ class Trainer(nn.Module):
 
     def errors(self, sae: SparseAutoencoder, codes: Tensor, x: Tensor) -> list[Tensor]:
         """Errors (B, d) that the loss squares. The last is the whole autoencoder's, here the only one."""
-        return [sae.decode(codes) - x]
+        return [sae.decode_normalised(codes) - x]
 
     def loss(self, codes: Tensor | SparseCodes, errors: list[Tensor]) -> Tensor:
         """½‖error‖², averaged over the batch and added up over ``errors``: the loss of the paper."""
