@@ -47,9 +47,10 @@ LEAST, DEFAULT = 20, 80
 
 
 def rows_to_fire(target_frequency: float, n_rows: int) -> int:
-    """How many of ``n_rows`` rows a latent fires on: p · N to the nearest whole number, at least 1.
+    """Return on how many of ``n_rows`` rows a latent fires: p · N to the nearest whole number, at least 1.
 
-    Raises ValueError if the share comes to no row at all.
+    Raises:
+        ValueError: It rounds to 0.
     """
     count = round(target_frequency * n_rows)
     if count < 1:
@@ -76,13 +77,18 @@ def _fire(projection: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def gated_gradient(weight: Tensor, rows: Tensor, target_frequency: float) -> tuple[Tensor, Tensor]:
-    """E[z x] for each latent, half of ∇J, and the gate's threshold.
+    """Return E[z x] for each latent, half of ∇J, and the gate's threshold; at most 2^24 projections are held.
 
-    weight: (M, d) directions. rows: (N, d), the whole batch.
-    target_frequency: p; each latent fires on the ``round(p N)`` rows with its largest positive projections.
+    Args:
+        weight: Directions (M, d).
+        rows: All rows (N, d) of the batch.
+        target_frequency: p; a latent fires on the ``round(p N)`` rows with its largest positive projections.
 
-    Returns the mean of z x (M, d) and thresholds (M,) ≥ 0 with z = u where u > threshold. At most 2^24
-    projections are held at a time. Raises ValueError if p N is less than one row.
+    Returns:
+        The mean of z x (M, d), and thresholds (M,) ≥ 0 with z = u where u > threshold.
+
+    Raises:
+        ValueError: p N rounds to 0.
     """
     count = rows_to_fire(target_frequency, len(rows))
     blocks = [_fire(block @ rows.T, rows, count) for block in weight.split(max(1, BLOCK // len(rows)))]
@@ -131,7 +137,7 @@ class ModifiedBiasAdaptation(Method):
         fraction(target_frequency=self.target_frequency)
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """A tied autoencoder with a JumpReLU gate; only its directions are trained."""
+        """Return a tied autoencoder with a JumpReLU gate; only its directions are trained."""
         sae = SparseAutoencoder(d_in, width, normalisation=normalisation, seed=seed)
         sae.scale.requires_grad_(False).fill_(1 / width)
         return sae
@@ -139,7 +145,8 @@ class ModifiedBiasAdaptation(Method):
     def batch_size(self, chosen: int | None, n_rows: int | None) -> int:
         """Return the rows of a batch: as chosen, or 80/p, but no more than there are.
 
-        Raises ValueError for less than 20/p.
+        Raises:
+            ValueError: Fewer than 20/p.
         """
         p = self.target_frequency
         least, rows = math.ceil(LEAST / p), chosen
@@ -157,7 +164,7 @@ class ModifiedBiasAdaptation(Method):
     def optimiser(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """Full spherical steps."""
+        """Return full spherical steps; ValueError for weight decay."""
         if weight_decay:
             raise ValueError(
                 f"weight_decay is {weight_decay}; weights on the sphere cannot decay, expected 0"
@@ -165,7 +172,7 @@ class ModifiedBiasAdaptation(Method):
         return SphericalStep(parameters, lr)
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> ResonanceTrainer:
-        """Nothing to prepare: the gate is set from every batch."""
+        """Return a trainer. There is nothing to prepare, as the gate is set from every batch."""
         return ResonanceTrainer(self.target_frequency).to(sae.weight.device)
 
 
@@ -177,7 +184,7 @@ class ResonanceTrainer(Trainer):
         self.target_frequency = target_frequency
 
     def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """The part of the reconstruction loss linear in a, on a batch x (B, d). ``error`` is −x: f(x) → 0."""
+        """Return the part of the loss that is linear in a, on x (B, d). ``error`` is −x, as f(x) → 0."""
         with torch.no_grad():
             u = sae.weight @ x.T
             gradient, threshold = _fire(u, x, rows_to_fire(self.target_frequency, len(x)))
@@ -194,5 +201,5 @@ class ResonanceTrainer(Trainer):
         sae.bias.copy_(-threshold)
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
-        """Mean bias."""
+        """Return the mean bias."""
         return {"mean_bias": sae.bias.mean().item()}
