@@ -114,8 +114,8 @@ def train(
     Rows must be finite: a tensor, a store or a stream refuses others, and where another source serves one,
     the error names the step and the row. Training continues after a spike of the loss as long as it is
     finite, and unit rows stay unit. Constant, zero and repeated rows are allowed; the NMSE of a batch of
-    zeros is NaN. Latents that never fire keep finite weights; reviving them is up to the method. A single row,
-    d = 1 and width = 1 are allowed.
+    zeros is NaN. Latents that never fire keep finite weights; reviving them is up to the method. A single
+    row, d = 1 and width = 1 are allowed.
 
     The process may be killed at any moment, and the disk may fill up: each file is then the old one or the
     new one, complete. One process at a time may train in a folder.
