@@ -41,7 +41,9 @@ def train(
     width: Annotated[int, typer.Option(min=1, help="Latents.")] = 512,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.  [default: 4000]")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Rows to train on, instead of --steps.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 512,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a step.  [default: 512, for modified_ba by its target]")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: by method]")] = None,
     schedule: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
     warmup: Annotated[int, typer.Option(min=0, help="Steps.")] = 0,
@@ -79,6 +81,7 @@ def train(
         "schedule": schedule, "warmup": warmup, "seed": seed, "checkpoint_every": checkpoint_every,
     }  # fmt: skip
     if show_config:
+        settings["batch_size"] = chosen.batch_size(batch_size, None)
         show({"out": str(out), "data": data, "method": chosen.describe(), **settings})
         return
     distributed.join(timeout)

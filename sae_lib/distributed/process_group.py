@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# seconds after which a process that says nothing counts as lost; one that has died is noticed at once.
-# Others wait this long while the first one checks a store or writes a checkpoint
+# seconds of silence after which a process counts as lost; one that has died is noticed at once. The others
+# wait this long while the first one checks a store or writes a checkpoint
 TIMEOUT = 1800.0
 
 
@@ -24,7 +24,7 @@ class LostProcessError(RuntimeError):
 
 
 def launched() -> bool:
-    """Whether this is one of several processes that ``torchrun`` has started, or that have been joined."""
+    """Return whether this is one of several processes, started by ``torchrun`` or joined already."""
     if not dist.is_available():
         return False
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -32,12 +32,16 @@ def launched() -> bool:
 
 
 def join(timeout: float = TIMEOUT) -> None:
-    """Join the processes ``torchrun`` has started: NCCL between GPUs, gloo between CPUs.
+    """Join the processes that ``torchrun`` has started: NCCL between GPUs, gloo between CPUs.
 
-    timeout: seconds after which a process that says nothing counts as lost.
+    :func:`sae_lib.train` and :func:`sae_lib.activations.harvest` call it. It does nothing in a process that
+    is alone, or where ``torch.distributed`` has been initialised already.
 
-    :func:`sae_lib.train` and :func:`sae_lib.activations.harvest` do this by themselves. Nothing happens on a
-    process that is alone, or where ``torch.distributed`` has been initialised already.
+    Args:
+        timeout: Seconds of silence after which another process counts as lost.
+
+    Raises:
+        LostProcessError: Another process has died or did not answer.
     """
     if dist.is_initialized() or not launched():
         return
@@ -52,17 +56,17 @@ def join(timeout: float = TIMEOUT) -> None:
 
 
 def local(device: str | torch.device) -> torch.device:
-    """The device of this process: of several processes on a machine each takes its own GPU for ``"cuda"``."""
+    """Return the device of this process: for ``"cuda"``, each of several on a machine has its own GPU."""
     device = torch.device(device)
     if device.type != "cuda" or device.index is not None or not launched():
         return device
     rank = os.environ.get("LOCAL_RANK") or (dist.get_rank() if dist.is_initialized() else 0)
-    # where there is no GPU, PyTorch is to say so
+    # without a GPU, PyTorch raises the error
     return torch.device("cuda", int(rank) % max(torch.cuda.device_count(), 1))
 
 
 def place() -> str:
-    """Which process this is, for messages: ``" (process 1 of 4)"``, nothing for one that is alone."""
+    """Return ``" (process 1 of 4)"`` for messages; nothing for a process that is alone."""
     if not launched():
         return ""
     return f" (process {int(os.environ.get('RANK', '0')) + 1} of {os.environ.get('WORLD_SIZE', '?')})"
@@ -72,29 +76,29 @@ _lost = False
 
 
 def _leave() -> None:
-    # where a process is missing, saying goodbye could wait for ever
+    # where a process is missing, this could wait for ever
     if dist.is_initialized() and not _lost:
         dist.destroy_process_group()
 
 
 @contextmanager
 def _talking() -> Iterator[None]:
-    """Say plainly what a failure of communication means."""
+    """Turn a failure of communication into a :class:`LostProcessError`."""
     global _lost
     try:
         yield
     except RuntimeError as error:
         _lost = True
         raise LostProcessError(
-            "another process of this job has died, or said nothing for longer than the timeout. What was "
+            "another process of this job has died, or was silent for longer than the timeout. What was "
             "saved last is intact: start the job again with as many processes as you like, training with "
-            f"resume=True (--resume). What was noticed: {str(error).splitlines()[0]}"
+            f"resume=True (--resume). The failure: {str(error).splitlines()[0]}"
         ) from error
 
 
 @cache
 def _cpu_group() -> Any:
-    """The group for tensors on the CPU: the common one if it can, otherwise one of its own."""
+    """Return the group for tensors on the CPU: the default one where it can send them, else a second one."""
     return None if "cpu:" in dist.get_backend_config() else dist.new_group(backend="gloo")
 
 
@@ -103,14 +107,14 @@ def _group(tensor: Tensor) -> Any:
 
 
 def all_reduce(tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
-    """Put into the tensor, in place, what comes of those of all processes; gives it back."""
+    """Reduce the tensors of all processes in place, and return the tensor."""
     with _talking():
         dist.all_reduce(tensor, op, group=_group(tensor))
     return tensor
 
 
 def broadcast(tensor: Tensor, source: int) -> Tensor:
-    """Put into the tensor, in place, that of the process ``source``; gives it back."""
+    """Overwrite the tensor with that of the process ``source``, and return it."""
     with _talking():
         dist.broadcast(tensor, source, group=_group(tensor))
     return tensor

@@ -25,10 +25,12 @@ _ASK_EVERY = 10
 
 @dataclass(frozen=True)
 class World:
-    """``size`` processes that share out batches of ``rows`` rows in consecutive parts; this one is ``rank``.
+    """The processes of a job. With one alone nothing is sent, and every method returns its argument.
 
-    With size 1 nothing is sent, and every method gives back what it is given. Only training shares out rows;
-    elsewhere ``rows`` is 0.
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        rows: Rows of a batch, shared out in consecutive parts; 0 outside training.
     """
 
     rank: int = 0
@@ -37,7 +39,7 @@ class World:
 
     @classmethod
     def join_all(cls, parallel: str) -> World:
-        """All processes of the job, with no rows to share out; one process alone for ``"off"``."""
+        """Return all processes of the job, with no rows to share out; for ``"off"`` this one alone."""
         one_of("parallel", parallel, WAYS)
         if parallel == "off" or not launched():
             return cls()
@@ -51,61 +53,61 @@ class World:
 
     @property
     def part(self) -> slice:
-        """The rows of a batch that this process takes."""
+        """This process's rows of a batch."""
         if self.size == 1:
             return slice(None)
         return slice(self.rows * self.rank // self.size, self.rows * (self.rank + 1) // self.size)
 
     def batch(self, rows: int) -> int:
-        """Rows in the batch of all processes, of which this one has ``rows``."""
+        """Return the rows in the batch of all processes, of which this one has ``rows``."""
         return rows if self.size == 1 else self.rows
 
     def sum(self, value: Tensor) -> Tensor:
-        """Sum over processes, without gradient."""
+        """Return the sum over processes, without gradient."""
         if self.size == 1:
             return value
         return all_reduce(value.detach().clone(memory_format=torch.contiguous_format))
 
     def max(self, value: Tensor) -> Tensor:
-        """Largest over processes, without gradient."""
+        """Return the largest over processes, without gradient."""
         return value if self.size == 1 else all_reduce(value.detach().clone(), dist.ReduceOp.MAX)
 
     def share(self, mean: Tensor) -> Tensor:
-        """What the mean over the rows of this process adds to the mean over the batch."""
+        """Return what the mean over this process's rows contributes to the mean over the batch."""
         part = self.part
         return mean if self.size == 1 else mean * ((part.stop - part.start) / self.rows)
 
     def mean(self, mean: Tensor) -> Tensor:
-        """Mean over the batch, without gradient, from the mean over the rows of this process."""
+        """Return the mean over the batch, without gradient, from the mean over this process's rows."""
         return self.sum(self.share(mean))
 
     def average(self, value: Tensor) -> Tensor:
-        """Average of one number from each process, however many rows they have."""
+        """Return the average of one number from each process, however many rows each has."""
         return value if self.size == 1 else all_reduce(value.double()) / self.size
 
     def stopped(self, flag: bool, step: int) -> bool:
-        """Whether any process is to stop after this step, said to all alike; asked now and then."""
+        """Return whether to stop after this step, alike in all processes, which ask each other at times."""
         return flag if self.size == 1 else step % _ASK_EVERY == 0 and self.any(flag)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
+        """Return whether the flag is set in any process."""
         return flag if self.size == 1 else bool(all_reduce(torch.tensor(int(flag)), dist.ReduceOp.MAX))
 
     def texts(self, text: str) -> list[str]:
-        """A text from every process, in their order."""
+        """Return the texts of all processes, by rank."""
         if self.size == 1:
             return [text]
-        mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        found = []
+        encoded = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        messages = []
         for rank in range(self.size):
-            length = broadcast(torch.tensor(len(mine)), rank)
-            found.append(mine if rank == self.rank else torch.empty(int(length), dtype=torch.uint8))
+            length = broadcast(torch.tensor(len(encoded)), rank)
+            messages.append(encoded if rank == self.rank else torch.empty(int(length), dtype=torch.uint8))
             if length:
-                broadcast(found[-1], rank)
-        return [bytes(part.tolist()).decode() for part in found]
+                broadcast(messages[-1], rank)
+        return [bytes(message.tolist()).decode() for message in messages]
 
     def by_first(self, work: Callable[[], Any]) -> Any:
-        """What ``work`` gives in the first process, a JSON value; its errors end all processes."""
+        """Return the result of ``work``, a JSON value, in the first process; an error is raised in all."""
         if self.size == 1:
             return work()
         answer: dict[str, Any] = {}
@@ -123,7 +125,7 @@ class World:
         return answer["value"]
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait for all processes to arrive here."""
         self.any(False)
 
 

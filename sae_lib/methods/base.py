@@ -189,6 +189,13 @@ class Method(ABC):
         """Peak learning rate used where none is given."""
         return 3e-3
 
+    def batch_size(self, chosen: int | None, n_rows: int | None) -> int:
+        """Return the rows of a batch: as chosen, or 512. Raise ValueError for a choice that cannot work.
+
+        n_rows: rows of the data; None where they have no end.
+        """
+        return 512 if chosen is None else chosen
+
     def optimiser(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float
     ) -> torch.optim.Optimizer:

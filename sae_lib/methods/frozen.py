@@ -112,6 +112,10 @@ class Frozen(Method):
         """That of the base method."""
         return self.base.learning_rate(d_in)
 
+    def batch_size(self, chosen: int | None, n_rows: int | None) -> int:
+        """That of the base method."""
+        return self.base.batch_size(chosen, n_rows)
+
     def optimiser(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float
     ) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""Training: the loop, its log, and checkpoints from which it goes on to the same bits."""
+"""Training: the loop, its log, and checkpoints from which it resumes bit for bit."""
 
 from sae_lib.training.loop import SAMPLE_ROWS, SCHEDULES, NonFiniteLossError, learning_rate, train
 

@@ -1,7 +1,7 @@
 """The complete state of a training run in one safetensors file.
 
 Weights, optimiser moments and counters are tensors; the step, the settings and a SHA-256 of everything
-stand in the header. Nothing is pickled. Batches are a function of (seed, step) and training draws no other
+are in the header. Nothing is pickled. Batches are a function of (seed, step) and training draws no other
 random number, so the step is also the random state and the position in the data.
 """
 
@@ -38,7 +38,7 @@ def write(
     trainer: Trainer,
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    """Replace ``folder/checkpoint.safetensors`` by the state after ``step`` optimiser steps."""
+    """Replace ``folder/checkpoint.safetensors`` with the state after ``step`` optimiser steps."""
     tensors = {f"sae.{k}": v for k, v in sae.state_dict().items()}
     tensors |= {f"run.{k}": v for k, v in trainer.state_dict().items()}
     for index, state in optimiser.state_dict()["state"].items():
@@ -51,7 +51,7 @@ def write(
 
 
 def find(folder: Path) -> Path:
-    """The file of the checkpoint in ``folder``. Raises CheckpointError if there is none."""
+    """Return the path of the checkpoint in ``folder``; CheckpointError if there is none."""
     path = folder / NAME
     if not path.is_file():
         raise CheckpointError(f"no checkpoint to resume from: {path} does not exist; start without resume")
@@ -59,17 +59,18 @@ def find(folder: Path) -> Path:
 
 
 def read_alike(folder: Path, settings: dict[str, Any], world: World) -> tuple[int, dict[str, Tensor]]:
-    """:func:`read` in all processes of a world.
+    """Read the checkpoint in all processes of a world, as :func:`read` does.
 
-    Raises CheckpointError in all of them if one cannot read it, or if they do not find the same step.
+    Raises:
+        CheckpointError: A process cannot read it, or they find different steps; raised in all of them.
     """
     failure: CheckpointError | None = None
     try:
         step, tensors = read(folder, settings)
-        said = f"finds step {step}"
+        answer = f"finds step {step}"
     except CheckpointError as error:
-        failure, said = error, f"says: {error}"
-    answers = world.texts(said)
+        failure, answer = error, f"says: {error}"
+    answers = world.texts(answer)
     if failure:
         raise failure
     if len(set(answers)) > 1:
@@ -82,10 +83,10 @@ def read_alike(folder: Path, settings: dict[str, Any], world: World) -> tuple[in
 
 
 def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]]:
-    """Step and tensors of the checkpoint in ``folder``.
+    """Return step and tensors of the checkpoint in ``folder``.
 
-    Raises CheckpointError if there is none, if it is damaged, or if it was written with other settings
-    (the message names them).
+    Raises:
+        CheckpointError: There is none, it is damaged, or other settings wrote it (the message names them).
     """
     path = find(folder)
     try:
@@ -128,7 +129,11 @@ def restore(
     trainer: Trainer,
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    """Put the tensors of :func:`read` back where :func:`write` took them from."""
+    """Put the tensors that :func:`read` returned back where :func:`write` found them.
+
+    Raises:
+        CheckpointError: They do not fit the autoencoder, the trainer or the optimiser.
+    """
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

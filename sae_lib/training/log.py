@@ -1,4 +1,4 @@
-"""The log of a training run: what stands in a record, and the file that keeps them."""
+"""The log of a training run: its records, and the file that keeps them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NAME = "metrics.jsonl"
 class TrainingLog(list[dict[str, Any]]):
     """One dictionary of metrics for each logged step.
 
-    Keys: ``step`` (1-based), ``loss``, ``nmse`` and ``l0`` of that batch, ``lr``, and what the method adds.
+    Its keys are ``step`` (from 1), ``loss``, ``nmse`` and ``l0`` of that batch, ``lr``, and the method's own.
     """
 
     def column(self, name: str) -> list[Any]:
-        """The values of one metric over the logged steps."""
+        """Return the values of one metric over the logged steps; KeyError if there is none of that name."""
         if self and name not in self[0]:
             raise KeyError(f"the log has no {name!r}; it has {', '.join(self[0])}")
         return [record[name] for record in self]
@@ -34,9 +34,10 @@ class TrainingLog(list[dict[str, Any]]):
 
     @classmethod
     def read(cls, folder: Path, last_step: int) -> TrainingLog:
-        """The records up to the checkpoint; what was logged after it will be logged again.
+        """Return the records up to the checkpoint, as later steps will be logged again; none without a file.
 
-        Raises ValueError naming the line that is no record. Without a file the log is empty.
+        Raises:
+            ValueError: A line is not a record; the message names it.
         """
         path = folder / NAME
         lines = path.read_text("utf8", "replace").splitlines() if path.exists() else []
@@ -44,14 +45,14 @@ class TrainingLog(list[dict[str, Any]]):
         for number, line in enumerate(lines, 1):
             record = parsed(line, f"line {number} of {path}")
             if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                raise ValueError(f"line {number} of {path} is no record; restore it, or delete the file")
+                raise ValueError(f"line {number} of {path} is not a record; restore it, or delete the file")
             if record["step"] <= last_step:
                 log.append(record)
         return log
 
 
 def record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
-    """What every method logs of step ``number``, on its rows x (B, d), at this learning rate."""
+    """Return what every method logs of step ``number``, on its rows x (B, d), at this learning rate."""
     world = step.world
     values = torch.stack(
         [

@@ -36,7 +36,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: int, schedule: str) -> float:
-    """Rate of optimiser step ``step`` (0-based): linear warm-up to ``peak``, then the schedule down to 0.
+    """Return the rate of step ``step``, counted from 0: linear warm-up to ``peak``, then the schedule to 0.
 
     >>> rate = sae_lib.training.learning_rate
     >>> [round(rate(step, 10, peak=1.0, warmup=1, schedule="linear"), 2) for step in (0, 1, 5, 9)]
@@ -59,7 +59,7 @@ def train(
     width: int,
     steps: int | None = None,
     tokens: int | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     lr: float | None = None,
     schedule: str = "linear",
     warmup: int = 0,
@@ -84,44 +84,54 @@ def train(
     >>> log[-1]["nmse"] < 0.3
     True
 
-    data: a :class:`BatchSource` (synthetic data, activation store or stream) or a tensor of rows (N, d).
-    method: how sparsity is enforced, with its settings.
-    width: latents M.
-    steps, tokens: length of the run, in optimiser steps or in rows seen (one a token, for a language
-        model); at most one of them. Default 4,000 steps.
-    lr: peak learning rate; default ``method.learning_rate(d)``.
-    schedule: ``"linear"`` or ``"cosine"`` decay to 0, or ``"constant"``, after ``warmup`` steps.
-    weight_decay: of AdamW, for encoder and decoder rows, not for biases, scales and thresholds; 0 is Adam. It
-        shrinks rows that are free to; those of unit norm it only makes turn faster.
-    seed: of the initial weights and the order of the data.
-    device: where to train; for ``"cuda"`` each of several processes takes the GPU of its own.
-    parallel: what the processes share out that ``torchrun`` has started: ``"data"``, the rows of every batch
-        (``batch_size`` counts those of all processes); ``"off"``, nothing: every process trains by itself.
-        ``"auto"`` is data where there are several. See :mod:`sae_lib.distributed`.
-    folder: where to keep ``metrics.jsonl``, ``checkpoint.safetensors`` (every ``checkpoint_every`` steps,
-        at the end and on Ctrl-C) and, at the end, the autoencoder itself. None keeps nothing. A second
-        Ctrl-C ends training at once, without a checkpoint of that step.
-    resume: continue from the checkpoint in ``folder``; the result has the same bits as an unbroken run
-        on the same machine.
-    log_every: steps between two records of the log; the loss is checked for NaN at the same steps.
-    progress: show a bar; default only where standard error is a terminal.
-    callback: called after every logged step with the step number and the autoencoder, in every process.
+    Args:
+        data: A :class:`BatchSource` (synthetic data, activation store or stream) or a tensor of rows (N, d).
+        method: How sparsity is enforced, with its settings.
+        width: Latents M.
+        steps: Length of the run in optimiser steps; 4,000 if neither this nor ``tokens`` is given.
+        tokens: Length of the run in rows seen (one a token, for a language model), instead of ``steps``.
+        batch_size: Rows of a batch, of all processes together; by default as ``method.batch_size`` says,
+            which is 512 except for modified bias adaptation.
+        lr: Peak learning rate; default ``method.learning_rate(d)``.
+        schedule: ``"linear"`` or ``"cosine"`` decay to 0, or ``"constant"``, after the warm-up.
+        warmup: Steps of linear warm-up.
+        weight_decay: Of AdamW, for encoder and decoder rows, not for biases, scales and thresholds; 0 is
+            Adam. It shrinks rows that are free to shrink; rows of unit norm only turn faster.
+        seed: Of the initial weights and the order of the data.
+        device: Where to train; for ``"cuda"`` each of several processes takes a GPU of its own.
+        parallel: How processes started by ``torchrun`` train: ``"data"`` together, sharing out the rows of
+            every batch; ``"off"`` each by itself; ``"auto"`` as ``"data"`` where there are several.
+        folder: Where to keep ``metrics.jsonl``, ``checkpoint.safetensors`` and, at the end, the autoencoder
+            itself. None keeps nothing.
+        checkpoint_every: Steps between two checkpoints. There is also one at the end and one on Ctrl-C; a
+            second Ctrl-C ends training at once, without a checkpoint of that step.
+        resume: Continue from the checkpoint in ``folder``; the result has the same bits as an unbroken run on
+            the same machine.
+        log_every: Steps between two records of the log; the loss is checked for NaN at the same steps.
+        progress: Show a bar; default only where standard error is a terminal.
+        callback: Called after every logged step with its number and the autoencoder, in every process.
 
     Rows must be finite: a tensor, a store or a stream refuses others, and where another source serves one,
-    the error names the step and the row. A spike of the loss is no error as long as it is finite: training
-    goes on, and unit rows stay unit. Constant, zero and repeated rows are rows like others; the NMSE of a
-    batch of zeros is NaN. Latents that never fire keep finite weights; reviving them is up to the method. One
+    the error names the step and the row. Training continues after a spike of the loss as long as it is
+    finite, and unit rows stay unit. Constant, zero and repeated rows are allowed; the NMSE of a batch of
+    zeros is NaN. Latents that never fire keep finite weights; reviving them is up to the method. A single
     row, d = 1 and width = 1 are allowed.
 
     The process may be killed at any moment, and the disk may fill up: each file is then the old one or the
-    new one, and whole. One process at a time may train in a folder.
+    new one, complete. One process at a time may train in a folder.
 
-    Returns the autoencoder and its log, in every process. Files are written by the first process and read by
-    all; any number of processes may resume from them.
+    Returns:
+        The autoencoder and its log, in every process. Files are written by the first process and read by all;
+        any number of processes may resume from them.
 
-    Raises ValueError for impossible settings and rows, CheckpointError when resume is impossible,
-    NonFiniteLossError, RuntimeError when another process trains in the folder, LostProcessError when one of
-    this job has died, OSError when a file cannot be written, and KeyboardInterrupt on Ctrl-C (after saving).
+    Raises:
+        ValueError: Impossible settings or rows.
+        CheckpointError: Nothing to resume from, or not with these settings.
+        NonFiniteLossError: Loss or weights became NaN or infinite.
+        RuntimeError: Another process trains in the folder.
+        LostProcessError: Another process of this job has died.
+        OSError: A file cannot be written.
+        KeyboardInterrupt: Ctrl-C, after saving.
     """
     source = Rows(data) if isinstance(data, Tensor) else data
     if not isinstance(source, BatchSource):
@@ -129,6 +139,7 @@ def train(
             f"data is a {type(data).__name__}; expected a tensor (N, d), synthetic data, an activation store "
             "or a stream"
         )
+    batch_size = method.batch_size(batch_size, source.describe().get("n_rows"))
     steps = _number_of_steps(steps, tokens, batch_size)
     lr = method.learning_rate(source.d_in) if lr is None else lr
     _check(
@@ -192,7 +203,7 @@ def train(
             sharding.reduce_gradients(world, parameters)
             optimiser.step()
             sae.unit_rows_()
-            # an autocast around this call would go on with its copies of the weights as they were
+            # an autocast around this call would keep using its copies of the old weights
             torch.clear_autocast_cache()
             trainer.after_step(sae, step, number)
             if number % log_every == 0 or number == steps:
@@ -260,7 +271,7 @@ def _advice(lr: float) -> str:
 
 
 def _bad_row(batches: Iterable[Tensor], first: int) -> str | None:
-    """Say which row of batches number ``first``, … holds NaN or infinity, if one does."""
+    """Say which row holds NaN or infinity, if one does; the first batch is that of step ``first`` + 1."""
     for number, x in enumerate(batches, first + 1):
         if (row := bad_row(x)) is not None:
             return f"Row {row} of the batch of step {number} holds NaN or infinity; remove such rows"
@@ -275,7 +286,7 @@ def _check_folder(folder: Path | None, resume: bool) -> None:
 
 
 def _take(folder: Path | None, resume: bool, locked: ExitStack) -> None:
-    """Lock the folder, and make sure that nobody has begun there meanwhile."""
+    """Lock the folder, and make sure that no other run has begun there meanwhile."""
     if folder:
         locked.enter_context(only_writer(folder, "training in"))
         _check_folder(folder, resume)

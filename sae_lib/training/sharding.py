@@ -20,7 +20,11 @@ _LARGE = 2**20
 
 
 def sharing(parallel: str, method: Method, batch_size: int) -> World:
-    """The processes that train together. Raises ValueError for what cannot be shared out."""
+    """Return the processes that train together.
+
+    Raises:
+        ValueError: The method cannot share out rows, or a batch has fewer rows than there are processes.
+    """
     world = World.join_all(parallel)
     if (parallel == "data" or world.size > 1) and not method.data_parallel:
         raise ValueError(
@@ -35,18 +39,18 @@ def sharing(parallel: str, method: Method, batch_size: int) -> World:
 
 
 def begin(world: World, sae: SparseAutoencoder, trainer: Trainer) -> None:
-    """Let the trainer know of the other processes, and start from the numbers of the first one."""
+    """Tell the trainer of the other processes, and start from the numbers of the first one."""
     for part in cast("list[Trainer]", list(trainer.modules())):
         part.world = world
     if world.size > 1:
-        # machines of different make may differ in the last bit of a mean or a quantile; buffers that are not
-        # saved, too: others are put back from them
+        # machines may differ in the last bit of a mean or a quantile; unsaved buffers too, as some weights
+        # are restored from them
         for tensor in (*sae.parameters(), *sae.buffers(), *trainer.parameters(), *trainer.buffers()):
             broadcast(tensor.detach(), 0)
 
 
 def batches(world: World, source: BatchSource, batch_size: int, *, seed: int, start: int) -> Iterator[Tensor]:
-    """This process's rows of every batch."""
+    """Return an iterator over this process's rows of every batch."""
     serve, part = source.batches, world.part
     if world.size == 1:
         return serve(batch_size, seed=seed, start=start)

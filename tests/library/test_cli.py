@@ -118,6 +118,10 @@ def test_help_shows_an_example(command):
             ["train", "x", "--data", "imbalanced", "--method", "matryoshka", "--prefixes", ""],
             "--prefixes is",
         ),
+        (
+            ["train", "x", "--data", "imbalanced", "--method", "modified_ba", "--batch-size", "512"],
+            "fires on 2.56 rows of a batch, too few to find a direction; expected 20, that is, at least 4000",
+        ),
         (["train", "x", "--data", "imbalanced", "--freeze", "encoder"], "gba is tied here"),
         (["train", "x", "--data", "nowhere"], "imbalanced, "),
         (["train", "x", "--data", "imbalanced", "--resume"], "no checkpoint to resume from"),

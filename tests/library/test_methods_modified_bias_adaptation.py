@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from sae_lib import ModifiedBiasAdaptation, load, metrics, synthetic, train
+from sae_lib import Frozen, ModifiedBiasAdaptation, TopK, load, metrics, synthetic, train
 from sae_lib.methods import modified_bias_adaptation as module
 from sae_lib.methods.modified_bias_adaptation import gated_gradient, rows_to_fire
 from sae_lib.randomness import generator
@@ -119,18 +119,18 @@ def test_one_step_finds_the_feature_with_the_largest_projection():
 
 def test_training_is_the_three_line_loop_and_latents_do_not_interact():
     data = synthetic.uniform(n_features=24, d_in=12, n_rows=600)
-    method = ModifiedBiasAdaptation(0.03)
+    method = ModifiedBiasAdaptation(0.05)
     sae, log = train(data, method, width=40, steps=5, batch_size=600, seed=2, log_every=1)
     w = method.build(12, 40, normalisation=data.normalisation, seed=2).weight.detach()[:7]
     for _ in range(5):
-        w = normalize(gated_gradient(w, data.rows, 0.03)[0], dim=1)
+        w = normalize(gated_gradient(w, data.rows, 0.05)[0], dim=1)
     torch.testing.assert_close(sae.weight[:7].detach(), w, atol=1e-5, rtol=0)
     loss = log.column("loss")
     assert loss == sorted(loss, reverse=True)
     assert log.column("nmse") == pytest.approx([1.0] * 5)
 
 
-@pytest.mark.parametrize("p", [0.01, 0.2])
+@pytest.mark.parametrize("p", [0.02, 0.2])
 def test_returned_latents_fire_at_the_target(p):
     data = synthetic.uniform(n_features=24, d_in=12, n_rows=1000, coefficients="half-normal")
     sae, log = train(data, ModifiedBiasAdaptation(p), width=40, steps=3, batch_size=1000)
@@ -141,7 +141,7 @@ def test_returned_latents_fire_at_the_target(p):
 
 
 def test_constant_rows_tie_and_stay_finite():
-    sae, _ = train(torch.ones(64, 3), ModifiedBiasAdaptation(0.1), width=6, steps=2, batch_size=64)
+    sae, _ = train(torch.ones(64, 3), ModifiedBiasAdaptation(0.4), width=6, steps=2, batch_size=64)
     assert torch.isfinite(sae.weight).all()
     # a latent that projects on nothing positive has no gradient, and stays where it is
     start = ModifiedBiasAdaptation().build(3, 6, normalisation=sae.normalisation, seed=0).weight
@@ -154,7 +154,7 @@ def test_resume_continues_bit_for_bit(tmp_path):
     data = synthetic.uniform(n_features=24, d_in=12, n_rows=600)
 
     def go(folder, **more):
-        method = ModifiedBiasAdaptation(0.03)
+        method = ModifiedBiasAdaptation(0.1)
         return train(data, method, width=20, steps=8, batch_size=200, folder=folder, log_every=1, **more)
 
     whole, log = go(tmp_path / "whole")
@@ -172,8 +172,8 @@ def test_resume_continues_bit_for_bit(tmp_path):
 
 
 def test_saved_and_loaded_directions_are_the_same(tmp_path):
-    data = synthetic.uniform(n_features=24, d_in=12, n_rows=600)
-    sae, _ = train(data, ModifiedBiasAdaptation(0.03), width=20, steps=3, batch_size=600, folder=tmp_path)
+    data = synthetic.uniform(n_features=24, d_in=12, n_rows=600, coefficients="half-normal")
+    sae, _ = train(data, ModifiedBiasAdaptation(0.05), width=20, steps=3, folder=tmp_path)
     again = load(tmp_path)
     torch.testing.assert_close(again.weight, sae.weight)
     torch.testing.assert_close(again(data.rows), sae(data.rows))
@@ -196,13 +196,45 @@ def test_impossible_targets_are_named(p):
         ModifiedBiasAdaptation(p)
 
 
-def test_too_small_a_batch_is_named(dice):
-    rows = torch.randn(64, 3, generator=dice)
+def test_a_batch_on_which_too_few_rows_fire_is_refused(dice):
+    rows, method = torch.randn(64, 3, generator=dice), ModifiedBiasAdaptation(0.01)
+    expected = r"fires on 0.64 rows of .*; expected 20, that is, at least 2000 rows a batch"
+    for named, chosen in (
+        ("batch_size is 64, and with target_frequency=0.01 a", 64),
+        ("the data have 64 rows,", None),
+    ):
+        with pytest.raises(ValueError, match=f"{named} .*{expected}"):
+            train(rows, method, width=6, steps=2, batch_size=chosen)
+    with pytest.raises(ValueError, match="at least 2000 rows a batch"):
+        train(rows, Frozen(method), width=6, steps=2)
     with pytest.raises(ValueError, match=r"target_frequency=0.001 of 64 rows .* at least 1000 rows"):
-        train(rows, ModifiedBiasAdaptation(0.001), width=6, steps=2, batch_size=64)
+        gated_gradient(rows, rows, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("p", "n_rows", "expected"),
+    [(0.005, None, 16_000), (0.005, 20_000, 16_000), (0.005, 5000, 5000), (1.0, 64, 64)],
+)
+def test_a_batch_has_the_rows_that_the_target_takes(p, n_rows, expected):
+    method = ModifiedBiasAdaptation(p)
+    assert method.batch_size(None, n_rows) == expected
+    # the least that is allowed
+    assert method.batch_size(int(20 / p), n_rows) == 20 / p
+    with pytest.raises(ValueError, match="too few"):
+        method.batch_size(int(20 / p) - 1, n_rows)
+    assert TopK().batch_size(None, n_rows) == 512
+    assert TopK().batch_size(7, n_rows) == 7
+
+
+def test_the_default_batch_recovers_features_at_a_low_target():
+    """With 512 rows, fewer than three of which fire, not one feature is recovered."""
+    data = synthetic.uniform(n_features=100, d_in=50, sparsity=2, n_rows=16_384)
+    sae, _ = train(data, ModifiedBiasAdaptation(0.005), width=400, steps=8)
+    assert sae.metadata["training"]["batch_size"] == 16_000
+    assert metrics.feature_recovery_rate(sae, data.dictionary, 0.9) >= 0.9
 
 
 def test_weight_decay_is_refused(dice):
     rows = torch.randn(64, 3, generator=dice)
     with pytest.raises(ValueError, match=r"weight_decay is 0.1; .*expected 0"):
-        train(rows, ModifiedBiasAdaptation(0.1), width=6, steps=2, batch_size=64, weight_decay=0.1)
+        train(rows, ModifiedBiasAdaptation(0.4), width=6, steps=2, batch_size=64, weight_decay=0.1)

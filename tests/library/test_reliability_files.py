@@ -244,7 +244,7 @@ def test_weights_beside_the_configuration_of_another_save_are_refused(tmp_path):
 
 def test_a_damaged_log_is_named(data, tmp_path):
     sae_lib.train(data, METHOD, folder=tmp_path, **RUN)
-    for text, message in (("{", "line 1 of .*not valid JSON"), ("[1]", "line 1 of .*is no record")):
+    for text, message in (("{", "line 1 of .*not valid JSON"), ("[1]", "line 1 of .*is not a record")):
         (tmp_path / "metrics.jsonl").write_text(text)
         with pytest.raises(ValueError, match=message):
             sae_lib.train(data, METHOD, folder=tmp_path, resume=True, **RUN)

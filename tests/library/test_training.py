@@ -398,3 +398,13 @@ def test_every_process_takes_the_gpu_of_its_own(data, monkeypatch):
     monkeypatch.setattr(distributed, "local", lambda device: asked.append(device) or torch.device("cpu"))
     train(data, METHODS[0], width=16, steps=2, batch_size=32, device="cuda", parallel="off")
     assert asked == ["cuda"]
+
+
+@pytest.mark.parametrize("method", [*METHODS, ModifiedBiasAdaptation(0.1)], ids=lambda m: m.name)
+def test_a_normalisation_is_applied_to_rows_once_and_training_knows_only_the_result(method, dice):
+    raw = 3 * torch.randn(600, 12, generator=dice) + 1
+    scaled = Rows(raw, Normalisation("scale", 0.2))
+    settings = {"width": 24, "steps": 20, "batch_size": 200, "seed": 1}
+    (sae, log), (expected, expected_log) = (train(rows, method, **settings) for rows in (scaled, scaled.rows))
+    assert log == expected_log
+    assert same_bits(state(sae), state(expected))
