@@ -73,14 +73,8 @@ print("same bits" if torch.equal(resumed.weight, whole.weight) else "other bits"
 
 @pytest.mark.slow
 def test_all_modules_import_and_training_resumes_without_posix(tmp_path):
-    second = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        f"{WITHOUT}{TRAIN}\ntrain(folder, resume=True)",
-        str(tmp_path),
-    ]
+    again = f"{WITHOUT}{TRAIN}\ntrain(folder, resume=True)"
+    second = [sys.executable, "-W", "ignore", "-c", again, str(tmp_path)]
     first = f"{WITHOUT}{IMPORT_ALL}{TRAIN}\ncommand = {second!r}\n{RESUME}"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", first, str(tmp_path)], env=ENVIRONMENT, capture_output=True,
