@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, asdict, dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +18,11 @@ from sae_lib.distributed import ALONE, World
 from sae_lib.kernels import SparseCodes, Support
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
+
+# metadata of the fields that several methods have
+CENTRE = {"help": "Start b_pre at the mean of the data and train it; otherwise b_pre stays 0."}
+COEFFICIENT = {"help": "λ, the weight of the penalty, at least 0."}
+TIED = {"help": "Share encoder and decoder rows."}
 
 
 class Step(NamedTuple):
@@ -173,9 +179,26 @@ def adamw(
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Settings of one method. Instances are immutable and compare by value."""
+    """Settings of one method. Instances are immutable and compare by value.
+
+    Each setting is a field whose metadata hold its description, ``field(default=…, metadata={"help": "…"})``:
+    the source of ``sae train --help``, of the reference and of the class's docstring.
+    """
 
     name: ClassVar[str]
+    # description of each setting, inherited ones first
+    helps: ClassVar[dict[str, str]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Append the settings to the docstring."""
+        super().__init_subclass__(**options)
+        fields = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
+        cls.helps = cls.helps | {
+            name: f.metadata["help"] for name, f in fields.items() if "help" in f.metadata
+        }
+        if cls.__doc__ and cls.helps:
+            entries = [f"    {name}: {text}" for name, text in cls.helps.items()]
+            cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__), "", "Attributes:", *entries])
 
     @abstractmethod
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
@@ -211,12 +234,9 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Baseline(Method):
-    """What the methods other than bias adaptation share: biases trained by the gradient, free encoder rows.
+    """Common part of the other methods: biases trained by the gradient, free encoder rows."""
 
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-    """
-
-    centre: bool = field(default=False, kw_only=True)
+    centre: bool = field(default=False, kw_only=True, metadata=CENTRE)
 
     @abstractmethod
     def kind(self) -> dict[str, Any]:
@@ -236,12 +256,9 @@ class Baseline(Method):
 
 @dataclass(frozen=True)
 class Penalised(Baseline):
-    """What the baselines with a penalty share: its coefficient.
+    """Common part of the baselines with a penalty: its coefficient."""
 
-    coefficient: λ, at least 0.
-    """
-
-    coefficient: float = 0.03
+    coefficient: float = field(default=0.03, metadata=COEFFICIENT)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
@@ -249,7 +266,7 @@ class Penalised(Baseline):
 
 
 class MomentumFree(Penalised):
-    """What JumpReLU and the gated autoencoder share: bias and threshold apart, Adam without momentum."""
+    """Common part of JumpReLU and the gated autoencoder: bias and threshold apart, Adam without momentum."""
 
     def kind(self) -> dict[str, Any]:
         """A gate with bias and threshold."""

@@ -6,7 +6,7 @@ more of them than a poor one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -46,23 +46,21 @@ def largest_of_batch(y: Tensor, k: float) -> Tensor:
 class BatchTopK(LargestCodes):
     """The k·B largest codes of a batch of B rows fire, k a row on average.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> sae, log = sae_lib.train(data, sae_lib.BatchTopK(k=3), width=128, steps=50, batch_size=128)
-    >>> log[-1]["l0"], sae.activation
-    (3.0, 'threshold')
-
-    k: mean number of latents a row; need not be a whole number.
-    dead_after: steps without firing after which a latent counts as dead.
-    aux_coefficient: weight of the auxiliary loss of TopK (1/32 in the source); 0 turns it off.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-    tied: share encoder and decoder rows; the source does not.
-
     A row alone has no batch, so after training one threshold θ for all latents decides: z = y · 1(y > θ).
     θ is the mean over batches of the smallest code that fired; here a running mean, in which about the last
-    hundred batches count and the zero it starts from does not.
+    hundred batches count and the zero it starts from does not. The source ties no rows.
+
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> sae, log = sae_lib.train(data, sae_lib.BatchTopK(k=3), width=128, steps=50, batch_size=128)
+        >>> log[-1]["l0"], sae.activation
+        (3.0, 'threshold')
     """
 
-    k: float = 32
+    k: float = field(
+        default=32,
+        metadata={"help": "Mean number of latents that fire on a row; need not be a whole number."},
+    )
     name: ClassVar[str] = "batch_topk"
 
     def kind(self) -> dict[str, Any]:

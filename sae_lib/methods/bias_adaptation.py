@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_lib.checks import above_zero, at_least, fraction, one_of
 from sae_lib.kernels.sparse_codes import in_any_order
-from sae_lib.methods.base import Method, Step, Trainer
+from sae_lib.methods.base import CENTRE, TIED, Method, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -70,17 +70,27 @@ def adapt_bias(
 
 @dataclass(frozen=True)
 class BiasRule(Method):
-    """What BA and GBA share: the rule, its pace and its start. A subclass says which targets there are.
+    """Common part of BA and GBA: the rule, its pace and its start. A subclass sets the targets."""
 
-    every, gamma, epsilon, start_bias, centre, tied: as for :class:`GroupBiasAdaptation`.
-    """
-
-    every: int = field(default=10, kw_only=True)
-    gamma: float = field(default=0.01, kw_only=True)
-    epsilon: float = field(default=1e-6, kw_only=True)
-    start_bias: str = field(default="quantile", kw_only=True)
-    centre: bool = field(default=False, kw_only=True)
-    tied: bool = field(default=True, kw_only=True)
+    every: int = field(
+        default=10, kw_only=True,
+        metadata={"help": "Optimiser steps between two applications of the bias rule."},
+    )  # fmt: skip
+    gamma: float = field(
+        default=0.01, kw_only=True, metadata={"help": "Step of the bias rule, γ₊ = γ₋ in the paper."}
+    )
+    epsilon: float = field(
+        default=1e-6, kw_only=True, metadata={"help": "Firing rate below which a latent counts as silent."}
+    )
+    start_bias: str = field(
+        default="quantile", kw_only=True,
+        metadata={
+            "help": '"quantile" sets each bias, before training, to where the latent fires at its target on '
+            'a sample of the data; "zero" is the paper\'s start, where half of all latents fire.'
+        },
+    )  # fmt: skip
+    centre: bool = field(default=False, kw_only=True, metadata=CENTRE)
+    tied: bool = field(default=True, kw_only=True, metadata=TIED)
 
     def __post_init__(self) -> None:
         at_least(1, " optimiser step", every=self.every)
@@ -127,26 +137,20 @@ class BiasRule(Method):
 class GroupBiasAdaptation(BiasRule):
     """Latents in K groups, each with its own ceiling on how often its latents may fire.
 
-    >>> sae_lib.GroupBiasAdaptation(groups=3, htf=0.1, ltf=0.001).targets
-    tensor([0.1000, 0.0100, 0.0010], dtype=torch.float64)
-
-    groups: number of groups K, each of one or more latents.
-    htf, ltf: highest and lowest target activation frequency, 0 < ltf ≤ htf ≤ 1; geometric in between.
-    every: optimiser steps between two applications of the bias rule.
-    gamma: step of the rule, γ₊ = γ₋ in the paper.
-    epsilon: firing rate below which a latent counts as silent.
-    start_bias: ``"quantile"`` sets each bias, before training, to where the latent fires at its target on a
-        sample of the data; ``"zero"`` is the paper's start, where half of all latents fire.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-    tied: share encoder and decoder rows.
-
     ``every`` and ``start_bias`` depart from the paper (50 steps, zero): a short run would end before the
     biases come down. Chapter 5 measures both.
+
+    Example:
+        >>> sae_lib.GroupBiasAdaptation(groups=3, htf=0.1, ltf=0.001).targets
+        tensor([0.1000, 0.0100, 0.0010], dtype=torch.float64)
     """
 
-    groups: int = 10
-    htf: float = 0.1
-    ltf: float = 1e-3
+    groups: int = field(default=10, metadata={"help": "Number of groups K, each of one or more latents."})
+    htf: float = field(default=0.1, metadata={"help": "Highest target activation frequency, at most 1."})
+    ltf: float = field(
+        default=1e-3,
+        metadata={"help": "Lowest target activation frequency, 0 < ltf ≤ htf; geometric in between."},
+    )
     name: ClassVar[str] = "gba"
 
     def __post_init__(self) -> None:
@@ -165,18 +169,18 @@ class GroupBiasAdaptation(BiasRule):
 class BiasAdaptation(BiasRule):
     """GBA with a single group: every latent has the same ceiling.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=5000)
-    >>> method = sae_lib.BiasAdaptation(target_frequency=0.02)
-    >>> sae, log = sae_lib.train(data, method, width=256, steps=100, batch_size=256)
-    >>> rate = sae_lib.metrics.reconstruction(sae, data.rows).firing_rate
-    >>> bool(0.01 < rate.median() < 0.03), bool((sae.bias < 0).all())
-    (True, True)
-
-    target_frequency: the ceiling, above 0, at most 1.
-    every, gamma, epsilon, start_bias, centre, tied: as for :class:`GroupBiasAdaptation`.
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=5000)
+        >>> method = sae_lib.BiasAdaptation(target_frequency=0.02)
+        >>> sae, log = sae_lib.train(data, method, width=256, steps=100, batch_size=256)
+        >>> rate = sae_lib.metrics.reconstruction(sae, data.rows).firing_rate
+        >>> bool(0.01 < rate.median() < 0.03), bool((sae.bias < 0).all())
+        (True, True)
     """
 
-    target_frequency: float = 0.05
+    target_frequency: float = field(
+        default=0.05, metadata={"help": "Ceiling of the activation frequencies, above 0, at most 1."}
+    )
     name: ClassVar[str] = "ba"
 
     def __post_init__(self) -> None:

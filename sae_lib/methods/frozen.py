@@ -7,7 +7,7 @@ scores as well as one that trains them, the score does not speak for the directi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -47,26 +47,31 @@ def project_to_cap(rows: Tensor, centres: Tensor, cosine: float) -> Tensor:
 class Frozen(Method):
     """Another method with a part of the autoencoder held at its random start; everything else is trained.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> method = sae_lib.Frozen(sae_lib.TopK(k=3))
-    >>> sae, _ = sae_lib.train(data, method, width=128, steps=20, batch_size=128)
-    >>> start = method.build(data.d_in, 128, normalisation=data.normalisation, seed=0)
-    >>> bool((sae.decoder_rows == start.decoder_rows).all()), bool((sae.weight == start.weight).all())
-    (True, False)
-
-    base: the method.
-    part: ``"decoder"`` keeps the decoder rows, bit for bit; ``"encoder"`` the encoder rows;
-        ``"soft decoder"`` lets a decoder row move no further from its start than ``cosine``.
-    cosine: of the soft decoder, 0.8 in the source; the others ignore it.
-
     A tied autoencoder has one set of rows: freezing its decoder freezes its encoder, and all that is left
     to train are biases and output scales. A frozen encoder has unit rows, so the output scales are trained in
     their place.
+
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> method = sae_lib.Frozen(sae_lib.TopK(k=3))
+        >>> sae, _ = sae_lib.train(data, method, width=128, steps=20, batch_size=128)
+        >>> start = method.build(data.d_in, 128, normalisation=data.normalisation, seed=0)
+        >>> bool((sae.decoder_rows == start.decoder_rows).all()), bool((sae.weight == start.weight).all())
+        (True, False)
     """
 
-    base: Method
-    part: str = "decoder"
-    cosine: float = 0.8
+    base: Method = field(metadata={"help": "The other method."})
+    part: str = field(
+        default="decoder",
+        metadata={
+            "help": '"decoder" keeps the decoder rows, bit for bit; "encoder" the encoder rows; "soft '
+            'decoder" lets a decoder row move no further from its start than the cosine.'
+        },
+    )
+    cosine: float = field(
+        default=0.8,
+        metadata={"help": "Bound of the soft decoder, 0.8 in the source; the other parts ignore it."},
+    )
     name: ClassVar[str] = "frozen"
 
     def __post_init__(self) -> None:

@@ -19,23 +19,22 @@ from sae_lib.sae import SparseAutoencoder
 class Gated(MomentumFree):
     """½‖f(x) − x‖² + coefficient · Σ_m relu(π_m) + ½‖f_gate(x) − x‖², averaged over the batch.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> sae, log = sae_lib.train(data, sae_lib.Gated(coefficient=0.03), width=128, steps=60, batch_size=128)
-    >>> sae.activation, log[-1]["nmse"] < log[0]["nmse"]
-    ('threshold', True)
-
     With u = W_gate (x − b_pre): the gate is π = u + b_gate, the magnitude y = exp(r) u + b_mag, the code
     z = relu(y) · 1(π > 0). The step has no slope, so the gate learns from the two other terms: the penalty,
     and f_gate, which decodes relu(π) with a frozen copy of the decoder.
 
-    coefficient: λ, at least 0. The source has no ½, so its λ is twice ours.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-
-    Encoder and decoder are untied and start equal; Adam without momentum (β₁ = 0). The source also
-    resamples dead latents; this does not.
+    The source has no ½, so its λ is twice ours. Encoder and decoder are untied and start equal; Adam without
+    momentum (β₁ = 0). The source also resamples dead latents; this does not.
 
     What is trained equals an autoencoder with bias and threshold (appendix of the source), and is kept as
     one: W = exp(r) W_gate, b = b_mag, θ = max(0, b_mag − exp(r) b_gate).
+
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> method = sae_lib.Gated(coefficient=0.03)
+        >>> sae, log = sae_lib.train(data, method, width=128, steps=60, batch_size=128)
+        >>> sae.activation, log[-1]["nmse"] < log[0]["nmse"]
+        ('threshold', True)
     """
 
     name: ClassVar[str] = "gated"

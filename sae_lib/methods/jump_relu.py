@@ -8,7 +8,7 @@ the threshold. A straight-through estimator counts those within half a bandwidth
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar, cast
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sae_lib.checks import at_least
 from sae_lib.kernels import SparseCodes, Support
-from sae_lib.methods.base import MomentumFree, Step, Trainer
+from sae_lib.methods.base import COEFFICIENT, MomentumFree, Step, Trainer
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -57,27 +57,30 @@ def jump(y: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor
 class JumpReLU(MomentumFree):
     """½‖f(x) − x‖² + coefficient · L0, averaged over the batch; thresholds trained straight through the jump.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> method = sae_lib.JumpReLU(coefficient=0.01)
-    >>> sae, log = sae_lib.train(data, method, width=128, steps=60, batch_size=128)
-    >>> sae.activation, bool((sae.threshold > 0).all())
-    ('threshold', True)
+    Trained are log θ (so that θ > 0), the biases and untied weights, by Adam without momentum (β₁ = 0). The
+    source has no ½, so its λ is twice ours. It takes bandwidth and threshold 0.001 for inputs of mean squared
+    norm 1 and batches of 4,096 rows, and a warm-up of 10,000 steps in runs much longer than ours.
 
-    coefficient: λ, at least 0. The source has no ½, so its λ is twice ours.
-    bandwidth: ε of the estimator, in units of the pre-activations, above 0. The source takes 0.001 for
-        inputs of mean squared norm 1 and batches of 4,096 rows. Wider is less noisy and more biased.
-    threshold: θ of every latent at the start, above 0; 0.001 in the source.
-    warmup: steps over which the coefficient grows from 0 to its value; the source has 10,000, in runs much
-        longer than ours.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-
-    Trained are log θ (so that θ > 0), the biases and untied weights, by Adam without momentum (β₁ = 0).
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> method = sae_lib.JumpReLU(coefficient=0.01)
+        >>> sae, log = sae_lib.train(data, method, width=128, steps=60, batch_size=128)
+        >>> sae.activation, bool((sae.threshold > 0).all())
+        ('threshold', True)
     """
 
-    coefficient: float = 0.01
-    bandwidth: float = 0.001
-    threshold: float = 0.001
-    warmup: int = 200
+    coefficient: float = field(default=0.01, metadata=COEFFICIENT)
+    bandwidth: float = field(
+        default=0.001,
+        metadata={
+            "help": "ε of the estimator, in units of the pre-activations, above 0; wider is less noisy and "
+            "more biased."
+        },
+    )
+    threshold: float = field(default=0.001, metadata={"help": "θ of every latent at the start, above 0."})
+    warmup: int = field(
+        default=200, metadata={"help": "Steps over which the coefficient grows from 0 to its value."}
+    )
     name: ClassVar[str] = "jumprelu"
 
     def __post_init__(self) -> None:

@@ -20,15 +20,15 @@ from sae_lib.sae import SparseAutoencoder
 class L1(Penalised):
     """½‖f(x) − x‖² + coefficient · Σ_m |z_m|, averaged over the batch.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> settings = {"width": 128, "steps": 60, "batch_size": 128}
-    >>> runs = [sae_lib.train(data, sae_lib.L1(coefficient), **settings)[0] for coefficient in (0.001, 0.1)]
-    >>> dense, sparse = (sae_lib.metrics.reconstruction(sae, data.rows).l0 for sae in runs)
-    >>> sparse < dense
-    True
+    The coefficient is λ of the paper.
 
-    coefficient: λ of the paper, at least 0.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> settings = {"width": 128, "steps": 60, "batch_size": 128}
+        >>> runs = [sae_lib.train(data, sae_lib.L1(weight), **settings)[0] for weight in (0.001, 0.1)]
+        >>> dense, sparse = (sae_lib.metrics.reconstruction(sae, data.rows).l0 for sae in runs)
+        >>> sparse < dense
+        True
     """
 
     name: ClassVar[str] = "l1"

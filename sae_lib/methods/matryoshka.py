@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -42,23 +42,25 @@ def prefix_sizes(prefixes: Sequence[float], width: int) -> list[int]:
 class Matryoshka(BatchTopK):
     """Σ_m ½‖f_m(x) − x‖², averaged over the batch, where f_m decodes the first m latents alone.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> method = sae_lib.Matryoshka(k=3, prefixes=(0.25, 0.5))
-    >>> sae, log = sae_lib.train(data, method, width=128, steps=50, batch_size=128)
-    >>> log[-1]["l0"], sae.activation
-    (3.0, 'threshold')
+    The codes are those of BatchTopK, chosen once among all latents; the auxiliary loss models the error of
+    the full autoencoder. The source trains 65,536 latents with prefixes of 2,048, 6,144, 14,336 and 30,720;
+    the default has the same shares.
 
-    The codes are those of BatchTopK, chosen once among all latents.
-
-    k: mean number of latents a row; need not be a whole number.
-    prefixes: the sizes m, increasing, as shares of the width (all at most 1) or as numbers of latents. The
-        whole width is always the last, named or not. The source trains 65,536 latents with prefixes of 2,048,
-        6,144, 14,336 and 30,720; these are the shares here.
-    dead_after, aux_coefficient, centre, tied: as for BatchTopK; the auxiliary loss is about the error of the
-        whole autoencoder.
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> method = sae_lib.Matryoshka(k=3, prefixes=(0.25, 0.5))
+        >>> sae, log = sae_lib.train(data, method, width=128, steps=50, batch_size=128)
+        >>> log[-1]["l0"], sae.activation
+        (3.0, 'threshold')
     """
 
-    prefixes: tuple[float, ...] = (1 / 32, 3 / 32, 7 / 32, 15 / 32)
+    prefixes: tuple[float, ...] = field(
+        default=(1 / 32, 3 / 32, 7 / 32, 15 / 32),
+        metadata={
+            "help": "Sizes m of the prefixes, increasing, as shares of the width (all at most 1) or as "
+            "numbers of latents; the full width is always the last, named or not."
+        },
+    )
     name: ClassVar[str] = "matryoshka"
 
     def __post_init__(self) -> None:

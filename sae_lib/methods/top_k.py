@@ -11,25 +11,28 @@ from torch import Tensor
 
 from sae_lib.checks import above_zero, at_least
 from sae_lib.kernels import Support
-from sae_lib.methods.base import Baseline, Step, Trainer
+from sae_lib.methods.base import TIED, Baseline, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
 
 @dataclass(frozen=True)
 class LargestCodes(Baseline):
-    """What TopK, BatchTopK and Matryoshka share: k codes a row, and the auxiliary loss for dead latents.
-
-    dead_after: steps without firing after which a latent counts as dead.
-    aux_coefficient: weight of the auxiliary loss, in which dead latents model the remaining error; 0 turns
-        it off.
-    tied: share encoder and decoder rows.
-    """
+    """Common part of TopK, BatchTopK and Matryoshka: k codes a row, an auxiliary loss for dead latents."""
 
     k: float
-    dead_after: int = field(default=200, kw_only=True)
-    aux_coefficient: float = field(default=1 / 32, kw_only=True)
-    tied: bool = field(default=False, kw_only=True)
+    dead_after: int = field(
+        default=200, kw_only=True,
+        metadata={"help": "Steps without firing after which a latent counts as dead."},
+    )  # fmt: skip
+    aux_coefficient: float = field(
+        default=1 / 32, kw_only=True,
+        metadata={
+            "help": "Weight of the auxiliary loss, in which dead latents model the remaining error; 1/32 in "
+            "the source of TopK, 0 turns it off."
+        },
+    )  # fmt: skip
+    tied: bool = field(default=False, kw_only=True, metadata=TIED)
 
     def __post_init__(self) -> None:
         above_zero(k=self.k)
@@ -51,23 +54,18 @@ class LargestCodes(Baseline):
 class TopK(LargestCodes):
     """Only the k largest latents of each row fire.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> sae, _ = sae_lib.train(data, sae_lib.TopK(k=3), width=128, steps=50, batch_size=128)
-    >>> int((sae.encode(data.rows) > 0).sum(dim=1).max())
-    3
-
-    k: latents a row.
-    dead_after: steps without firing after which a latent counts as dead.
-    aux_coefficient: weight of the auxiliary loss, in which dead latents model the remaining error
-        (α = 1/32 in the source); 0 turns it off.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-    tied: share encoder and decoder rows, as in the paper's autoencoder; the source of TopK does not.
-
     The auxiliary loss uses the min(d/2, number of dead) strongest dead latents of each row, and their
-    loss is divided by the size of the error, as in the source.
+    loss is divided by the size of the error, as in the source. ``tied`` is for comparison with the paper's
+    autoencoder; the source shares no rows.
+
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> sae, _ = sae_lib.train(data, sae_lib.TopK(k=3), width=128, steps=50, batch_size=128)
+        >>> int((sae.encode(data.rows) > 0).sum(dim=1).max())
+        3
     """
 
-    k: int = 32
+    k: int = field(default=32, metadata={"help": "Number of latents that fire on a row."})
     name: ClassVar[str] = "topk"
 
     def __post_init__(self) -> None:
