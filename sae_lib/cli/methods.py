@@ -16,7 +16,7 @@ from sae_lib.training import train
 if TYPE_CHECKING:
     MethodName = str
 else:
-    # a choice of what there is
+    # a choice among the methods
     MethodName = Literal[tuple(METHODS)]
 
 
@@ -71,7 +71,7 @@ def settings() -> dict[str, Setting]:
 
 
 def _grouped(methods: list[str], values: list[str]) -> dict[str, list[str]]:
-    """Methods by value, in their order."""
+    """Group methods by value, in their order."""
     groups: dict[str, list[str]] = {}
     for method, value in zip(methods, values, strict=True):
         groups.setdefault(value, []).append(method)
@@ -79,7 +79,7 @@ def _grouped(methods: list[str], values: list[str]) -> dict[str, list[str]]:
 
 
 def _shown(default: Any, name: str) -> str:
-    """A default as the option takes it."""
+    """Write a default as the option takes it."""
     if isinstance(default, bool):
         return name if default else f"no-{name}"
     return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
@@ -127,7 +127,7 @@ def method_of(name: str, options: dict[str, Any], freeze: str | None = None) -> 
 
 
 def _converted(setting: Setting, method: str, value: Any) -> Any:
-    """The value as the type that the method expects."""
+    """Convert a value to the type that the method expects."""
     expected = setting.types[method]
     if get_origin(expected) is tuple:
         try:

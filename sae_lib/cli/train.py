@@ -61,7 +61,7 @@ def train(
 ) -> None:
     """Train an autoencoder. --model, --corpus and --site matter for --data stream alone.
 
-    Examples:
+    For example:
 
       sae train runs/toy --data imbalanced --width 512
 

@@ -75,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _temporary(path: Path) -> tuple[Path, BaseFileLock]:
-    """A path beside ``path`` that nobody uses, and the lock that says that its writer lives."""
+    """Return an unused path beside ``path``, and the lock that shows that its writer lives."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         lock = _lock_of(temporary)
@@ -122,7 +122,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """As ``os.replace``; on Windows wait a little for whoever has the target open, a virus scanner say."""
+    """Do as ``os.replace``; on Windows, wait a little for a program that has the target open."""
     for _ in range(20):
         try:
             return os.replace(source, target)

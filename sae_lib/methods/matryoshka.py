@@ -1,7 +1,7 @@
 """Matryoshka: Bussmann, Nabeshima, Karvonen & Nanda (2025), arXiv 2503.17547.
 
-BatchTopK whose first latents have to rebuild the input without the later ones, at several sizes at once. So
-the general features come first, and a later latent cannot take a case away from an earlier one.
+BatchTopK whose first latents have to rebuild the input without the later ones, at several sizes at once. The
+general features then come first, and a later latent cannot take cases away from an earlier one.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ from sae_lib.sae import SparseAutoencoder
 
 
 def prefix_sizes(prefixes: Sequence[float], width: int) -> list[int]:
-    """Sizes of the prefixes in latents, increasing, the last of them ``width``.
+    """Return the sizes of the prefixes in latents, increasing, the last of them ``width``.
 
-    prefixes: shares of the width if none is above 1, otherwise numbers of latents. A share becomes the
-        nearest number of latents, at least 1; shares that come to the same number count once.
+    Args:
+        prefixes: Shares of the width if none is above 1, otherwise numbers of latents. A share becomes the
+            nearest number of latents, at least 1; shares that give the same number count once.
+        width: Number of latents.
 
-    >>> from sae_lib.methods.matryoshka import prefix_sizes
-    >>> prefix_sizes((0.25, 0.5), width=512)
-    [128, 256, 512]
+    Raises:
+        ValueError: The last prefix is larger than the width.
+
+    Example:
+        >>> from sae_lib.methods.matryoshka import prefix_sizes
+        >>> prefix_sizes((0.25, 0.5), width=512)
+        [128, 256, 512]
     """
     if max(prefixes) <= 1:
         sizes = [max(1, round(share * width)) for share in prefixes]
@@ -79,7 +85,7 @@ class Matryoshka(BatchTopK):
             )
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """As for BatchTopK."""
+        """Build as BatchTopK does."""
         prefix_sizes(self.prefixes, width)
         return super().build(d_in, width, normalisation=normalisation, seed=seed)
 
@@ -90,14 +96,14 @@ class Matryoshka(BatchTopK):
 
 
 class MatryoshkaTrainer(BatchTopKTrainer):
-    """BatchTopK with an error for every prefix."""
+    """Trainer of BatchTopK with an error for every prefix."""
 
     def __init__(self, method: Matryoshka, width: int) -> None:
         super().__init__(method, width)
         self.sizes = prefix_sizes(method.prefixes, width)
 
     def errors(self, sae: SparseAutoencoder, codes: Tensor, x: Tensor) -> list[Tensor]:
-        """Error (B, d) of each prefix, the smallest first; the last is that of the whole autoencoder."""
+        """Return the error (B, d) of each prefix, the smallest first; the last is that of all latents."""
         parts = [b - a for a, b in itertools.pairwise([0, *self.sizes])]
         scaled, rows = (codes * sae.scale).split(parts, dim=1), sae.decoder_rows.split(parts)
         # every latent is decoded once: a prefix adds its part to the one before
@@ -110,7 +116,7 @@ class MatryoshkaTrainer(BatchTopKTrainer):
     def sparse_errors(
         self, sae: SparseAutoencoder, sparse_pass: Pass, codes: SparseCodes, x: Tensor
     ) -> list[Tensor]:
-        """The same from sparse codes."""
+        """Return the same from sparse codes."""
         scaled = codes.values * sparse_pass.support.at_latents(sae.scale)
         error, errors = sae.pre_bias - x, []
         for part in sparse_pass.decode_parts(scaled, sae.decoder_rows, self.sizes):
