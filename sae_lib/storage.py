@@ -105,7 +105,7 @@ def save(sae: SparseAutoencoder, folder: str | PathLike[str]) -> None:
     with replacing(folder / WEIGHTS) as path:
         write_tensors(path, tensors, {SHA256: digest})
     with replacing(folder / CONFIG) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        path.write_text(json.dumps(config, indent=2) + "\n", "utf8", newline="\n")
 
 
 def _model_keys(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from sae_experiments.paper_scale.setup import BATCH_BLOCKS, BLOCK, SKIP_FIRST, l
 from sae_lib.activations.positions import forward
 from sae_lib.language_models import DEFAULT_MODEL, LanguageModel, Site
 from sae_lib.methods import Method
+from sae_lib.records.machine import memory_bytes
 
 GIB = 2**30
 # blocks in one forward pass when logits are needed, and batches shuffled together
@@ -96,9 +96,9 @@ def available(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0]
     info = Path("/proc/meminfo")
     if info.is_file():
-        line = next(line for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
+        line = next(line for line in info.read_text("utf8").splitlines() if line.startswith("MemAvailable"))
         return 1024 * int(line.split()[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_bytes()
 
 
 def reading_seconds(model: LanguageModel, layers: Iterable[int], blocks: Tensor) -> dict[int, float]:

@@ -23,8 +23,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -54,7 +52,7 @@ from sae_lib.activations.positions import forward
 from sae_lib.files.atomic import read_json, replacing
 from sae_lib.language_models import LanguageModel
 from sae_lib.metrics.faithfulness import faithfulness
-from sae_lib.records.machine import hardware
+from sae_lib.records.machine import hardware, peak_bytes
 from sae_lib.training import checkpoint
 
 HELD_OUT = 0.1
@@ -76,7 +74,7 @@ class Clock:
     def note(self, *_: Any) -> None:
         """Save the seconds so far."""
         with replacing(self.path) as path:
-            path.write_text(json.dumps(self.seconds))
+            path.write_text(json.dumps(self.seconds), "utf8")
 
 
 def run(
@@ -127,8 +125,7 @@ def _peak(device: torch.device) -> float:
     """Return the most bytes held: on a GPU by PyTorch during the run, else by the process since it began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_bytes()
 
 
 def _home(options: argparse.Namespace) -> Path:
@@ -144,7 +141,7 @@ def _home(options: argparse.Namespace) -> Path:
     kind = "-random" if options.random_weights else ""
     home = options.folder / f"{Path(options.model).name}{kind}-{options.width}-{digest}"
     with replacing(home / "settings.json") as path:
-        path.write_text(json.dumps(asked, indent=1))
+        path.write_text(json.dumps(asked, indent=1), "utf8")
     return home
 
 
@@ -180,7 +177,7 @@ def main(arguments: list[str] | None = None) -> Path | None:
         if cell in left:
             row = run(options, model, *cell, folder)
             with replacing(folder / "row.json") as path:
-                path.write_text(json.dumps(row))
+                path.write_text(json.dumps(row), "utf8")
         # not needed once measured, and large
         (folder / checkpoint.NAME).unlink(missing_ok=True)
         rows.append(row := read_json(folder / "row.json"))

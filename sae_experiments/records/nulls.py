@@ -164,7 +164,7 @@ def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) ->
     """Make one of the records, or resume making it."""
     clock = RUNS / f"{what}.seconds.json"
     RUNS.mkdir(parents=True, exist_ok=True)
-    before, start = json.loads(clock.read_text()) if clock.exists() else 0.0, time.perf_counter()
+    before, start = json.loads(clock.read_text("utf8")) if clock.exists() else 0.0, time.perf_counter()
     if what == "twins":
         rows = collect(null_models.draw, twins(), seconds, workers)
         rows = rows and flat(rows)
@@ -173,7 +173,7 @@ def main(what: str, seconds: float = 1e9, workers: int = 1, trials: int = 40) ->
         rows = rows and verdicts(rows)
     spent = before + time.perf_counter() - start
     with sae_lib.files.atomic.replacing(clock) as path:
-        path.write_text(json.dumps(spent))
+        path.write_text(json.dumps(spent), "utf8")
     if rows:
         records.write(RECORDS / f"13_{what.replace('-', '_')}.json", rows, seconds=spent)
 

@@ -88,7 +88,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Replace the folder's manifest in one step: readers see the old one or the new one."""
         with replacing(folder / MANIFEST) as path:
-            path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+            path.write_text(text, encoding="utf-8", newline="\n")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -29,6 +30,10 @@ for command in (harvest, train, evaluate, dashboard):
 
 def main() -> None:
     """Entry point of ``sae``: errors a user can mend are one line on standard error, exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # a Windows pipe may know no λ
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (ValueError, OSError, ImportError, NonFiniteLossError, LostProcessError) as error:

@@ -1,4 +1,4 @@
-"""What the commands share: options, data, and how they speak."""
+"""Common parts of the commands: options, data, output."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ ShowConfig = Annotated[bool, typer.Option("--show-config", help="Print the setti
 
 
 def corpus_part(name: str, split: Split) -> Any:
-    """The documents of a corpus to train on, those held out, or all."""
+    """Return the documents of a corpus to train on, those held out, or all."""
     from sae_lib import corpora
 
-    whole = corpora.corpus(name)
+    documents = corpora.corpus(name)
     if split == "all":
-        return whole
-    kept, held_out = whole.split(HELD_OUT)
-    return kept if split == "train" else held_out
+        return documents
+    training, held_out = documents.split(HELD_OUT)
+    return training if split == "train" else held_out
 
 
 def source_of(data: str, data_seed: int, *, model: str, corpus: str, site: str, device: str) -> BatchSource:
-    """What --data names: a preset, a store's folder, or a stream from a model."""
+    """Return what --data names: a preset, a store's folder, or a stream from a model."""
     if data in synthetic.PRESETS:
         return synthetic.preset(data, seed=data_seed)
     from sae_lib import activations
@@ -73,7 +73,7 @@ def show(values: dict[str, Any]) -> None:
 
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """Say how to go on after Ctrl-C (the library has saved by then), instead of click's bare "Aborted!"."""
+    """Say after Ctrl-C, when the library has saved, how to continue, instead of click's bare "Aborted!"."""
     try:
         yield
     except KeyboardInterrupt as interrupt:

@@ -1,4 +1,4 @@
-"""``sae dashboard``: what each latent fires on, as one HTML file."""
+"""``sae dashboard``: texts on which each latent fires, as one HTML file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def dashboard(
 
     About 1.5 kB a latent. The texts shown are the store's; the page names their licence.
 
-    Examples:
+    For example:
 
       sae dashboard runs/code-gba --data runs/code --out runs/code-gba.html
 

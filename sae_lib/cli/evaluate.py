@@ -49,7 +49,7 @@ def evaluate(
     With --faithfulness-tokens: cross-entropy and divergence recovered on held-out documents. For an
     autoencoder that was not trained here give the model, and the site if the file does not name it.
 
-    Examples:
+    For example:
 
       sae evaluate runs/toy --data imbalanced
 
@@ -87,10 +87,10 @@ def _on_data(sae: SparseAutoencoder, data: str, data_seed: int, n_rows: int, see
 
         assert isinstance(source, ActivationStore)
         rows = source.sample(min(n_rows, source.n_rows), seed=seed)
-    found = metrics.reconstruction(sae, rows)
+    scores = metrics.reconstruction(sae, rows)
     result: dict[str, Any] = {
-        "nmse": found.nmse, "explained_variance": found.explained_variance, "l0": found.l0,
-        "dead_share": found.dead_share, "n_rows": found.n_rows,
+        "nmse": scores.nmse, "explained_variance": scores.explained_variance, "l0": scores.l0,
+        "dead_share": scores.dead_share, "n_rows": scores.n_rows,
     }  # fmt: skip
     if isinstance(source, synthetic.SyntheticData):
         result |= {
@@ -128,8 +128,8 @@ def _on_model(
         )
     skip = origin.get("skip_first", 2)
     blocks = corpora.token_blocks(corpus_part(corpus, "held-out"), lm.tokenizer, block_size, seed=seed)
-    taken = torch.stack(list(itertools.islice(blocks, -(-tokens // block_size))))
-    found = faithfulness(lm, {"sae": sae}, place, taken, skip_first=skip)["sae"]
+    tokens_held_out = torch.stack(list(itertools.islice(blocks, -(-tokens // block_size))))
+    scores = faithfulness(lm, {"sae": sae}, place, tokens_held_out, skip_first=skip)["sae"]
     return {
-        **dataclasses.asdict(found), "ce_recovered": found.ce_recovered, "kl_recovered": found.kl_recovered
+        **dataclasses.asdict(scores), "ce_recovered": scores.ce_recovered, "kl_recovered": scores.kl_recovered
     }  # fmt: skip

@@ -45,13 +45,13 @@ def harvest(
 ) -> None:
     """Run a language model over a corpus and store its activations.
 
-    Examples:
+    For example:
 
       sae harvest runs/code --site resid_post.10 --tokens 150000
 
       sae harvest runs/code --site resid_post.2 --site resid_post.14  (runs/code/resid_post.2, …)
 
-    Stop it at any time; the same command goes on where it was.
+    Stop it at any time; the same command continues from there.
 
     On several GPUs or machines:  torchrun --nproc-per-node 8 -m sae_lib harvest runs/code --device cuda
     """

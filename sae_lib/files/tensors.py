@@ -1,4 +1,4 @@
-"""Safetensors files: compared with what is expected before any memory is given to them."""
+"""Safetensors files: compared with expected shapes and types before memory is allocated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_lib.files.atomic import short
 
-# the names safetensors gives to the types this library writes or reads
+# names in safetensors of the types that this library writes or reads
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
@@ -29,7 +29,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """Hash of a text and of names, types, shapes and bits of tensors on the CPU."""
+    """Hash a text together with names, types, shapes and bits of tensors on the CPU."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {_NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode())
@@ -40,8 +40,8 @@ def tensors_sha256(tensors: Mapping[str, Tensor], text: str = "") -> str:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file; equal arguments give equal bytes.
 
-    Not by safetensors' ``save_file``: it builds a file aside that only its owner may read, under a name that
-    cannot be told from others' after a crash, and puts metadata in no fixed order.
+    After a crash safetensors' own ``save_file`` leaves files whose names do not show where they belong; its
+    files are readable for their owner alone, and their metadata have no fixed order.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     # wide types first, so that every tensor is aligned
@@ -63,7 +63,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts in the header of a safetensors file. Raises ValueError if it is damaged."""
+    """Return the texts in the header of a safetensors file.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     with _opened(path) as file:
         return dict(file.metadata() or {})
 
@@ -73,12 +77,16 @@ def read_tensors(
     expected: Mapping[str, tuple[Collection[torch.dtype], tuple[int, ...]]] | None = None,
     source: str = "safetensors",
 ) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, mapped into memory.
+    """Return tensors of a safetensors file, mapped into memory.
 
-    expected: possible types, and the shape, of each tensor to read, according to ``source``; compared with
-        the header before anything is read. None reads all there is; the header cannot claim more than the
-        file holds.
-    Raises ValueError naming the file and the tensor.
+    Args:
+        path: The file.
+        expected: Possible types, and the shape, of each tensor to read; compared with the header before
+            anything is read. None reads all tensors; the header cannot claim more than the file holds.
+        source: Origin of ``expected``, for the message.
+
+    Raises:
+        ValueError: The file is damaged or differs from ``expected``; names the file and the tensor.
     """
     with _opened(path) as file:
         names = list(file.keys())
@@ -86,11 +94,11 @@ def read_tensors(
             if name not in names:
                 raise ValueError(f"{path} lacks {name}; it has {short(names)}")
             part = file.get_slice(name)
-            dtype, found = _DTYPES.get(part.get_dtype()), tuple(part.get_shape())
-            dtypes, shape = expected[name] if expected else (_NAMES, found)
-            if dtype not in dtypes or found != shape:
+            dtype, actual = _DTYPES.get(part.get_dtype()), tuple(part.get_shape())
+            dtypes, shape = expected[name] if expected else (_NAMES, actual)
+            if dtype not in dtypes or actual != shape:
                 raise ValueError(
-                    f"{path}: {name} is {dtype or part.get_dtype()} {short(found)}; {source} says "
+                    f"{path}: {name} is {dtype or part.get_dtype()} {short(actual)}; {source} says "
                     f"{' or '.join(map(str, dtypes))} {short(shape)}"
                 )
         return {name: file.get_tensor(name) for name in expected or names}

@@ -1,4 +1,4 @@
-"""Ways of enforcing sparsity, one a file."""
+"""Ways of enforcing sparsity, one in each file."""
 
 from sae_lib.methods.base import Method, Step, Trainer
 from sae_lib.methods.batch_top_k import BatchTopK
@@ -11,7 +11,7 @@ from sae_lib.methods.matryoshka import Matryoshka
 from sae_lib.methods.modified_bias_adaptation import ModifiedBiasAdaptation
 from sae_lib.methods.top_k import TopK
 
-# by name, all but Frozen, which needs another method
+# by name; without Frozen, which needs another method
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (

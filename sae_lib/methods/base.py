@@ -1,11 +1,12 @@
-"""What a way of enforcing sparsity has to provide."""
+"""Interface of a way of enforcing sparsity: its settings and its trainer."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, asdict, dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,16 +19,22 @@ from sae_lib.kernels import SparseCodes, Support
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
+# metadata of the fields that several methods have
+CENTRE = {"help": "Start b_pre at the mean of the data and train it; otherwise b_pre stays 0."}
+COEFFICIENT = {"help": "λ, the weight of the penalty, at least 0."}
+TIED = {"help": "Share encoder and decoder rows."}
+
 
 class Step(NamedTuple):
     """One forward pass.
 
-    loss: scalar to differentiate.
-    projection: (B, M) u = W (x − b_pre), without gradient; None after a sparse pass, which does not keep it.
-    codes: (B, M), without gradient; after a sparse pass only the entries that may be nonzero.
-    error: (B, d) reconstruction minus input, without gradient.
-    peak: (M,) largest u of each latent, if the pass has found it.
-    world: the processes that share the batch; ``codes`` and the others hold the rows of this one.
+    Attributes:
+        loss: Scalar to differentiate.
+        projection: u = W (x − b_pre), (B, M), without gradient; None after a sparse pass.
+        codes: Codes (B, M), without gradient; after a sparse pass only the entries that may be nonzero.
+        error: Reconstruction minus input, (B, d), without gradient.
+        peak: Largest u of each latent, (M,), if the pass computes it.
+        world: Processes that share the batch; ``codes`` and the others hold the rows of this one.
     """
 
     loss: Tensor
@@ -39,15 +46,15 @@ class Step(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Rows of the whole batch."""
+        """Number of rows in the full batch."""
         return self.world.batch(len(self.error))
 
     def fired(self) -> Tensor:
-        """How many rows of the whole batch each latent fired on (M,)."""
+        """Count the rows of the full batch that each latent fired on (M,)."""
         return self.world.sum(self.codes.count_nonzero(dim=0))
 
     def highest(self) -> Tensor:
-        """Largest u of each latent over the whole batch (M,)."""
+        """Return the largest u of each latent over the full batch (M,)."""
         peak = self.peak if self.projection is None else self.projection.amax(dim=0)
         assert peak is not None
         return self.world.max(peak)
@@ -59,10 +66,11 @@ class Trainer(nn.Module):
     Its buffers are its counters, its parameters are trained with those of the autoencoder; checkpoints hold
     both.
 
-    density: share of the codes that the sparse pass had to look at in the last step, or would have had to, 1
-        before; of a run large enough for it. The next step goes by it, and as a buffer it makes a resumed run
-        decide alike. Several processes go by the mean of theirs.
-    world: the processes that train together.
+    Attributes:
+        density: Share of the codes that a sparse pass looks at, or would have looked at, in the last step, 1
+            before the first; measured in runs large enough for such a pass. It decides how the next step is
+            made, in all processes by their mean, and is a buffer so that a resumed run decides alike.
+        world: Processes that train together.
     """
 
     density: Tensor
@@ -73,7 +81,7 @@ class Trainer(nn.Module):
         self.register_buffer("density", torch.ones((), dtype=torch.float64))
 
     def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """One pass over a batch x (B, d): sparse where that is possible and faster, otherwise dense."""
+        """Make one pass over a batch x (B, d): sparse where that is possible and faster, otherwise dense."""
         # of an average process, as all have to come to the same answer
         rows = self.world.batch(len(x)) / self.world.size
         if not (self.has_sparse_pass(sae) and kernels.supported(x, rows * sae.width)):
@@ -83,22 +91,22 @@ class Trainer(nn.Module):
         return step
 
     def entries(self, sae: SparseAutoencoder, step: Step) -> Tensor:
-        """How many entries a sparse pass looks at where this pass was made: here the nonzero codes."""
+        """Count the entries that a sparse pass would look at in place of this one: here the nonzero codes."""
         return step.codes.count_nonzero()
 
     def dense(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """One pass over a batch x (B, d) with all (B, M) codes, from the three parts below."""
+        """Make one pass over a batch x (B, d) with all (B, M) codes, from the three parts below."""
         projection = sae.project_normalised(x)
         codes = self.codes(sae, projection)
         errors = self.errors(sae, codes, x)
         return Step(self.loss(codes, errors), projection.detach(), codes.detach(), errors[-1].detach())
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
-        """Whether :meth:`sparse` does what :meth:`dense` does; a subclass that changes one must see to it."""
+        """Tell whether :meth:`sparse` equals :meth:`dense`; a subclass that changes one of them decides."""
         return False
 
     def sparse(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """The same pass, working only where codes are nonzero; equal up to rounding."""
+        """Make the same pass, working only where codes are nonzero; equal up to rounding."""
         sparse_pass, u, peak = self.begin_pass(sae, x)
         codes = SparseCodes(self.values(sae, u, sparse_pass.support), sparse_pass.support)
         errors = self.sparse_errors(sae, sparse_pass, codes, x)
@@ -116,42 +124,45 @@ class Trainer(nn.Module):
     def select(
         self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
     ) -> tuple[Tensor | None, Support, Tensor]:
-        """Entries that may be nonzero for x − b_pre (B, d): peaks (M,) if known, support, u there (E,)."""
+        """Find entries that may be nonzero for x − b_pre (B, d): peaks (M,) if known, support, u (E,)."""
         bar = -sae.bias if sae.threshold is None else sae.threshold - sae.bias
         return backend.scan(centred, sae.weight, bar)
 
     def sparse_errors(
         self, sae: SparseAutoencoder, sparse_pass: kernels.Pass, codes: SparseCodes, x: Tensor
     ) -> list[Tensor]:
-        """What :meth:`errors` gives, from sparse codes."""
+        """Return the same as :meth:`errors`, from sparse codes."""
         scaled = codes.values * sparse_pass.support.at_latents(sae.scale)
         return [sparse_pass.decode(scaled, sae.decoder_rows) + (sae.pre_bias - x)]
 
     def values(self, sae: SparseAutoencoder, u: Tensor, support: Support) -> Tensor:
-        """Codes (E,) from u (E,) on the support."""
+        """Return the codes (E,) from u (E,) on the support."""
         return u if sae.activation == "jumprelu" else u + support.at_latents(sae.bias)
 
     def codes(self, sae: SparseAutoencoder, projection: Tensor) -> Tensor:
-        """Codes z (B, M) while training, from the projection u (B, M); here those of the gate."""
+        """Return the codes z (B, M) while training, from the projection u (B, M); here those of the gate."""
         return sae.gate(projection)
 
     def errors(self, sae: SparseAutoencoder, codes: Tensor, x: Tensor) -> list[Tensor]:
-        """Errors (B, d) that the loss squares. The last is the whole autoencoder's, here the only one."""
+        """Return the errors (B, d) that the loss squares; the last, here the only one, of all latents."""
         return [sae.decode_normalised(codes) - x]
 
     def loss(self, codes: Tensor | SparseCodes, errors: list[Tensor]) -> Tensor:
-        """½‖error‖², averaged over the batch and added up over ``errors``: the loss of the paper."""
+        """Return ½‖error‖², averaged over the batch and summed over ``errors``: the loss of the paper."""
         first, *others = (0.5 * error.square().sum(dim=1).mean() for error in errors)
         return sum(others, start=first)
 
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
-        """What the method does after the optimiser has made its step ``number`` (1, 2, …); here nothing.
+        """Do what the method does after a step of the optimiser; here nothing.
 
-        ``step`` is the forward pass of that step, from before the weights moved.
+        Args:
+            sae: Autoencoder, its weights moved.
+            step: Forward pass of that step, from before the weights moved.
+            number: Number of the step, from 1.
         """
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
-        """Extra values for the metrics log, as plain JSON values; none by default."""
+        """Return extra entries of the log, as plain JSON values; by default none."""
         return {}
 
 
@@ -161,7 +172,7 @@ def adamw(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.AdamW:
-    """AdamW whose decay pulls at rows of weights (M, d) alone, not at biases, scales and thresholds (M,)."""
+    """Return AdamW whose decay acts on rows of weights (M, d), not on biases, scales and thresholds (M,)."""
     # neighbours of a kind together, so that parameters keep their numbers in a checkpoint
     groups = [
         {"params": list(part), "weight_decay": weight_decay if rows else 0.0}
@@ -173,20 +184,37 @@ def adamw(
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Settings of one method. Instances are immutable and compare by value."""
+    """Settings of one method. Instances are immutable and compare by value.
+
+    Each setting is a field whose metadata hold its description, ``field(default=…, metadata={"help": "…"})``:
+    the source of ``sae train --help``, of the reference and of the class's docstring.
+    """
 
     name: ClassVar[str]
+    # description of each setting, inherited ones first
+    helps: ClassVar[dict[str, str]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Append the settings to the docstring."""
+        super().__init_subclass__(**options)
+        fields = {name: value for name, value in vars(cls).items() if isinstance(value, Field)}
+        cls.helps = cls.helps | {
+            name: f.metadata["help"] for name, f in fields.items() if "help" in f.metadata
+        }
+        if cls.__doc__ and cls.helps:
+            entries = [f"    {name}: {text}" for name, text in cls.helps.items()]
+            cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__), "", "Attributes:", *entries])
 
     @abstractmethod
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """A fresh autoencoder of the kind this method trains."""
+        """Return a new autoencoder of the kind that this method trains."""
 
     @abstractmethod
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
         """Prepare ``sae`` for training on data like the normalised rows ``sample`` (N, d)."""
 
     def learning_rate(self, d_in: int) -> float:
-        """Peak learning rate used where none is given."""
+        """Return the default peak learning rate."""
         return 3e-3
 
     def batch_size(self, chosen: int | None, n_rows: int | None) -> int:
@@ -199,38 +227,35 @@ class Method(ABC):
     def optimiser(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """What moves ``parameters``: :func:`adamw`. The training loop sets ``lr`` anew before every step."""
+        """Return the optimiser, :func:`adamw`. The training loop sets ``lr`` before every step."""
         return adamw(parameters, lr, weight_decay)
 
     @property
     def data_parallel(self) -> bool:
-        """Whether processes may share out the rows of a batch; by default not.
+        """Whether several processes may divide the rows of a batch; by default not.
 
-        They may if loss and gradient are means over rows, and ``after_step`` learns of the rows through the
-        :class:`Step` alone.
+        They may if loss and gradient are means over rows, and ``after_step`` sees the rows only through the
+        :class:`Step`.
         """
         return False
 
     def describe(self) -> dict[str, Any]:
-        """Name and settings as plain values."""
+        """Return name and settings as plain values."""
         return {"name": self.name, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Baseline(Method):
-    """What the methods other than bias adaptation share: biases trained by the gradient, free encoder rows.
+    """Common part of the other methods: biases trained by the gradient, free encoder rows."""
 
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-    """
-
-    centre: bool = field(default=False, kw_only=True)
+    centre: bool = field(default=False, kw_only=True, metadata=CENTRE)
 
     @abstractmethod
     def kind(self) -> dict[str, Any]:
-        """Arguments of :class:`SparseAutoencoder` that say what is trained, beginning with ``activation``."""
+        """Return arguments of :class:`SparseAutoencoder` that set what is trained, ``activation`` first."""
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """Unless ``kind`` differs, untied, with free encoder rows that start equal to the decoder's."""
+        """Build it untied, unless ``kind`` differs; free encoder rows start equal to the decoder's."""
         kind = {"tied": False, "free_encoder": True} | self.kind()
         return SparseAutoencoder(d_in, width, normalisation=normalisation, seed=seed, **kind)
 
@@ -243,12 +268,9 @@ class Baseline(Method):
 
 @dataclass(frozen=True)
 class Penalised(Baseline):
-    """What the baselines with a penalty share: its coefficient.
+    """Common part of the baselines with a penalty: its coefficient."""
 
-    coefficient: λ, at least 0.
-    """
-
-    coefficient: float = 0.03
+    coefficient: float = field(default=0.03, metadata=COEFFICIENT)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.coefficient) and self.coefficient >= 0):
@@ -256,14 +278,14 @@ class Penalised(Baseline):
 
 
 class MomentumFree(Penalised):
-    """What JumpReLU and the gated autoencoder share: bias and threshold apart, Adam without momentum."""
+    """Common part of JumpReLU and the gated autoencoder: bias and threshold apart, Adam without momentum."""
 
     def kind(self) -> dict[str, Any]:
-        """A gate with bias and threshold."""
+        """Choose a gate with bias and threshold."""
         return {"activation": "threshold"}
 
     def optimiser(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float
     ) -> torch.optim.Optimizer:
-        """AdamW with β₁ = 0, β₂ = 0.999, as both were published."""
+        """Return AdamW with β₁ = 0, β₂ = 0.999, as both were published."""
         return adamw(parameters, lr, weight_decay, betas=(0.0, 0.999))

@@ -6,7 +6,7 @@ more of them than a poor one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ THRESHOLD_RATE = 0.01
 
 
 def _top_of_batch(y: Tensor, k: float) -> tuple[Tensor, Tensor]:
-    """The ⌊k·B⌋ largest of y (B, M), and their places in y flattened."""
+    """Return the ⌊k·B⌋ largest entries of y (B, M) and their places in y flattened."""
     count = int(k * len(y))
     if count < 1:
         raise ValueError(
@@ -34,9 +34,10 @@ def _top_of_batch(y: Tensor, k: float) -> tuple[Tensor, Tensor]:
 
 
 def largest_of_batch(y: Tensor, k: float) -> Tensor:
-    """y (B, M), non-negative, with all but its ⌊k·B⌋ largest entries set to 0.
+    """Return y (B, M), non-negative, with all but its ⌊k·B⌋ largest entries set to 0.
 
-    Raises ValueError if ⌊k·B⌋ is 0.
+    Raises:
+        ValueError: ⌊k·B⌋ is 0.
     """
     values, places = _top_of_batch(y, k)
     return torch.zeros_like(y).flatten().scatter(0, places, values).view_as(y)
@@ -46,27 +47,25 @@ def largest_of_batch(y: Tensor, k: float) -> Tensor:
 class BatchTopK(LargestCodes):
     """The k·B largest codes of a batch of B rows fire, k a row on average.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> sae, log = sae_lib.train(data, sae_lib.BatchTopK(k=3), width=128, steps=50, batch_size=128)
-    >>> log[-1]["l0"], sae.activation
-    (3.0, 'threshold')
-
-    k: mean number of latents a row; need not be a whole number.
-    dead_after: steps without firing after which a latent counts as dead.
-    aux_coefficient: weight of the auxiliary loss of TopK (1/32 in the source); 0 turns it off.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-    tied: share encoder and decoder rows; the source does not.
-
     A row alone has no batch, so after training one threshold θ for all latents decides: z = y · 1(y > θ).
     θ is the mean over batches of the smallest code that fired; here a running mean, in which about the last
-    hundred batches count and the zero it starts from does not.
+    hundred batches count and the zero it starts from does not. The source ties no rows.
+
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> sae, log = sae_lib.train(data, sae_lib.BatchTopK(k=3), width=128, steps=50, batch_size=128)
+        >>> log[-1]["l0"], sae.activation
+        (3.0, 'threshold')
     """
 
-    k: float = 32
+    k: float = field(
+        default=32,
+        metadata={"help": "Mean number of latents that fire on a row; need not be a whole number."},
+    )
     name: ClassVar[str] = "batch_topk"
 
     def kind(self) -> dict[str, Any]:
-        """A gate with bias and threshold."""
+        """Choose a gate with bias and threshold."""
         return super().kind() | {"activation": "threshold"}
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> BatchTopKTrainer:
@@ -76,9 +75,11 @@ class BatchTopK(LargestCodes):
 
 
 class BatchTopKTrainer(AuxiliaryTrainer):
-    """Lets a batch share its codes while training, and tracks the threshold that stands in for this later.
+    """Training with codes shared by a batch; tracks the threshold that replaces the sharing afterwards.
 
-    lowest: running mean of the smallest positive code of a batch, from 0. weight: what its terms add up to.
+    Attributes:
+        lowest: Running mean of the smallest positive code of a batch, from 0.
+        weight: Sum of the weights in that mean.
     """
 
     lowest: Tensor
@@ -90,14 +91,14 @@ class BatchTopKTrainer(AuxiliaryTrainer):
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
 
     def codes(self, sae: SparseAutoencoder, projection: Tensor) -> Tensor:
-        """The largest codes (B, M) of the batch."""
+        """Return the largest codes (B, M) of the batch."""
         return largest_of_batch(torch.relu(projection + sae.bias), self.method.k)
 
     @torch.no_grad()
     def select(
         self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
     ) -> tuple[None, Support, Tensor]:
-        """The largest pre-activations of the batch."""
+        """Select the largest pre-activations of the batch."""
         y, places = _top_of_batch(torch.addmm(sae.bias, centred, sae.weight.T), self.method.k)
         rows, latents = places // sae.width, places % sae.width
         support, order = backend.index(rows, latents, (len(centred), sae.width))
@@ -105,19 +106,19 @@ class BatchTopKTrainer(AuxiliaryTrainer):
 
     @torch.no_grad()
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
-        """Watch for dead latents, and set the threshold."""
+        """Update the dead latents and the threshold."""
         super().after_step(sae, step, number)
         codes = step.codes.values if isinstance(step.codes, SparseCodes) else step.codes
         smallest = codes.where(codes > 0, torch.inf).min().double()
-        # a batch where nothing fired says nothing; tensors all the way, so as not to wait for the device
-        known = smallest.isfinite()
-        rate = THRESHOLD_RATE * known
-        self.lowest += rate * (smallest.where(known, 0.0) - self.lowest)
+        # a batch without firings is left out; only tensors, so as not to wait for the device
+        fired = smallest.isfinite()
+        rate = THRESHOLD_RATE * fired
+        self.lowest += rate * (smallest.where(fired, 0.0) - self.lowest)
         self.weight += rate * (1 - self.weight)
         assert sae.threshold is not None
         sae.threshold.copy_(self.lowest / self.weight.clamp(min=THRESHOLD_RATE))
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
-        """The threshold."""
+        """Return the threshold."""
         assert sae.threshold is not None
         return {"threshold": sae.threshold[0].item()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_lib.checks import above_zero, at_least, fraction, one_of
 from sae_lib.kernels.sparse_codes import in_any_order
-from sae_lib.methods.base import Method, Step, Trainer
+from sae_lib.methods.base import CENTRE, TIED, Method, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
@@ -23,18 +23,18 @@ RELATIVE_GAP = 1e-5
 
 
 def group_targets(groups: int, htf: float, ltf: float) -> Tensor:
-    """Target activation frequencies p_1 … p_K (K,), geometric from ``htf`` down to ``ltf``, float64."""
+    """Return target frequencies p_1 … p_K (K,), geometric from ``htf`` down to ``ltf``, float64."""
     exponent = torch.linspace(0, 1, groups, dtype=torch.float64)
     return htf * (ltf / htf) ** exponent if groups > 1 else torch.tensor([htf], dtype=torch.float64)
 
 
 def group_index(width: int, groups: int) -> Tensor:
-    """Group 0 … K − 1 of each latent (M,): K consecutive blocks whose sizes differ by at most one."""
+    """Return the group, 0 … K − 1, of each latent (M,): K blocks whose sizes differ by at most one."""
     return torch.arange(width) * groups // width
 
 
 def group_sums(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Sum of values (M,) over the latents of each group (K,), the same bits every time."""
+    """Sum values (M,) over the latents of each group (K,), with the same bits every time."""
     if in_any_order(values):
         of_group = group == torch.arange(groups, device=group.device)[:, None]
         return torch.where(of_group, values, 0.0).sum(dim=1)
@@ -51,14 +51,20 @@ def adapt_bias(
     gamma: float,
     epsilon: float,
 ) -> Tensor:
-    """One application of the bias rule; returns the new bias (M,).
+    """Apply the bias rule once; return the new bias (M,).
 
     * over-active, rate > target: b ← max(b − γ · peak, −1)
     * silent, rate < epsilon: b ← min(b + γ · mean positive peak of the group, 0)
     * otherwise: unchanged. The target is a ceiling, not a set point.
 
-    bias, rate, peak: (M,) bias, firing rate p̂ and peak r = max(0, max y) over the buffer.
-    group: (M,) group of each latent. target: (K,) target frequency of each group.
+    Args:
+        bias: Bias of each latent (M,).
+        rate: Firing rate p̂ over the buffer (M,).
+        peak: Peak r = max(0, max y) over the buffer (M,).
+        group: Group of each latent (M,).
+        target: Target frequency of each group (K,).
+        gamma: Step γ of the rule.
+        epsilon: Rate below which a latent counts as silent.
     """
     positive = (peak > 0).to(peak.dtype)
     total, number = (group_sums(values, group, len(target)) for values in (peak, positive))
@@ -70,17 +76,27 @@ def adapt_bias(
 
 @dataclass(frozen=True)
 class BiasRule(Method):
-    """What BA and GBA share: the rule, its pace and its start. A subclass says which targets there are.
+    """Common part of BA and GBA: the rule, its pace and its start. A subclass sets the targets."""
 
-    every, gamma, epsilon, start_bias, centre, tied: as for :class:`GroupBiasAdaptation`.
-    """
-
-    every: int = field(default=10, kw_only=True)
-    gamma: float = field(default=0.01, kw_only=True)
-    epsilon: float = field(default=1e-6, kw_only=True)
-    start_bias: str = field(default="quantile", kw_only=True)
-    centre: bool = field(default=False, kw_only=True)
-    tied: bool = field(default=True, kw_only=True)
+    every: int = field(
+        default=10, kw_only=True,
+        metadata={"help": "Optimiser steps between two applications of the bias rule."},
+    )  # fmt: skip
+    gamma: float = field(
+        default=0.01, kw_only=True, metadata={"help": "Step of the bias rule, γ₊ = γ₋ in the paper."}
+    )
+    epsilon: float = field(
+        default=1e-6, kw_only=True, metadata={"help": "Firing rate below which a latent counts as silent."}
+    )
+    start_bias: str = field(
+        default="quantile", kw_only=True,
+        metadata={
+            "help": '"quantile" sets each bias, before training, to where the latent fires at its target on '
+            'a sample of the data; "zero" is the paper\'s start, where half of all latents fire.'
+        },
+    )  # fmt: skip
+    centre: bool = field(default=False, kw_only=True, metadata=CENTRE)
+    tied: bool = field(default=True, kw_only=True, metadata=TIED)
 
     def __post_init__(self) -> None:
         at_least(1, " optimiser step", every=self.every)
@@ -98,18 +114,18 @@ class BiasRule(Method):
         """Target frequency of each group (K,), highest first, float64."""
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """An autoencoder with a JumpReLU gate and unit encoder rows."""
+        """Return an autoencoder with a JumpReLU gate and unit encoder rows."""
         if len(self.targets) > width > 0:
             raise ValueError(f"{len(self.targets)} groups do not fit in width {width}; take groups ≤ width")
         return SparseAutoencoder(d_in, width, tied=self.tied, normalisation=normalisation, seed=seed)
 
     @property
     def data_parallel(self) -> bool:
-        """Yes."""
+        """True: the rows of a batch can be divided."""
         return True
 
     def learning_rate(self, d_in: int) -> float:
-        """See :func:`unit_row_rate`."""
+        """Return :func:`unit_row_rate`."""
         return unit_row_rate(d_in)
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> BiasAdaptationTrainer:
@@ -127,26 +143,20 @@ class BiasRule(Method):
 class GroupBiasAdaptation(BiasRule):
     """Latents in K groups, each with its own ceiling on how often its latents may fire.
 
-    >>> sae_lib.GroupBiasAdaptation(groups=3, htf=0.1, ltf=0.001).targets
-    tensor([0.1000, 0.0100, 0.0010], dtype=torch.float64)
-
-    groups: number of groups K, each of one or more latents.
-    htf, ltf: highest and lowest target activation frequency, 0 < ltf ≤ htf ≤ 1; geometric in between.
-    every: optimiser steps between two applications of the bias rule.
-    gamma: step of the rule, γ₊ = γ₋ in the paper.
-    epsilon: firing rate below which a latent counts as silent.
-    start_bias: ``"quantile"`` sets each bias, before training, to where the latent fires at its target on a
-        sample of the data; ``"zero"`` is the paper's start, where half of all latents fire.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-    tied: share encoder and decoder rows.
-
     ``every`` and ``start_bias`` depart from the paper (50 steps, zero): a short run would end before the
     biases come down. Chapter 5 measures both.
+
+    Example:
+        >>> sae_lib.GroupBiasAdaptation(groups=3, htf=0.1, ltf=0.001).targets
+        tensor([0.1000, 0.0100, 0.0010], dtype=torch.float64)
     """
 
-    groups: int = 10
-    htf: float = 0.1
-    ltf: float = 1e-3
+    groups: int = field(default=10, metadata={"help": "Number of groups K, each of one or more latents."})
+    htf: float = field(default=0.1, metadata={"help": "Highest target activation frequency, at most 1."})
+    ltf: float = field(
+        default=1e-3,
+        metadata={"help": "Lowest target activation frequency, 0 < ltf ≤ htf; geometric in between."},
+    )
     name: ClassVar[str] = "gba"
 
     def __post_init__(self) -> None:
@@ -165,18 +175,18 @@ class GroupBiasAdaptation(BiasRule):
 class BiasAdaptation(BiasRule):
     """GBA with a single group: every latent has the same ceiling.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=5000)
-    >>> method = sae_lib.BiasAdaptation(target_frequency=0.02)
-    >>> sae, log = sae_lib.train(data, method, width=256, steps=100, batch_size=256)
-    >>> rate = sae_lib.metrics.reconstruction(sae, data.rows).firing_rate
-    >>> bool(0.01 < rate.median() < 0.03), bool((sae.bias < 0).all())
-    (True, True)
-
-    target_frequency: the ceiling, above 0, at most 1.
-    every, gamma, epsilon, start_bias, centre, tied: as for :class:`GroupBiasAdaptation`.
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=5000)
+        >>> method = sae_lib.BiasAdaptation(target_frequency=0.02)
+        >>> sae, log = sae_lib.train(data, method, width=256, steps=100, batch_size=256)
+        >>> rate = sae_lib.metrics.reconstruction(sae, data.rows).firing_rate
+        >>> bool(0.01 < rate.median() < 0.03), bool((sae.bias < 0).all())
+        (True, True)
     """
 
-    target_frequency: float = 0.05
+    target_frequency: float = field(
+        default=0.05, metadata={"help": "Ceiling of the activation frequencies, above 0, at most 1."}
+    )
     name: ClassVar[str] = "ba"
 
     def __post_init__(self) -> None:
@@ -185,27 +195,27 @@ class BiasAdaptation(BiasRule):
 
     @property
     def targets(self) -> Tensor:
-        """The one target frequency (1,), float64."""
+        """The single target frequency (1,), float64."""
         return group_targets(1, self.target_frequency, self.target_frequency)
 
 
 def unit_row_rate(d_in: int) -> float:
-    """0.13/√d: an Adam step turns a unit row by about lr·√d, so the angle is the same in every dimension.
+    """Return 0.13/√d: an Adam step turns a unit row by about lr·√d, the same angle in every dimension.
 
-    The constant did best on the imbalanced toy (d = 42, 0.02) and was not tuned again elsewhere.
+    The constant was the best on the imbalanced toy (d = 42, 0.02) and was not tuned elsewhere.
     """
     return 0.13 / math.sqrt(d_in)
 
 
 @torch.no_grad()
 def quantile_bias(sae: SparseAutoencoder, sample: Tensor, target: Tensor) -> Tensor:
-    """Bias (M,) in [−1, 0] at which latent m fires on a share ``target[m]`` of the sample (N, d).
+    """Return the bias (M,) in [−1, 0] at which latent m fires on a share ``target[m]`` of the sample (N, d).
 
     Where rows tie at that share none of them fires, so the share is never exceeded.
     """
     rank = (target * len(sample)).long().clamp(max=len(sample) - 1)
     centred = sample - sae.pre_bias
-    # a latent whose projections are all small has what is left of larger products, and their rounding
+    # small projections are what remains of larger products, and carry the rounding of these
     least = 0.03 * centred.norm(dim=1).mean()
     # a few latents at a time: N × M numbers would not fit for a wide autoencoder
     blocks = zip(sae.weight.split(512), rank.split(512), strict=True)
@@ -214,12 +224,11 @@ def quantile_bias(sae: SparseAutoencoder, sample: Tensor, target: Tensor) -> Ten
 
 
 def _above_rank(values: Tensor, ranks: Tensor, least: Tensor) -> Tensor:
-    """Of each row of (M, N) a threshold that at most ``ranks`` (M,) of its values exceed, between two values.
+    """Return, for each row of (M, N), a threshold between values, exceeded by at most ``ranks`` (M,) of them.
 
-    Halfway from the value with ``ranks`` others before it, in descending order, to the next that is larger by
-    more than rounding: so neither the processor nor the size of a batch decides who fires.
-
-    least: what the largest value counts as at the least, when it comes to rounding.
+    It lies halfway from the value with ``ranks`` others before it, in descending order, to the next that is
+    larger by more than rounding, so that neither the processor nor the size of a batch decides who fires.
+    ``least`` is a lower bound of the largest value, for the size of rounding errors.
     """
     at = _at_rank(values, ranks)
     rounding = RELATIVE_GAP * values.abs().amax(dim=1).clamp(min=least)
@@ -228,19 +237,19 @@ def _above_rank(values: Tensor, ranks: Tensor, least: Tensor) -> Tensor:
 
 
 def _at_rank(values: Tensor, ranks: Tensor) -> Tensor:
-    """Of each row of (M, N) the value with ``ranks`` (M,) others before it in descending order."""
+    """Return, for each row of (M, N), the value with ``ranks`` (M,) others before it in descending order."""
     if values.device.type != "cpu":
         return values.sort(dim=1, descending=True).values.gather(1, ranks[:, None])[:, 0]
     # a CPU sorts slowly, and the ranks are few, one for each group: selecting takes a fifth of the time
-    found = torch.empty_like(values[:, 0])
+    thresholds = torch.empty_like(values[:, 0])
     for rank in ranks.unique().tolist():
         of_rank = ranks == rank
-        found[of_rank] = values[of_rank].kthvalue(values.shape[1] - rank, dim=1).values
-    return found
+        thresholds[of_rank] = values[of_rank].kthvalue(values.shape[1] - rank, dim=1).values
+    return thresholds
 
 
 class BiasAdaptationTrainer(Trainer):
-    """Counts firings and peaks over a buffer of ``every`` steps, then applies the rule."""
+    """Counter of firings and peaks over a buffer of ``every`` steps, after which the rule applies."""
 
     fired: Tensor
     rows: Tensor
@@ -261,12 +270,12 @@ class BiasAdaptationTrainer(Trainer):
         self.register_buffer("group", group_index(width, len(method.targets)), persistent=False)
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
-        """Yes: gate, counts and peaks come out of the encoder product."""
+        """Return True: gate, counts and peaks follow from the encoder product."""
         return True
 
     @torch.no_grad()
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
-        """Add one batch to the buffer; every ``method.every`` steps adapt the bias and empty it."""
+        """Add one batch to the buffer; every ``method.every`` steps adapt the bias and clear it."""
         # the gate fires only where u > −b ≥ 0, so a code is nonzero exactly where its latent fired
         self.fired += step.fired()
         torch.maximum(self.highest, step.highest(), out=self.highest)
@@ -285,7 +294,7 @@ class BiasAdaptationTrainer(Trainer):
         self.highest.fill_(-torch.inf)
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
-        """Mean firing rate over the last full buffer and mean bias, for each group."""
+        """Return the mean firing rate over the last full buffer and the mean bias of each group."""
         groups = len(self.target)
         size = torch.bincount(self.group, minlength=groups)
         rate = group_sums(self.rate, self.group, groups) / size

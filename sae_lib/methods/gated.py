@@ -1,6 +1,6 @@
 """The gated autoencoder: Rajamanoharan et al. (2024), arXiv 2404.16014.
 
-One path decides whether a latent fires and is charged for it, the other says how strongly and is not.
+One path decides whether a latent fires and is penalised for it; the other sets how strongly, without penalty.
 """
 
 from __future__ import annotations
@@ -19,30 +19,29 @@ from sae_lib.sae import SparseAutoencoder
 class Gated(MomentumFree):
     """½‖f(x) − x‖² + coefficient · Σ_m relu(π_m) + ½‖f_gate(x) − x‖², averaged over the batch.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> sae, log = sae_lib.train(data, sae_lib.Gated(coefficient=0.03), width=128, steps=60, batch_size=128)
-    >>> sae.activation, log[-1]["nmse"] < log[0]["nmse"]
-    ('threshold', True)
-
     With u = W_gate (x − b_pre): the gate is π = u + b_gate, the magnitude y = exp(r) u + b_mag, the code
     z = relu(y) · 1(π > 0). The step has no slope, so the gate learns from the two other terms: the penalty,
     and f_gate, which decodes relu(π) with a frozen copy of the decoder.
 
-    coefficient: λ, at least 0. The source has no ½, so its λ is twice ours.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
+    The source has no ½, so its λ is twice ours. Encoder and decoder are untied and start equal; Adam without
+    momentum (β₁ = 0). The source also resamples dead latents; this does not.
 
-    Encoder and decoder are untied and start equal; Adam without momentum (β₁ = 0). The source also
-    resamples dead latents; this does not.
+    The result equals an autoencoder with bias and threshold (appendix of the source), and is stored as one:
+    W = exp(r) W_gate, b = b_mag, θ = max(0, b_mag − exp(r) b_gate).
 
-    What is trained equals an autoencoder with bias and threshold (appendix of the source), and is kept as
-    one: W = exp(r) W_gate, b = b_mag, θ = max(0, b_mag − exp(r) b_gate).
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> method = sae_lib.Gated(coefficient=0.03)
+        >>> sae, log = sae_lib.train(data, method, width=128, steps=60, batch_size=128)
+        >>> sae.activation, log[-1]["nmse"] < log[0]["nmse"]
+        ('threshold', True)
     """
 
     name: ClassVar[str] = "gated"
 
     @property
     def data_parallel(self) -> bool:
-        """Yes."""
+        """True: the rows of a batch can be divided."""
         return True
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
@@ -55,10 +54,14 @@ class Gated(MomentumFree):
 
 
 class GatedTrainer(Trainer):
-    """Trains the two paths, and folds them into the autoencoder after every step.
+    """Trainer of the two paths, folded into the autoencoder after every step.
 
-    gate_weight: (M, d) W_gate. log_ratio: (M,) r, the logarithm of magnitude row over gate row.
-    gate_bias: (M,) b_gate. The magnitude's bias b_mag is the bias of the autoencoder.
+    The magnitude's bias b_mag is the bias of the autoencoder.
+
+    Attributes:
+        gate_weight: W_gate (M, d).
+        log_ratio: r (M,), the logarithm of magnitude row over gate row.
+        gate_bias: b_gate (M,).
     """
 
     def __init__(self, method: Gated, sae: SparseAutoencoder) -> None:
@@ -69,7 +72,7 @@ class GatedTrainer(Trainer):
         self.gate_bias = nn.Parameter(torch.zeros(sae.width))
 
     def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """The three terms of the loss on a batch x (B, d)."""
+        """Compute the three terms of the loss on a batch x (B, d)."""
         u = torch.nn.functional.linear(x, self.gate_weight, -(self.gate_weight @ sae.pre_bias))
         projection = self.log_ratio.exp() * u
         gate = u + self.gate_bias
@@ -94,5 +97,5 @@ class GatedTrainer(Trainer):
         sae.threshold.copy_((sae.bias - ratio * self.gate_bias).clamp(min=0.0))
 
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
-        """Fold."""
+        """Fold the two paths."""
         self.fold(sae)

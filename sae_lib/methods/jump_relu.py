@@ -1,14 +1,14 @@
 """JumpReLU with a trained threshold: Rajamanoharan et al. (2024), "Jumping Ahead", arXiv 2407.14435.
 
-The loss jumps where a threshold crosses a pre-activation, so its gradient is zero almost everywhere. What
-has a useful slope is the *mean* loss over the data, and its slope depends on how many pre-activations lie at
-the threshold. A straight-through estimator counts those within half a bandwidth of it.
+The loss jumps where a threshold crosses a pre-activation, so its gradient is zero almost everywhere. The
+*mean* loss over the data has a useful slope, which depends on how many pre-activations lie at the threshold.
+A straight-through estimator counts those within half a bandwidth of it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar, cast
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sae_lib.checks import at_least
 from sae_lib.kernels import SparseCodes, Support
-from sae_lib.methods.base import MomentumFree, Step, Trainer
+from sae_lib.methods.base import COEFFICIENT, MomentumFree, Step, Trainer
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -41,14 +41,18 @@ class _Jump(torch.autograd.Function):
 
 
 def jump(y: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-    """Codes z = y · 1(y > θ) and firings 1(y > θ), shaped like y, with straight-through gradients.
+    """Return codes z = y · 1(y > θ) and firings 1(y > θ), shaped like y, with straight-through gradients.
 
     With K the indicator of |t| < ½ and ε the bandwidth (equations 11 and 12 of the source)::
 
         ∂z/∂θ := −(θ/ε) K((y − θ)/ε)     ∂1/∂θ := −(1/ε) K((y − θ)/ε)     ∂z/∂y = 1(y > θ)
 
-    and firings pass no gradient to y. y: (B, M) pre-activations and threshold (M,), at least 0;
-    or y (E,) of a support and the threshold of each entry.
+    and firings pass no gradient to y.
+
+    Args:
+        y: Pre-activations (B, M), or (E,) on a support.
+        threshold: θ (M,), at least 0; on a support θ of each entry, (E,).
+        bandwidth: ε.
     """
     return cast(tuple[Tensor, Tensor], _Jump.apply(y, threshold, bandwidth))
 
@@ -57,27 +61,30 @@ def jump(y: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor
 class JumpReLU(MomentumFree):
     """½‖f(x) − x‖² + coefficient · L0, averaged over the batch; thresholds trained straight through the jump.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> method = sae_lib.JumpReLU(coefficient=0.01)
-    >>> sae, log = sae_lib.train(data, method, width=128, steps=60, batch_size=128)
-    >>> sae.activation, bool((sae.threshold > 0).all())
-    ('threshold', True)
+    Trained are log θ (so that θ > 0), the biases and untied weights, by Adam without momentum (β₁ = 0). The
+    source has no ½, so its λ is twice ours. It takes bandwidth and threshold 0.001 for inputs of mean squared
+    norm 1 and batches of 4,096 rows, and a warm-up of 10,000 steps in runs much longer than ours.
 
-    coefficient: λ, at least 0. The source has no ½, so its λ is twice ours.
-    bandwidth: ε of the estimator, in units of the pre-activations, above 0. The source takes 0.001 for
-        inputs of mean squared norm 1 and batches of 4,096 rows. Wider is less noisy and more biased.
-    threshold: θ of every latent at the start, above 0; 0.001 in the source.
-    warmup: steps over which the coefficient grows from 0 to its value; the source has 10,000, in runs much
-        longer than ours.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-
-    Trained are log θ (so that θ > 0), the biases and untied weights, by Adam without momentum (β₁ = 0).
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> method = sae_lib.JumpReLU(coefficient=0.01)
+        >>> sae, log = sae_lib.train(data, method, width=128, steps=60, batch_size=128)
+        >>> sae.activation, bool((sae.threshold > 0).all())
+        ('threshold', True)
     """
 
-    coefficient: float = 0.01
-    bandwidth: float = 0.001
-    threshold: float = 0.001
-    warmup: int = 200
+    coefficient: float = field(default=0.01, metadata=COEFFICIENT)
+    bandwidth: float = field(
+        default=0.001,
+        metadata={
+            "help": "ε of the estimator, in units of the pre-activations, above 0; wider is less noisy and "
+            "more biased."
+        },
+    )
+    threshold: float = field(default=0.001, metadata={"help": "θ of every latent at the start, above 0."})
+    warmup: int = field(
+        default=200, metadata={"help": "Steps over which the coefficient grows from 0 to its value."}
+    )
     name: ClassVar[str] = "jumprelu"
 
     def __post_init__(self) -> None:
@@ -89,7 +96,7 @@ class JumpReLU(MomentumFree):
 
     @property
     def data_parallel(self) -> bool:
-        """Yes."""
+        """True: the rows of a batch can be divided."""
         return True
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
@@ -101,10 +108,11 @@ class JumpReLU(MomentumFree):
 
 
 class JumpReLUTrainer(Trainer):
-    """Trains log θ; the autoencoder is given θ = exp(log θ) after every step.
+    """Trainer of log θ; the autoencoder receives θ = exp(log θ) after every step.
 
-    log_threshold: (M,), trained.
-    steps: optimiser steps made, for the warm-up.
+    Attributes:
+        log_threshold: log θ (M,), trained.
+        steps: Optimiser steps made, for the warm-up.
     """
 
     steps: Tensor
@@ -116,7 +124,7 @@ class JumpReLUTrainer(Trainer):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def dense(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """Reconstruction loss plus the penalty on a batch x (B, d)."""
+        """Compute reconstruction loss plus penalty on a batch x (B, d)."""
         projection = sae.project_normalised(x)
         codes, fires = jump(projection + sae.bias, self.log_threshold.exp(), self.method.bandwidth)
         errors = self.errors(sae, codes, x)
@@ -124,31 +132,31 @@ class JumpReLUTrainer(Trainer):
         return Step(loss, projection.detach(), codes.detach(), errors[-1].detach())
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
-        """Yes: beside the codes the estimator looks only at pre-activations next to the threshold."""
+        """Return True: beside the codes the estimator needs only pre-activations next to the threshold."""
         return True
 
     @torch.no_grad()
     def select(
         self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
     ) -> tuple[Tensor, Support, Tensor]:
-        """The entries that fire, and those less than half a bandwidth below their threshold."""
-        found: tuple[Tensor, Support, Tensor] = backend.scan(centred, sae.weight, self.bar(sae))
-        return found
+        """Select the entries that fire, and those less than half a bandwidth below their threshold."""
+        selection: tuple[Tensor, Support, Tensor] = backend.scan(centred, sae.weight, self.bar(sae))
+        return selection
 
     def bar(self, sae: SparseAutoencoder) -> Tensor:
-        """What u of an entry must exceed to matter (M,): half a bandwidth below the threshold."""
+        """Return the values (M,) that u must exceed to matter: half a bandwidth below the threshold."""
         return self.log_threshold.exp() - self.method.bandwidth / 2 - sae.bias
 
     @torch.no_grad()
     def entries(self, sae: SparseAutoencoder, step: Step) -> Tensor:
-        """All that are selected, which in a wide band are many more than fire."""
+        """Count all that are selected, which in a wide band are many more than fire."""
         if step.projection is None:
             assert isinstance(step.codes, SparseCodes)
             return self.density.new_tensor(len(step.codes.support))
         return (step.projection > self.bar(sae)).sum()
 
     def sparse(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """The same from the selected entries."""
+        """Make the same pass from the selected entries."""
         sparse_pass, u, peak = self.begin_pass(sae, x)
         threshold = sparse_pass.support.at_latents(self.log_threshold.exp())
         values, fires = jump(self.values(sae, u, sparse_pass.support), threshold, self.method.bandwidth)
@@ -158,15 +166,15 @@ class JumpReLUTrainer(Trainer):
         return Step(loss, None, codes.detach(), errors[-1].detach(), peak)
 
     def coefficient(self) -> float | Tensor:
-        """λ of the step to come."""
+        """Return λ of the next step."""
         if not self.method.warmup:
             return self.method.coefficient
-        # a tensor all the way: reading the counter would wait for the device at every step
+        # stays a tensor: reading the counter would wait for the device at every step
         return self.method.coefficient * ((self.steps + 1) / self.method.warmup).clamp(max=1.0)
 
     @torch.no_grad()
     def publish(self, sae: SparseAutoencoder) -> None:
-        """Give the autoencoder the thresholds as they are now."""
+        """Give the autoencoder the present thresholds."""
         assert sae.threshold is not None
         sae.threshold.copy_(self.log_threshold.exp())
 
@@ -177,5 +185,5 @@ class JumpReLUTrainer(Trainer):
         self.steps += 1
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
-        """Mean threshold."""
+        """Return the mean threshold."""
         return {"threshold": self.log_threshold.detach().exp().mean().item()}

@@ -1,4 +1,4 @@
-"""The L1 baseline: a ReLU autoencoder whose loss charges for the size of the codes.
+"""The L1 baseline: a ReLU autoencoder whose loss penalises the size of the codes.
 
 Recipe of Bricken et al. (2023), "Towards Monosemanticity": untied weights, unit decoder rows, trained
 biases, pre-bias on the input.
@@ -20,26 +20,26 @@ from sae_lib.sae import SparseAutoencoder
 class L1(Penalised):
     """½‖f(x) − x‖² + coefficient · Σ_m |z_m|, averaged over the batch.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> settings = {"width": 128, "steps": 60, "batch_size": 128}
-    >>> runs = [sae_lib.train(data, sae_lib.L1(coefficient), **settings)[0] for coefficient in (0.001, 0.1)]
-    >>> dense, sparse = (sae_lib.metrics.reconstruction(sae, data.rows).l0 for sae in runs)
-    >>> sparse < dense
-    True
+    The coefficient is λ of the paper.
 
-    coefficient: λ of the paper, at least 0.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> settings = {"width": 128, "steps": 60, "batch_size": 128}
+        >>> runs = [sae_lib.train(data, sae_lib.L1(weight), **settings)[0] for weight in (0.001, 0.1)]
+        >>> dense, sparse = (sae_lib.metrics.reconstruction(sae, data.rows).l0 for sae in runs)
+        >>> sparse < dense
+        True
     """
 
     name: ClassVar[str] = "l1"
 
     def kind(self) -> dict[str, Any]:
-        """A ReLU gate."""
+        """Choose a ReLU gate."""
         return {"activation": "relu"}
 
     @property
     def data_parallel(self) -> bool:
-        """Yes."""
+        """True: the rows of a batch can be divided."""
         return True
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> Trainer:
@@ -49,20 +49,20 @@ class L1(Penalised):
 
 
 class L1Trainer(Trainer):
-    """The loss with its penalty."""
+    """Trainer whose loss has the penalty."""
 
     def __init__(self, coefficient: float) -> None:
         super().__init__()
         self.coefficient = coefficient
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
-        """Yes; late in training few codes are nonzero."""
+        """Return True: late in training few codes are nonzero."""
         return True
 
     def loss(self, codes: Tensor | SparseCodes, errors: list[Tensor]) -> Tensor:
-        """Reconstruction loss plus penalty; codes are non-negative."""
+        """Return reconstruction loss plus penalty; codes are non-negative."""
         return super().loss(codes, errors) + self.coefficient * codes.sum(dim=1).mean()
 
     def metrics(self, sae: SparseAutoencoder) -> dict[str, Any]:
-        """The coefficient, so that logs can be compared."""
+        """Return the coefficient, so that logs can be compared."""
         return {"l1_coefficient": self.coefficient}

@@ -1,14 +1,14 @@
 """Matryoshka: Bussmann, Nabeshima, Karvonen & Nanda (2025), arXiv 2503.17547.
 
-BatchTopK whose first latents have to rebuild the input without the later ones, at several sizes at once. So
-the general features come first, and a later latent cannot take a case away from an earlier one.
+BatchTopK whose first latents have to rebuild the input without the later ones, at several sizes at once. The
+general features then come first, and a later latent cannot take cases away from an earlier one.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -20,14 +20,20 @@ from sae_lib.sae import SparseAutoencoder
 
 
 def prefix_sizes(prefixes: Sequence[float], width: int) -> list[int]:
-    """Sizes of the prefixes in latents, increasing, the last of them ``width``.
+    """Return the sizes of the prefixes in latents, increasing, the last of them ``width``.
 
-    prefixes: shares of the width if none is above 1, otherwise numbers of latents. A share becomes the
-        nearest number of latents, at least 1; shares that come to the same number count once.
+    Args:
+        prefixes: Shares of the width if none is above 1, otherwise numbers of latents. A share becomes the
+            nearest number of latents, at least 1; shares that give the same number count once.
+        width: Number of latents.
 
-    >>> from sae_lib.methods.matryoshka import prefix_sizes
-    >>> prefix_sizes((0.25, 0.5), width=512)
-    [128, 256, 512]
+    Raises:
+        ValueError: The last prefix is larger than the width.
+
+    Example:
+        >>> from sae_lib.methods.matryoshka import prefix_sizes
+        >>> prefix_sizes((0.25, 0.5), width=512)
+        [128, 256, 512]
     """
     if max(prefixes) <= 1:
         sizes = [max(1, round(share * width)) for share in prefixes]
@@ -42,23 +48,25 @@ def prefix_sizes(prefixes: Sequence[float], width: int) -> list[int]:
 class Matryoshka(BatchTopK):
     """Σ_m ½‖f_m(x) − x‖², averaged over the batch, where f_m decodes the first m latents alone.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> method = sae_lib.Matryoshka(k=3, prefixes=(0.25, 0.5))
-    >>> sae, log = sae_lib.train(data, method, width=128, steps=50, batch_size=128)
-    >>> log[-1]["l0"], sae.activation
-    (3.0, 'threshold')
+    The codes are those of BatchTopK, chosen once among all latents; the auxiliary loss models the error of
+    the full autoencoder. The source trains 65,536 latents with prefixes of 2,048, 6,144, 14,336 and 30,720;
+    the default has the same shares.
 
-    The codes are those of BatchTopK, chosen once among all latents.
-
-    k: mean number of latents a row; need not be a whole number.
-    prefixes: the sizes m, increasing, as shares of the width (all at most 1) or as numbers of latents. The
-        whole width is always the last, named or not. The source trains 65,536 latents with prefixes of 2,048,
-        6,144, 14,336 and 30,720; these are the shares here.
-    dead_after, aux_coefficient, centre, tied: as for BatchTopK; the auxiliary loss is about the error of the
-        whole autoencoder.
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> method = sae_lib.Matryoshka(k=3, prefixes=(0.25, 0.5))
+        >>> sae, log = sae_lib.train(data, method, width=128, steps=50, batch_size=128)
+        >>> log[-1]["l0"], sae.activation
+        (3.0, 'threshold')
     """
 
-    prefixes: tuple[float, ...] = (1 / 32, 3 / 32, 7 / 32, 15 / 32)
+    prefixes: tuple[float, ...] = field(
+        default=(1 / 32, 3 / 32, 7 / 32, 15 / 32),
+        metadata={
+            "help": "Sizes m of the prefixes, increasing, as shares of the width (all at most 1) or as "
+            "numbers of latents; the full width is always the last, named or not."
+        },
+    )
     name: ClassVar[str] = "matryoshka"
 
     def __post_init__(self) -> None:
@@ -77,7 +85,7 @@ class Matryoshka(BatchTopK):
             )
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """As for BatchTopK."""
+        """Build as BatchTopK does."""
         prefix_sizes(self.prefixes, width)
         return super().build(d_in, width, normalisation=normalisation, seed=seed)
 
@@ -88,14 +96,14 @@ class Matryoshka(BatchTopK):
 
 
 class MatryoshkaTrainer(BatchTopKTrainer):
-    """BatchTopK with an error for every prefix."""
+    """Trainer of BatchTopK with an error for every prefix."""
 
     def __init__(self, method: Matryoshka, width: int) -> None:
         super().__init__(method, width)
         self.sizes = prefix_sizes(method.prefixes, width)
 
     def errors(self, sae: SparseAutoencoder, codes: Tensor, x: Tensor) -> list[Tensor]:
-        """Error (B, d) of each prefix, the smallest first; the last is that of the whole autoencoder."""
+        """Return the error (B, d) of each prefix, the smallest first; the last is that of all latents."""
         parts = [b - a for a, b in itertools.pairwise([0, *self.sizes])]
         scaled, rows = (codes * sae.scale).split(parts, dim=1), sae.decoder_rows.split(parts)
         # every latent is decoded once: a prefix adds its part to the one before
@@ -108,7 +116,7 @@ class MatryoshkaTrainer(BatchTopKTrainer):
     def sparse_errors(
         self, sae: SparseAutoencoder, sparse_pass: Pass, codes: SparseCodes, x: Tensor
     ) -> list[Tensor]:
-        """The same from sparse codes."""
+        """Return the same from sparse codes."""
         scaled = codes.values * sparse_pass.support.at_latents(sae.scale)
         error, errors = sae.pre_bias - x, []
         for part in sparse_pass.decode_parts(scaled, sae.decoder_rows, self.sizes):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -121,16 +121,19 @@ class ModifiedBiasAdaptation(Method):
     >>> sae_lib.metrics.feature_recovery_rate(sae, data.dictionary) > 0.9
     True
 
-    target_frequency: p, the share of each batch on which a latent fires, 0 < p ≤ 1. Codes are positive, so a
-        latent never fires on more rows than have a positive projection: about half.
-
     Twenty large batches are enough. By default a batch has 80/p rows, or all rows if there are fewer; below
     20/p directions would be noise, and training is refused. The learning rate has no effect, weight decay is
     refused. Output scales stay at 1/M, a stand-in for a → 0: this method finds directions and does not learn
     to rebuild its input, and the NMSE of its log is 1.
     """
 
-    target_frequency: float = 0.005
+    target_frequency: float = field(
+        default=0.005,
+        metadata={
+            "help": "Share p of each batch on which a latent fires, 0 < p ≤ 1; never more than the rows with "
+            "a positive projection, about half."
+        },
+    )
     name: ClassVar[str] = "modified_ba"
 
     def __post_init__(self) -> None:

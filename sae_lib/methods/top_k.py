@@ -11,25 +11,28 @@ from torch import Tensor
 
 from sae_lib.checks import above_zero, at_least
 from sae_lib.kernels import Support
-from sae_lib.methods.base import Baseline, Step, Trainer
+from sae_lib.methods.base import TIED, Baseline, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
 
 @dataclass(frozen=True)
 class LargestCodes(Baseline):
-    """What TopK, BatchTopK and Matryoshka share: k codes a row, and the auxiliary loss for dead latents.
-
-    dead_after: steps without firing after which a latent counts as dead.
-    aux_coefficient: weight of the auxiliary loss, in which dead latents model the remaining error; 0 turns
-        it off.
-    tied: share encoder and decoder rows.
-    """
+    """Common part of TopK, BatchTopK and Matryoshka: k codes a row, auxiliary loss for dead latents."""
 
     k: float
-    dead_after: int = field(default=200, kw_only=True)
-    aux_coefficient: float = field(default=1 / 32, kw_only=True)
-    tied: bool = field(default=False, kw_only=True)
+    dead_after: int = field(
+        default=200, kw_only=True,
+        metadata={"help": "Steps without firing after which a latent counts as dead."},
+    )  # fmt: skip
+    aux_coefficient: float = field(
+        default=1 / 32, kw_only=True,
+        metadata={
+            "help": "Weight of the auxiliary loss, in which dead latents model the remaining error; 1/32 in "
+            "the source of TopK, 0 turns it off."
+        },
+    )  # fmt: skip
+    tied: bool = field(default=False, kw_only=True, metadata=TIED)
 
     def __post_init__(self) -> None:
         above_zero(k=self.k)
@@ -37,13 +40,13 @@ class LargestCodes(Baseline):
         at_least(0, aux_coefficient=self.aux_coefficient)
 
     def build(self, d_in: int, width: int, *, normalisation: Normalisation, seed: int) -> SparseAutoencoder:
-        """An autoencoder of ``kind``; untied, its encoder rows are free and start equal to the decoder's."""
+        """Return an autoencoder of ``kind``; untied encoder rows start equal to the decoder's, free."""
         if self.k > width > 0:
             raise ValueError(f"k is {self.k}; expected at most {width} (the width)")
         return super().build(d_in, width, normalisation=normalisation, seed=seed)
 
     def kind(self) -> dict[str, Any]:
-        """Tied or not; a subclass adds its gate."""
+        """Choose tied or untied; a subclass adds its gate."""
         return {"tied": self.tied, "free_encoder": not self.tied}
 
 
@@ -51,23 +54,18 @@ class LargestCodes(Baseline):
 class TopK(LargestCodes):
     """Only the k largest latents of each row fire.
 
-    >>> data = sae_lib.synthetic.uniform(n_rows=2000)
-    >>> sae, _ = sae_lib.train(data, sae_lib.TopK(k=3), width=128, steps=50, batch_size=128)
-    >>> int((sae.encode(data.rows) > 0).sum(dim=1).max())
-    3
-
-    k: latents a row.
-    dead_after: steps without firing after which a latent counts as dead.
-    aux_coefficient: weight of the auxiliary loss, in which dead latents model the remaining error
-        (α = 1/32 in the source); 0 turns it off.
-    centre: start b_pre at the mean of the data and train it; otherwise b_pre stays 0.
-    tied: share encoder and decoder rows, as in the paper's autoencoder; the source of TopK does not.
-
     The auxiliary loss uses the min(d/2, number of dead) strongest dead latents of each row, and their
-    loss is divided by the size of the error, as in the source.
+    loss is divided by the size of the error, as in the source. ``tied`` is for comparison with the paper's
+    autoencoder; the source shares no rows.
+
+    Example:
+        >>> data = sae_lib.synthetic.uniform(n_rows=2000)
+        >>> sae, _ = sae_lib.train(data, sae_lib.TopK(k=3), width=128, steps=50, batch_size=128)
+        >>> int((sae.encode(data.rows) > 0).sum(dim=1).max())
+        3
     """
 
-    k: int = 32
+    k: int = field(default=32, metadata={"help": "Number of latents that fire on a row."})
     name: ClassVar[str] = "topk"
 
     def __post_init__(self) -> None:
@@ -76,12 +74,12 @@ class TopK(LargestCodes):
             raise ValueError(f"k is {self.k}; expected a whole number, since every row has its own k codes")
 
     def kind(self) -> dict[str, Any]:
-        """A TopK gate."""
+        """Choose a TopK gate."""
         return super().kind() | {"activation": "topk", "k": self.k}
 
     @property
     def data_parallel(self) -> bool:
-        """Yes."""
+        """True: the rows of a batch can be divided."""
         return True
 
     def start(self, sae: SparseAutoencoder, sample: Tensor) -> AuxiliaryTrainer:
@@ -91,12 +89,12 @@ class TopK(LargestCodes):
 
 
 class AuxiliaryTrainer(Trainer):
-    """Tracks when each latent last fired, and adds the auxiliary loss."""
+    """Trainer that tracks when each latent last fired, and adds the auxiliary loss."""
 
     silent_steps: Tensor
     dead: Tensor
 
-    # how often, in steps, the list of dead latents is renewed; each renewal waits for the device
+    # steps between two updates of the dead latents; each waits for the device
     REVIEW = 50
 
     def __init__(self, method: LargestCodes, width: int) -> None:
@@ -107,7 +105,7 @@ class AuxiliaryTrainer(Trainer):
         self._any_dead: bool | None = None
 
     def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """Reconstruction loss plus auxiliary loss on a batch x (B, d)."""
+        """Compute reconstruction loss plus auxiliary loss on a batch x (B, d)."""
         step = super().forward(sae, x)
         if self._any_dead is None:
             self._any_dead = bool(self.dead.any())
@@ -121,31 +119,31 @@ class AuxiliaryTrainer(Trainer):
         top = y.topk(min(max(sae.d_in // 2, 1), sae.width), dim=1, sorted=False)
         codes = torch.zeros_like(y).scatter(1, top.indices, top.values)
         remaining = (codes * sae.scale) @ sae.decoder_rows + error
-        # over the whole batch: a quotient of two means is no mean over rows
+        # over the full batch: a quotient of two means is no mean over rows
         size = self.world.mean(error.square().sum(dim=1).mean())
         return remaining.square().sum(dim=1).mean() / size.clamp(min=1e-12)
 
     def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
-        """Yes; the selection needs all pre-activations, what follows does not."""
+        """Return True: the selection needs all pre-activations, the rest of the pass does not."""
         return True
 
     @torch.no_grad()
     def select(
         self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
     ) -> tuple[None, Support, Tensor]:
-        """The k largest pre-activations of each row."""
+        """Select the k largest pre-activations of each row."""
         top = torch.addmm(sae.bias, centred, sae.weight.T).topk(int(self.method.k), dim=1, sorted=False)
         rows = torch.arange(len(centred), device=centred.device).repeat_interleave(top.indices.shape[1])
         support, order = backend.index(rows, top.indices.flatten(), (len(centred), sae.width))
         return None, support, top.values.flatten()[order] - sae.bias[support.latents]
 
     def values(self, sae: SparseAutoencoder, u: Tensor, support: Support) -> Tensor:
-        """Codes (E,): a row with fewer than k positive pre-activations has fewer codes."""
+        """Return the codes (E,): a row with fewer than k positive pre-activations has fewer codes."""
         return torch.relu(super().values(sae, u, support))
 
     @torch.no_grad()
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:
-        """Reset the clock of the latents that fired, advance the others, and now and then list the dead."""
+        """Reset the clocks of the latents that fired, advance the others, and at times update the dead."""
         fired = step.fired() > 0
         self.silent_steps += 1
         self.silent_steps.masked_fill_(fired, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -19,7 +20,7 @@ PACKAGES = ("torch", "numpy", "transformers", "sae_lib")
 
 def hardware() -> dict[str, Any]:
     """Return processor, number of cores, GPU and memory in GiB, without the host name."""
-    return {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": _gpu(), "ram_gib": _memory_gib()}
+    return {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": _gpu(), "ram_gib": round(memory_bytes() / 2**30)}
 
 
 def versions() -> dict[str, str]:
@@ -86,5 +87,24 @@ def _gpu() -> str:
     return answer.stdout.splitlines()[0].strip() if answer.returncode == 0 and answer.stdout else "none"
 
 
-def _memory_gib() -> int:
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+def memory_bytes() -> int:
+    """Return how many bytes of memory the machine has."""
+    if sys.platform != "win32":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # MEMORYSTATUSEX: its own size first, the physical memory second
+    status = (ctypes.c_ulonglong * 8)(64)
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(status)
+    return status[1]
+
+
+def peak_bytes() -> int:
+    """Return the most bytes of memory that this process has held."""
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    # PROCESS_MEMORY_COUNTERS: its own size first, the largest working set second; −1 is this process
+    counters = (ctypes.c_size_t * 9)(72)
+    ctypes.windll.kernel32.K32GetProcessMemoryInfo(ctypes.c_void_p(-1), counters, 72)
+    return counters[1]

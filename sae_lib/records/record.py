@@ -79,7 +79,8 @@ def write(
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
     head = json.dumps({"format": FORMAT, "made": provenance}, indent=1, ensure_ascii=False)
     with replacing(path) as temporary:
-        temporary.write_text(head.removesuffix("\n}") + f',\n "rows": [\n{lines}\n ]\n}}\n', "utf8")
+        text = head.removesuffix("\n}") + f',\n "rows": [\n{lines}\n ]\n}}\n'
+        temporary.write_text(text, "utf8", newline="\n")
 
 
 def read(path: str | PathLike[str]) -> Record:

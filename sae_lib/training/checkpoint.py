@@ -94,7 +94,8 @@ def read(folder: Path, settings: dict[str, Any]) -> tuple[int, dict[str, Tensor]
         if FORMAT not in header:
             raise ValueError(f"{path} is not a {FORMAT} file")
         content = parsed(header[FORMAT], f"the header of {path}")
-        tensors = read_tensors(path)
+        # copies: Windows replaces no file that is mapped into memory
+        tensors = {name: tensor.clone() for name, tensor in read_tensors(path).items()}
         if tensors_sha256(tensors, header[FORMAT]) != header.get("sha256"):
             raise ValueError(f"{path} is damaged: its SHA-256 is not the one in its header")
         step, saved = _checked(content, path)

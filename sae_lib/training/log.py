@@ -30,7 +30,8 @@ class TrainingLog(list[dict[str, Any]]):
     def write(self, folder: Path) -> None:
         """Replace ``folder/metrics.jsonl``, one record a line."""
         with replacing(folder / NAME) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in self))
+            text = "".join(json.dumps(record) + "\n" for record in self)
+            temporary.write_text(text, "utf8", newline="\n")
 
     @classmethod
     def read(cls, folder: Path, last_step: int) -> TrainingLog:

@@ -188,6 +188,8 @@ def train(
         if resume and folder:
             first, tensors = checkpoint.read_alike(folder, settings, world)
             checkpoint.restore(tensors, **state)
+            # the run has copies of its own
+            del tensors
             log = TrainingLog.read(folder, first)
         batches = sharding.batches(world, source, batch_size, seed=seed, start=first)
         interrupted = held.enter_context(interruptible())

@@ -1,21 +1,27 @@
 """The lock pins all that pyproject.toml asks for, and every way to install agrees with it."""
 
+import itertools
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from tools import lock
 from tools.layout import REPOSITORY, Book
 
+WORKFLOW = REPOSITORY / ".github" / "workflows" / "ci.yml"
 PIN = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)( ; platform_system == \"(\w+)\")?")
 
 
@@ -137,3 +143,75 @@ def test_continuous_integration_runs_make_test() -> None:
     script = REPOSITORY / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text("utf8").rstrip().endswith("exec make test")
+
+
+# ---- the workflow
+
+
+@pytest.fixture(scope="module")
+def workflow() -> dict[Any, Any]:
+    return dict(yaml.safe_load(WORKFLOW.read_text("utf8")))
+
+
+def commands(workflow: dict[Any, Any]) -> list[list[str]]:
+    """Every command of every job, as words."""
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    return [shlex.split(step["run"]) for step in steps if "run" in step]
+
+
+def test_workflow_runs_the_script_and_the_fast_tests(workflow: dict[Any, Any]) -> None:
+    wanted = commands(workflow)
+    assert [".ci/run"] in wanted
+    assert ["python", "-m", "pytest", "tests/library", "-m", "not slow"] in wanted
+    systems = [job["runs-on"] for job in workflow["jobs"].values()]
+    assert systems == ["ubuntu-latest", "${{ matrix.os }}"]
+    assert workflow["jobs"]["library"]["strategy"]["matrix"]["os"] == ["macos-latest", "windows-latest"]
+
+
+def test_what_the_workflow_names_exists(workflow: dict[Any, Any]) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf8"))
+    markers = {text.partition(":")[0] for text in project["tool"]["pytest"]["ini_options"]["markers"]}
+    for command in commands(workflow):
+        if command[:2] != ["python", "-m"]:
+            assert os.access(REPOSITORY / command[0], os.X_OK), command
+            continue
+        assert find_spec(command[2]), command
+        for option, word in itertools.pairwise(command[3:]):
+            if option == "-m":
+                assert word.removeprefix("not ") in markers, command
+            elif option in ("-r", "-c"):
+                assert (REPOSITORY / word).is_file(), command
+            elif option == "-e":
+                extras = word.removeprefix(".[").removesuffix("]").split(",")
+                assert set(extras) <= project["project"]["optional-dependencies"].keys(), command
+        if command[2] == "pytest":
+            assert (REPOSITORY / command[3]).is_dir(), command
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            if path := step.get("with", {}).get("cache-dependency-path"):
+                assert (REPOSITORY / path).is_file()
+
+
+def test_workflow_is_bounded_pinned_and_knows_no_secret(workflow: dict[Any, Any]) -> None:
+    assert workflow["concurrency"]["cancel-in-progress"] is True
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all(0 < job["timeout-minutes"] <= 180 for job in workflow["jobs"].values())
+    used = [step["uses"] for job in workflow["jobs"].values() for step in job["steps"] if "uses" in step]
+    assert used
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", action) for action in used)
+    assert "secrets" not in WORKFLOW.read_text("utf8")
+
+
+def test_what_exists_on_one_system_only_is_pinned_for_it_alone() -> None:
+    """Packages that are built for Linux alone would break the installation elsewhere."""
+    lines = (REPOSITORY / "requirements.lock").read_text("utf8").splitlines()
+    bound = [
+        line for line in lines if re.match(r"(triton|nvidia-|cuda-|uvloop|pyinotify|python-prctl)", line)
+    ]
+    assert all('; platform_system == "Linux"' in line for line in bound)
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf8"))["project"][
+        "optional-dependencies"
+    ]
+    (triton,) = (Requirement(line) for line in extras["dev"] if line.startswith("triton"))
+    assert triton.marker
+    assert not triton.marker.evaluate({"platform_system": "Windows"})

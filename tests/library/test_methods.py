@@ -1,5 +1,6 @@
 """The methods against plain references in float64."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lib import L1, BiasAdaptation, GroupBiasAdaptation, Normalisation, SparseAutoencoder, TopK, synthetic
-from sae_lib.methods import METHODS
+from sae_lib.methods import METHODS, Frozen
 from sae_lib.methods.base import Step, Trainer
 from sae_lib.methods.bias_adaptation import adapt_bias, group_index, group_targets, quantile_bias
 from sae_lib.metrics import best_cosines
@@ -382,3 +383,35 @@ def test_an_untrained_autoencoder_knows_nothing_of_the_dictionary(seed, dice):
     sae = GroupBiasAdaptation().build(data.d_in, 512, normalisation=NONE, seed=seed)
     independent = torch.nn.functional.normalize(torch.randn(512, data.d_in, generator=dice), dim=1)
     assert best_cosines(sae, data.dictionary).max() < best_cosines(independent, data.dictionary).max() + 0.15
+
+
+# --- settings ---------------------------------------------------------------------------------------
+
+
+def undescribed(cls):
+    """What is missing in the fields of a method, for its author."""
+    return [
+        f"{cls.__name__}.{field.name} has no help; write field(default=…, metadata={{'help': '…'}})"
+        for field in dataclasses.fields(cls)
+        if len(field.metadata.get("help", "")) < 10
+    ]
+
+
+def test_a_setting_without_help_is_named():
+    @dataclasses.dataclass(frozen=True)
+    class New(BiasAdaptation):
+        """Another method."""
+
+        pace: int = 3
+
+    assert undescribed(New) == ["New.pace has no help; write field(default=…, metadata={'help': '…'})"]
+
+
+@pytest.mark.parametrize("cls", [*METHODS.values(), Frozen])
+def test_every_setting_says_what_it_is(cls):
+    assert undescribed(cls) == []
+    for field in dataclasses.fields(cls):
+        assert f"\n    {field.name}: {field.metadata['help']}" in cls.__doc__
+        assert field.metadata["help"].endswith(".")
+        assert "``" not in field.metadata["help"], "the command line shows it as it is"
+    assert cls.__doc__.count("\nAttributes:\n") == 1
