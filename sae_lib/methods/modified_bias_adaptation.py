@@ -116,7 +116,7 @@ class ModifiedBiasAdaptation(Method):
     """One group, a gate at a fixed firing quantile, and full spherical gradient steps.
 
     >>> data = sae_lib.synthetic.uniform(n_features=32, d_in=32, sparsity=2, n_rows=2000)
-    >>> method = sae_lib.ModifiedBiasAdaptation(target_frequency=0.06)
+    >>> method = sae_lib.ModifiedBiasAdaptation(target_frequency=0.03)
     >>> sae, log = sae_lib.train(data, method, width=256, steps=20)
     >>> sae_lib.metrics.feature_recovery_rate(sae, data.dictionary) > 0.9
     True
