@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from sae_lib.files.atomic import replacing
-from tools import api, claims, front, quizzes, status
+from tools import claims, front, quizzes, status
 from tools.layout import Book
 
 
@@ -18,7 +18,7 @@ class Page(Protocol):
         """What it holds, "" where there is nothing to say."""
 
 
-PAGES: tuple[Page, ...] = (status, claims, front, quizzes, *api.PAGES)
+PAGES: tuple[Page, ...] = (status, claims, front, quizzes)
 
 
 def write(book: Book) -> None:

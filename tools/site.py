@@ -47,7 +47,7 @@ def build(book: Book, output: Path | None = None, repository: str = "", address:
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
     built = subprocess.run(
         [*command, *strict],
-        env=os.environ | {"PYTHONPATH": path},  # for tools.page_head
+        env=os.environ | {"PYTHONPATH": path},  # for the extensions among the tools
         capture_output=True,
         text=True,
         check=False,
@@ -76,9 +76,8 @@ def _checked(name: str, value: str, form: re.Pattern[str]) -> str:
 
 
 def _config(book: Book, repository: str, address: str) -> dict[str, Any]:
-    """`_config.yml` with our extension, and with what an address makes possible."""
+    """`_config.yml` with what an address makes possible."""
     config: dict[str, Any] = yaml.safe_load((book.root / "_config.yml").read_text("utf8"))
-    config["sphinx"]["config"]["extensions"].append("tools.page_head")
     if repository:
         config["repository"] = {"url": repository, "branch": TAG, "path_to_book": ""}
         config["html"] |= {"use_repository_button": True, "use_issues_button": True}

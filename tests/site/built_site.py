@@ -36,7 +36,6 @@ def build(root: Path) -> Path:
 
     for folder in ("chapters", "sae_lib"):
         (root / folder).mkdir()
-    (root / "sae_lib" / "__init__.py").touch()
     for source in (*Book().sources(), SAMPLE, REPOSITORY / "chapters" / "quizzes.md"):
         shutil.copy(source, root / "chapters")
     executed = call("run", "--root", str(root), SAMPLE.stem)
