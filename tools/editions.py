@@ -10,9 +10,8 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pybtex.database import Entry, parse_file
 
 from tools import claims, exercises, opening
@@ -39,12 +38,10 @@ def write(book: Book, target: Path, repository: str = "") -> None:
     repository: the address that their first cell installs from, "" if there is none.
     """
     names = names_of(book)
-    for source in book.sources():
-        if book.notebook(source).is_file():
-            notebook = nbformat.read(book.notebook(source), as_version=4)
-            for kind in KINDS:
-                made = edition(notebook, kind, names, source.stem, repository)
-                write_notebook(made, target / kind / f"{source.stem}.ipynb")
+    for source, notebook in book.notebooks():
+        for kind in KINDS:
+            made = edition(notebook, kind, names, source.stem, repository)
+            write_notebook(made, target / kind / f"{source.stem}.ipynb")
 
 
 def names_of(book: Book) -> Names:
@@ -52,22 +49,18 @@ def names_of(book: Book) -> Names:
     bibliography = book.root / "references.bib"
     entries = parse_file(bibliography).entries if bibliography.is_file() else {}
     names = Names({key: _cited(entry) for key, entry in entries.items()})
-    for source in book.sources():
-        if book.notebook(source).is_file():
-            notebook = nbformat.read(book.notebook(source), as_version=4)
-            numbers = itertools.count(1)
-            for cell in notebook.cells:
-                if cell.cell_type == "markdown":
-                    names.labels |= labels(cell.source, numbers)
+    for _, notebook in book.notebooks():
+        numbers = itertools.count(1)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                names.labels |= labels(cell.source, numbers)
     return names
 
 
 def edition(notebook: NotebookNode, kind: str, names: Names, name: str, repository: str = "") -> NotebookNode:
     """One edition of an executed notebook, to be called ``name``; the notebook itself stays as it is."""
     glued = dict(claims.glued_in(notebook))
-    made = nbformat.v4.new_notebook(
-        metadata={k: notebook.metadata[k] for k in ("kernelspec", "language_info")}
-    )
+    made = new_notebook(metadata={key: notebook.metadata[key] for key in ("kernelspec", "language_info")})
     made.cells = list(_cells(notebook, kind, lambda text: plain(text, names, glued)))
     before = [new_markdown_cell(opening.about(notebook, name) + (STUBS if kind == "student" else ""))]
     before.append(new_code_cell(opening.install(notebook, repository), metadata={"tags": ["install"]}))

@@ -2,13 +2,15 @@
 
 Covers what the chapters use: directives (admonitions, theorems, exercises, math), roles (glue,
 citations, references, index and glossary entries), labels, labelled equations. Code keeps every character.
-Anything else raises PlainError, so that a new piece of MyST in a chapter is noticed.
+Anything else raises BookError, so that a new piece of MyST in a chapter is noticed.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from tools.layout import BookError
 
 FENCE = re.compile(r"^(`{3,}|:{3,})\s*(?:\{([\w:-]+)\}\s*(.*)|(.*))$")
 OPTION = re.compile(r"^:([\w-]+):\s*(.*)$")
@@ -24,10 +26,6 @@ INLINE = re.compile(
 )
 THEOREMS = ("definition", "theorem", "proposition", "lemma", "algorithm")
 BOXES = ("admonition", "tip", "note", "warning")
-
-
-class PlainError(ValueError):
-    """A piece of MyST that has no plain form here; the message quotes it."""
 
 
 @dataclass
@@ -121,7 +119,7 @@ def plain(text: str, names: Names, glued: Mapping[str, Any]) -> str:
         elif kind == "exercise":
             made.append(f"### Exercise: {title}\n\n{inside}")
         else:
-            raise PlainError(f"the directive {{{block.kind}}} {block.title!r} has no plain form")
+            raise BookError(f"the directive {{{block.kind}}} {block.title!r} has no plain form")
     return "\n".join(made)
 
 
@@ -153,7 +151,7 @@ def _role(role: str, content: str, names: Names, glued: Mapping[str, Any]) -> st
     if role == "glue:text":
         name, _, form = content.partition(":")
         if name not in glued:
-            raise PlainError(f"no cell has glued {name!r}")
+            raise BookError(f"no cell has glued {name!r}")
         return format(glued[name], form)
     if role == "cite":
         return f"({'; '.join(names.citations[key.strip()] for key in content.split(','))})"
@@ -164,7 +162,7 @@ def _role(role: str, content: str, names: Names, glued: Mapping[str, Any]) -> st
         return content.partition(" <")[0]
     if role == "term":
         return content.partition("<")[0].strip()
-    raise PlainError(f"the role {{{role}}} `{content}` has no plain form")
+    raise BookError(f"the role {{{role}}} `{content}` has no plain form")
 
 
 def _quoted(text: str) -> str:

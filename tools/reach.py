@@ -6,8 +6,10 @@ So `import package` alone reaches nothing, and `package.train` reaches only the 
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cached_property
+from importlib.util import resolve_name
 from pathlib import Path
 
 
@@ -71,12 +73,10 @@ class Packages:
 
     def _base(self, node: ast.ImportFrom, module: str) -> str:
         """The absolute name behind `from base import …`, relative imports included."""
-        if not node.level:
-            return node.module or ""
-        parents = module.split(".")
-        is_init = module in self.files and self.files[module].name == "__init__.py"
-        kept = parents[: len(parents) - node.level + (1 if is_init else 0)]
-        return ".".join([*kept, *([node.module] if node.module else [])])
+        package = module if self._is_package(module) else module.rpartition(".")[0]
+        return (
+            resolve_name("." * node.level + (node.module or ""), package) if node.level else str(node.module)
+        )
 
     def _uses(self, tree: ast.Module, imported: dict[str, str]) -> Iterator[str]:
         """The dotted paths taken from imported packages: `package.a.b` or, unsure, all of it."""
@@ -84,14 +84,10 @@ class Packages:
         for node in ast.walk(tree):
             if id(node) in inner or not isinstance(node, ast.Attribute | ast.Name):
                 continue
-            names: list[str] = []
-            root: ast.expr = node
-            while isinstance(root, ast.Attribute):
-                names.insert(0, root.attr)
-                root = root.value
-            if isinstance(root, ast.Name) and root.id in imported:
-                path = ".".join([imported[root.id], *names])
-                yield path if not self._is_package(path) else f"{path}.*"
+            root, dot, names = (text := ast.unparse(node)).partition(".")
+            if root in imported and re.fullmatch(r"[\w.]+", text):
+                path = f"{imported[root]}{dot}{names}"
+                yield f"{path}.*" if self._is_package(path) else path
 
     def _resolve(self, path: str) -> Iterator[str]:
         """The modules behind a dotted path; `package.*` stands for everything in it."""

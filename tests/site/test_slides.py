@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page
 
 from tools import quizzes, slides
 from tools.exercises import exercises
-from tools.layout import REPOSITORY, Book
+from tools.layout import REPOSITORY, Book, BookError
 
 QUESTIONS = quizzes.read((REPOSITORY / "chapters" / quizzes.PAGE).read_text("utf8"))
 CHAPTER = """
@@ -108,7 +108,7 @@ def test_the_rule_decides_what_is_shown(small: Path) -> None:
 
 def test_a_page_that_is_no_chapter_is_named(small: Path) -> None:
     (small / "book" / "09_dots.html").write_text("<article><p>Nothing</p></article>", "utf8")
-    with pytest.raises(slides.SlidesError, match="no slides without 'article h1' in 'Nothing'"):
+    with pytest.raises(BookError, match="no slides without 'article h1' in 'Nothing'"):
         slides.write(small)
 
 
