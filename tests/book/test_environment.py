@@ -24,7 +24,7 @@ EXTRAS = ("gguf", "bench", "book", "dev")
 
 
 def declared() -> list[Requirement]:
-    """The requirements in pyproject.toml that count here, those of the extras that `make env` installs too."""
+    """The requirements in pyproject.toml that count here, with the extras that `make env` installs."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf8"))["project"]
     extras = [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
     every = [Requirement(line) for line in (*project["dependencies"], *extras)]
