@@ -14,10 +14,16 @@ from tools.layout import REPOSITORY, Book, BookError
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Root = Annotated[Path, typer.Option(help="Folder that holds chapters/, book/ and sae_lib/.")]
-Chapters = Annotated[
-    list[str] | None, typer.Argument(help="Chapters by number or name; all if none is given.")
-]
+Chapters = Annotated[list[str] | None, typer.Argument(help="Chapters by number or name; all by default.")]
+Profile = Annotated[str, typer.Option(help="quick: pages of the book; full: GPU runs, in runs/full.")]
+Stale = Annotated[bool, typer.Option("--stale", help="Only chapters whose notebook is out of date.")]
 Cores = Annotated[int, typer.Option(min=1, help="Cores to use.")]
+Paths = Annotated[bool, typer.Option("--paths", help="As other processors would, and with other seeds.")]
+Only = Annotated[list[str] | None, typer.Option(help="With --paths: some of them, by name.")]
+Record = Annotated[bool, typer.Option("--record", help="With --paths: keep a summary for the status page.")]
+Archive = Annotated[bool, typer.Option("--archive", help="Also write the site as one file.")]
+Repository = Annotated[str, typer.Option(help="On GitHub: adds launch, repository and issue buttons.")]
+Address = Annotated[str, typer.Option(help="Of the site: adds canonical links, previews, a sitemap.")]
 CORES = os.cpu_count() or 1
 
 
@@ -25,12 +31,8 @@ CORES = os.cpu_count() or 1
 def run_chapters(
     chapters: Chapters = None,
     root: Root = REPOSITORY,
-    profile: Annotated[
-        str, typer.Option(help="quick: pages of the book; full: GPU runs, in runs/full.")
-    ] = "quick",
-    stale: Annotated[
-        bool, typer.Option("--stale", help="Only chapters whose notebook is out of date.")
-    ] = False,
+    profile: Profile = "quick",
+    stale: Stale = False,
     cores: Cores = CORES,
 ) -> None:
     """Execute chapters into notebooks; a chapter that fails keeps its old notebook."""
@@ -73,13 +75,9 @@ def verify(
     chapters: Chapters = None,
     root: Root = REPOSITORY,
     cores: Cores = CORES,
-    paths: Annotated[
-        bool, typer.Option("--paths", help="Execute as other processors would, and with other seeds.")
-    ] = False,
-    only: Annotated[list[str] | None, typer.Option(help="With --paths: some of them, by name.")] = None,
-    record: Annotated[
-        bool, typer.Option("--record", help="With --paths: keep a summary for the status page.")
-    ] = False,
+    paths: Paths = False,
+    only: Only = None,
+    record: Record = False,
 ) -> None:
     """Execute the committed notebooks again and compare every output (nbval)."""
     book = Book(root.resolve())
@@ -104,14 +102,7 @@ def write_editions(root: Root = REPOSITORY) -> None:
 
 @app.command("site")
 def build_site(
-    root: Root = REPOSITORY,
-    archive: Annotated[bool, typer.Option("--archive", help="Also write the site as one file.")] = False,
-    repository: Annotated[
-        str, typer.Option(help="Its address on GitHub: adds launch, repository and issue buttons.")
-    ] = "",
-    address: Annotated[
-        str, typer.Option(help="Where the site will be served: adds canonical links, previews, a sitemap.")
-    ] = "",
+    root: Root = REPOSITORY, archive: Archive = False, repository: Repository = "", address: Address = ""
 ) -> None:
     """Build the site from the committed notebooks, executing nothing."""
     pages = site.build(Book(root.resolve()), repository, address)

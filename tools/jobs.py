@@ -55,7 +55,7 @@ class Job:
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def waits_for(self, other: "Job") -> bool:
-        """Whether the other one must have ended before."""
+        """Return whether the other one must have ended before."""
         return bool(self.after) and other.name.startswith(f"{self.after}_")
 
 
@@ -153,6 +153,11 @@ def run(
 
     `on_line` sees each line as it comes, and returns whether it was only about progress.
     """
+    left = list(jobs)
+    while free := [job for job in left if not any(job.waits_for(other) for other in left)]:
+        left = [job for job in left if job not in free]
+    if left:
+        raise BookError(f"these chapters wait for each other: {', '.join(job.name for job in left)}")
     waiting, running, ended = list(jobs), dict[Future[Outcome], Job](), dict[str, Outcome]()
     with ThreadPoolExecutor(max_workers=cores) as pool:
         while waiting or running:
@@ -162,9 +167,6 @@ def run(
                 if not blocked and _fits(job, others, cores):
                     waiting.remove(job)
                     running[pool.submit(_run, job, on_line)] = job
-            if not running:
-                names = ", ".join(job.name for job in waiting)
-                raise BookError(f"these chapters wait for each other: {names}")
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
                 ended[job.name] = future.result()

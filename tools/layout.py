@@ -46,20 +46,20 @@ class Book:
         return [library, experiments] if experiments.is_dir() else [library]
 
     def threads(self, source: Path, profile: str = "quick") -> int:
-        """Threads for a chapter's kernel."""
+        """Return threads for a chapter's kernel."""
         return self.fixed_threads or threads(source, profile)
 
     def sources(self, wanted: Sequence[str] = ()) -> list[Path]:
-        """The chapters' sources, in order; `wanted` picks some by number or by name ("07")."""
-        found = sorted(p for p in (self.root / "chapters").glob("*.md") if SOURCE_NAME.fullmatch(p.name))
+        """Return the chapters' sources, in order; `wanted` picks some by number or by name ("07")."""
+        paths = sorted(p for p in (self.root / "chapters").glob("*.md") if SOURCE_NAME.fullmatch(p.name))
         for name in wanted:
-            if not any(p.stem.startswith(name) for p in found):
-                known = ", ".join(p.stem for p in found) or "none"
-                raise BookError(f"no chapter {name!r} in {self.root / 'chapters'}; the chapters are: {known}")
-        return [p for p in found if not wanted or p.stem.startswith(tuple(wanted))]
+            if not any(p.stem.startswith(name) for p in paths):
+                names = ", ".join(p.stem for p in paths) or "none"
+                raise BookError(f"no chapter {name!r} in {self.root / 'chapters'}; the chapters are: {names}")
+        return [p for p in paths if not wanted or p.stem.startswith(tuple(wanted))]
 
     def notebook(self, source: Path, profile: str = "quick") -> Path:
-        """Where a chapter's executed notebook goes: only quick runs are pages of the book."""
+        """Return where a chapter's executed notebook goes: only quick runs are pages of the book."""
         folder = self.pages if profile == "quick" else self.root / "runs" / profile
         return folder / f"{source.stem}.ipynb"
 
@@ -70,7 +70,7 @@ class Book:
                 yield source, nbformat.read(self.notebook(source), as_version=4)
 
     def records(self, source: Path) -> list[Path]:
-        """The records of long runs that a chapter shows: those with its number, and those it names."""
+        """Return the records of long runs that a chapter shows: those with its number, and those it names."""
         folder = self.pages / "records"
         named = {folder / name for name in RECORD.findall(source.read_text("utf8"))}
         return sorted(
@@ -88,12 +88,12 @@ def template(name: str) -> Template:
 
 
 def read_source(source: Path) -> NotebookNode:
-    """A chapter's source as a notebook without outputs."""
+    """Return a chapter's source as a notebook without outputs."""
     return jupytext.read(source, fmt={"extension": ".md", "format_name": "myst"})
 
 
 def setting(source: Path, name: str, default: Any) -> Any:
-    """What a chapter's front matter says under `book:`."""
+    """Return what a chapter's front matter says under `book:`."""
     return read_source(source).metadata.get("book", {}).get(name, default)
 
 
@@ -107,7 +107,7 @@ def threads(source: Path, profile: str = "quick") -> int:
 
 
 def alone(source: Path) -> bool:
-    """Whether a chapter measures speed and so runs while no other does: `book: {alone: true}`."""
+    """Return whether a chapter measures speed and so runs while no other does: `book: {alone: true}`."""
     return bool(setting(source, "alone", False))
 
 

@@ -68,7 +68,7 @@ def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 
 def is_injected(cell: NotebookNode) -> bool:
-    """Whether papermill put the cell in, to set the parameters."""
+    """Return whether papermill put the cell in, to set the parameters."""
     return "injected-parameters" in cell.metadata.get("tags", [])
 
 
@@ -100,7 +100,7 @@ def lighten(notebook: NotebookNode) -> None:
 
 
 def is_image(kind: str) -> bool:
-    """Whether a MIME type is that of a figure, glued or not."""
+    """Return whether a MIME type is that of a figure, glued or not."""
     return kind.startswith(("image/", "application/papermill.record/image/"))
 
 
@@ -130,8 +130,8 @@ def problems(notebook: NotebookNode) -> list[str]:
         contents = [part for output in cell.outputs for part in parts(output).items()]
         weights |= {f"cell {number}, {kind}": len(text) for kind, text in contents}
         wrong += _faults(cell, contents, f"cell {number}")
-    if found := ABSOLUTE_PATH.findall(json.dumps(notebook.metadata)):
-        wrong.append(f"the metadata hold the path {found[0]!r}, which exists on one machine only")
+    if paths := ABSOLUTE_PATH.findall(json.dumps(notebook.metadata)):
+        wrong.append(f"the metadata hold the path {paths[0]!r}, which exists on one machine only")
     if (size := _size(notebook)) > MAX_BYTES:
         largest = max(weights, key=lambda place: weights[place])
         wrong.insert(
@@ -152,13 +152,13 @@ def _faults(cell: NotebookNode, contents: list[tuple[str, str]], place: str) -> 
             f"{place} shows numbers and does not say of which kind they are: add nbval: "
             "{kind: exact}, {kind: rounding} or {kind: trained, abs: …} to its metadata"
         )
-    own = [str(path) for path in (REPOSITORY, Path.home(), sys.prefix) if str(path) != "/"]
+    folders = [str(path) for path in (REPOSITORY, Path.home(), sys.prefix) if str(path) != "/"]
     for kind, text in contents:
         if kind == "stderr":
             yield f"{place} wrote to stderr: {text.strip()[:300]!r}; silence its cause"
         if kind == "error" and "raises-exception" not in tags:
             yield f"{place} holds an error: {text[:300]!r}"
-        paths = [path for path in own if path in text] + ABSOLUTE_PATH.findall(text)
+        paths = [path for path in folders if path in text] + ABSOLUTE_PATH.findall(text)
         if paths and kind != "image/png":  # base64 may hold anything
             yield f"{place}, {kind}: the path {paths[0]!r} exists on one machine only; print its name"
 

@@ -36,8 +36,8 @@ class Number:
 
     def distance(self, name: str) -> float:
         """Return how far a path's number lies from the stored one; NaN where it has none."""
-        found = self.found.get(name)
-        return math.nan if found is None else abs(value(found) - value(self.stored))
+        other = self.found.get(name)
+        return math.nan if other is None else abs(value(other) - value(self.stored))
 
 
 def table(book: Book, copies: Mapping[str, Book], sources: Sequence[Path]) -> list[Number]:

@@ -66,7 +66,7 @@ class NumericalPath:
     seed: int = 0
 
     def book(self, book: Book) -> Book:
-        """The copy of a book in which this path executes, in `runs/paths/`."""
+        """Return the copy of a book in which this path executes, in `runs/paths/`."""
         return Book(book.root / "runs" / "paths" / self.name, self.seed, self.threads)
 
 
@@ -93,10 +93,10 @@ PATHS = (
 
 def chosen(names: Sequence[str]) -> tuple[NumericalPath, ...]:
     """Return the paths with these names, all if there are none."""
-    known = {path.name: path for path in PATHS}
+    by_name = {path.name: path for path in PATHS}
     for name in names:
-        if name not in known:
-            raise BookError(f"no numerical path {name!r}; expected some of {', '.join(known)}")
+        if name not in by_name:
+            raise BookError(f"no numerical path {name!r}; expected some of {', '.join(by_name)}")
     return tuple(path for path in PATHS if not names or path.name in names)
 
 
@@ -110,20 +110,20 @@ def run(
 
     record: keep a summary as a record of the book, a row a cell, for the status page.
     """
-    here = [path for path in paths if _described(path)]
-    names = [path.name for path in here]
+    effective = [path for path in paths if _described(path)]
+    names = [path.name for path in effective]
     passed = True
-    for path in here:
+    for path in effective:
         copy = path.book(book)
         stale = list(prepare(book, path, sources))
         print(f"{path.name}: {len(stale)} of {len(sources)} chapters to execute", flush=True)
         executing = jobs.executing(copy, stale, before=book, variables=path.variables)
         passed &= jobs.run_and_report(executing, cores, "executed") or bool(path.seed)
-    copies = {path.name: path.book(book) for path in here}
+    copies = {path.name: path.book(book) for path in effective}
     rows = numbers.table(book, copies, sources)
     numbers.write_csv(rows, names, book.root / TABLE)
     print(f"every number under every path: {TABLE}")
-    for path in (path for path in here if not path.seed):
+    for path in (path for path in effective if not path.seed):
         failures = [line for source in sources for line in _failures(book, copies[path.name], source)]
         failures += _fallen(book, copies[path.name])
         print(f"{path.name}: {len(failures)} outputs or verdicts differ", *failures, sep="\n  ")

@@ -34,7 +34,7 @@ def code_of(source: str) -> str:
         if token.type == tokenize.COMMENT:
             ends[token.start[0]] = token.start[1]
     # an empty row within a string has the string's token and stays
-    dropped |= {row for row, found in kinds.items() if found <= {tokenize.NL, tokenize.COMMENT}}
+    dropped |= {row for row, types in kinds.items() if types <= {tokenize.NL, tokenize.COMMENT}}
     rows = enumerate(source.split("\n"), start=1)
     return "\n".join(
         line[: ends[row]].rstrip() if row in ends else line for row, line in rows if row not in dropped
@@ -81,8 +81,8 @@ def recorded(notebook: Path) -> dict[str, Any]:
     """Return what a committed notebook was made from; empty where it is missing or does not say."""
     if not notebook.is_file():
         return {}
-    found: dict[str, Any] = json.loads(notebook.read_text("utf8"))["metadata"].get("provenance", {})
-    return found
+    made_from: dict[str, Any] = json.loads(notebook.read_text("utf8"))["metadata"].get("provenance", {})
+    return made_from
 
 
 def stale(book: Book, source: Path) -> list[str]:

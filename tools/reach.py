@@ -23,17 +23,17 @@ class Packages:
     @cached_property
     def files(self) -> dict[str, Path]:
         """Dotted module name → file; a package's name stands for its `__init__.py`."""
-        found = {}
+        files = {}
         for name, folder in self.folders.items():
             if not (folder / "__init__.py").is_file():
                 raise ValueError(f"{folder} is not a package: it has no __init__.py")
             for path in sorted(folder.rglob("*.py")):
                 parts = [name, *path.relative_to(folder).with_suffix("").parts]
-                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-        return found
+                files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        return files
 
     def reached_by(self, code: str) -> dict[str, Path]:
-        """The modules that `code` reaches, directly or through other modules: name → file."""
+        """Return the modules that `code` reaches, directly or through other modules: name → file."""
         waiting = list(self._used_in(ast.parse(code), module=""))
         reached: set[str] = set()
         while waiting:

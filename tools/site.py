@@ -100,11 +100,11 @@ def _add_editions(book: Book, pages: Path, repository: str) -> None:
 
     The one for students lies beside it; instructors find theirs in `_build/editions`, not on the site.
     """
-    made = pages.parent / "editions"
-    editions.write(book, made, repository)
-    for notebook in (made / "solution").glob("*.ipynb"):
+    folder = pages.parent / "editions"
+    editions.write(book, folder, repository)
+    for notebook in (folder / "solution").glob("*.ipynb"):
         shutil.copy(notebook, pages / "_sources" / "book")
-    shutil.copytree(made / "student", pages / "student", dirs_exist_ok=True)
+    shutil.copytree(folder / "student", pages / "student", dirs_exist_ok=True)
 
 
 def archive(pages: Path) -> Path:

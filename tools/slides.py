@@ -64,39 +64,39 @@ def write(pages: Path) -> None:
 
 
 def slides(page: BeautifulSoup, quiz: Tag | None, folder: Path) -> list[Slide]:
-    """The slides of a chapter in order; pictures are found relative to `folder`."""
+    """Return the slides of a chapter in order; pictures are found relative to `folder`."""
     heading = _one(page, "article h1")
     box = " ".join(map(_inner, page.select("article .admonition-in-this-chapter > p:not(.admonition-title)")))
     does, _, needs = box.partition("<strong>You need</strong>")
-    made = [Slide("title", _inner(heading), f"<p>{does}</p>")]
+    deck = [Slide("title", _inner(heading), f"<p>{does}</p>")]
     sections = [s for s in page.select("article section:has(> h1) > section") if s["id"] != "further-reading"]
     names = "".join(f"<li>{_inner(_one(s, 'h2'))}</li>" for s in sections if s["id"] != "exercises")
     if names:
         plan = f"<ol>{names}</ol>" + (f"<p><strong>You need</strong>{needs}</p>" if needs else "")
-        made.append(Slide("plan", "In this chapter", plan))
+        deck.append(Slide("plan", "In this chapter", plan))
     exercises: list[Slide] = []
     for section in sections:
-        found = _section(section, folder)
+        parts = _section(section, folder)
         if section["id"] == "exercises":
-            exercises = [slide for slide in found if slide.kind == "exercise"]
+            exercises = [slide for slide in parts if slide.kind == "exercise"]
         else:
-            made += found
+            deck += parts
     questions = quiz.select(".quiz-question") if quiz else []
-    return made + [Slide("quiz", "Question", str(question)) for question in questions] + exercises
+    return deck + [Slide("quiz", "Question", str(question)) for question in questions] + exercises
 
 
 def _section(section: Tag, folder: Path) -> list[Slide]:
     """The slides of one section with its subsections, the first of them its heading."""
     title = _inner(_one(section, "h2"))
-    made = [Slide("section", title, "")]
+    deck = [Slide("section", title, "")]
     unsaid = ""  # the last paragraph, for what no sentence follows
     for part in _parts(section):
         kinds = set(part.get("class") or ())
-        now = made[-1]
+        now = deck[-1]
         if part.name == "h3":
             title = _inner(part)
         elif "cell" in kinds:
-            made += _results(part, title, _last_sentence(unsaid), folder)
+            deck += _results(part, title, _last_sentence(unsaid), folder)
             continue
         elif part.name == "p" and now.kind == "section" and not now.body:
             lead, rest = _sentences(part, LEAD)
@@ -108,13 +108,13 @@ def _section(section: Tag, folder: Path) -> list[Slide]:
         elif kinds & BOXES and (name := part.find("p", class_="admonition-title")):
             name.extract()
             kind = "exercise" if "exercise" in kinds else "box"
-            made.append(Slide(kind, _inner(name), part.decode_contents()))
+            deck.append(Slide(kind, _inner(name), part.decode_contents()))
         elif part.find(class_="eqno") and "math" in kinds:
-            made.append(Slide("equation", title, f"<p>{_last_sentence(unsaid)}</p>{part}"))
+            deck.append(Slide("equation", title, f"<p>{_last_sentence(unsaid)}</p>{part}"))
         elif part.name in ("p", "ul", "ol", "div") and not kinds & {"proof", "solution"}:
             now.notes.append(str(part))
         unsaid = _inner(part) if part.name == "p" else ""
-    return made
+    return deck
 
 
 def _results(cell: Tag, title: str, before: str, folder: Path) -> Iterator[Slide]:
@@ -178,10 +178,10 @@ def _ends(html: str) -> list[int]:
 
 
 def _one(tag: Tag, selector: str) -> Tag:
-    found = tag.select_one(selector)
-    if found is None:
+    match = tag.select_one(selector)
+    if match is None:
         raise BookError(f"no slides without {selector!r} in {tag.get_text()[:80]!r}")
-    return found
+    return match
 
 
 def _inner(tag: Tag) -> str:

@@ -14,9 +14,11 @@ from tools.nbval_tolerance import KINDS
 def text(book: Book) -> str:
     """Return the page as Markdown, from the committed notebooks and records."""
     chapters = {source.stem: provenance.recorded(book.notebook(source)) for source in book.sources()}
-    chapters = {name: made for name, made in chapters.items() if made}
+    chapters = {name: made_from for name, made_from in chapters.items() if made_from}
     # as a rule there is one kind of machine with one set of versions
-    machines = Counter(json.dumps([made["hardware"], made["versions"]]) for made in chapters.values())
+    machines = Counter(
+        json.dumps([made_from["hardware"], made_from["versions"]]) for made_from in chapters.values()
+    )
     cells = _cells(book)
     return template("status.md").render(
         chapters=chapters,

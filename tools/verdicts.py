@@ -35,7 +35,7 @@ class Verdict:
     holds: str
 
     def stands(self, numbers: dict[str, Any]) -> bool:
-        """Whether it holds for these numbers."""
+        """Return whether it holds for these numbers."""
         evaluator = EvalWithCompoundTypes(functions=FUNCTIONS, names=numbers)
         try:
             return bool(evaluator.eval(f"({self.holds})"))

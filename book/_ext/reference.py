@@ -34,17 +34,17 @@ def prepare(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: l
     """Before napoleon, which makes field lists of sections: a property's text has no type before a colon."""
     if what == "property":
         lines[:] = [line.replace(":", HIDDEN) for line in lines]
-    listing, made = False, list[str]()
+    listing, fields = False, list[str]()
     for line in lines:
         entry = ENTRY.match(line)
-        if entry and (listing or not made or not made[-1] or made[-1].endswith(".")):
-            made += [] if listing else [""]
+        if entry and (listing or not fields or not fields[-1] or fields[-1].endswith(".")):
+            fields += [] if listing else [""]
             listing, line = True, f":param {entry[1]}: {line[entry.end() :]}"
         elif listing and not line.startswith(" "):
-            made += [""]
+            fields += [""]
             listing = False
-        made.append(line)
-    lines[:] = made
+        fields.append(line)
+    lines[:] = fields
 
 
 def complete(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
