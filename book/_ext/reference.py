@@ -31,10 +31,16 @@ BAR = re.compile(r"(``.+?``|`[^`]+`)|\|")
 
 
 def prepare(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
-    """Before napoleon, which makes field lists of sections: a property's text has no type before a colon."""
+    """Hide the colons of a property's text from napoleon, which takes what stands before one for a type."""
     if what == "property":
         lines[:] = [line.replace(":", HIDDEN) for line in lines]
-    listing, fields = False, list[str]()
+    else:
+        _read_bare_entries(lines)
+
+
+def _read_bare_entries(lines: list[str]) -> None:
+    """Read ``name: text`` outside of sections, the rest indented, as parameters."""
+    fields, listing = list[str](), False
     for line in lines:
         entry = ENTRY.match(line)
         if entry and (listing or not fields or not fields[-1] or fields[-1].endswith(".")):

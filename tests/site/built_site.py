@@ -36,6 +36,7 @@ def build(root: Path) -> Path:
 
     for folder in ("chapters", "sae_lib"):
         (root / folder).mkdir()
+    (root / "sae_lib" / "__init__.py").touch()
     written = (REPOSITORY / "chapters" / name for name in ("quizzes.md", "claims.md"))
     for source in (*Book().sources(), SAMPLE, *written):
         shutil.copy(source, root / "chapters")
