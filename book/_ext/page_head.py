@@ -46,7 +46,7 @@ def shortened(text: str) -> str:
 
 
 def add_tags(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
-    """Description and preview tags of one page."""
+    """Add description and preview tags to one page."""
     site = app.config.html_title
     title = re.sub(r"<[^>]*>", "", context.get("title", "")) or page
     words = description(doctree, title, site)
@@ -98,7 +98,7 @@ def write_sitemap(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx. After the theme, whose buttons are made at priority 501."""
+    """Connect to Sphinx, after the theme, whose buttons are made at priority 501."""
     app.connect("html-page-context", add_tags, priority=900)
     app.connect("html-page-context", launch_editions, priority=900)
     app.connect("build-finished", write_sitemap)

@@ -117,7 +117,7 @@ def _exists(name: str) -> bool:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx."""
+    """Connect to Sphinx."""
     app.connect("autodoc-process-docstring", prepare, priority=100)
     app.connect("autodoc-process-docstring", complete, priority=900)
     app.connect("autodoc-skip-member", choose_members)
