@@ -25,6 +25,8 @@ ENTRY = re.compile(r"([a-z]\w*\*?(?:, [a-z]\w*\*?)*): ")
 HIDDEN = "\0"
 # a field of several parameters, "htf, ltf"
 TOGETHER = re.compile(r"^:(?:param|ivar) \w+(?:, \w+)+:")
+LINES = re.compile(r"<dl>\n((?:<dd>.*?</dd>\n)+)</dl>", re.DOTALL)
+DD = re.compile(r"<(/?)dd>")
 WORD = re.compile(r"\w+")
 # code, a role, or a bar, which stands for a modulus and not for a substitution
 BAR = re.compile(r"(``.+?``|`[^`]+`)|\|")
@@ -116,10 +118,19 @@ def _exists(name: str) -> bool:
     )
 
 
+def mend_signatures(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Make blocks of the lines of a long signature: Sphinx writes a definition list without terms."""
+    if "body" in context:
+        context["body"] = LINES.sub(
+            lambda lines: f'<div class="sig-lines">{DD.sub(r"<\1div>", lines[1])}</div>', context["body"]
+        )
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.connect("autodoc-process-docstring", prepare, priority=100)
     app.connect("autodoc-process-docstring", complete, priority=900)
     app.connect("autodoc-skip-member", choose_members)
     app.connect("missing-reference", resolve)
+    app.connect("html-page-context", mend_signatures)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
