@@ -121,9 +121,11 @@ def _exists(name: str) -> bool:
 def mend_signatures(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Make blocks of the lines of a long signature: Sphinx writes a definition list without terms."""
     if "body" in context:
-        context["body"] = LINES.sub(
-            lambda lines: f'<div class="sig-lines">{DD.sub(r"<\1div>", lines[1])}</div>', context["body"]
-        )
+        context["body"] = LINES.sub(_blocks, context["body"])
+
+
+def _blocks(lines: re.Match[str]) -> str:
+    return '<div class="sig-lines">' + DD.sub(r"<\1div>", lines[1]) + "</div>"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
