@@ -70,8 +70,10 @@ record: env ## make a record of the book again, by the command that it states: N
 	@$(PY) -m sae_experiments.records $(NAME)
 
 lock: env ## write requirements.lock anew from what is installed in .venv
-	@$(PY) -m tools.lock
+	@{ sed '/^#/!d' requirements.lock; $(PY) -m pip freeze --all --exclude pip --exclude-editable \
+		| grep -viFf requirements-data.lock | sed -E 's/\+[a-z0-9]+$$//; s/^(triton==.*)/\1 ; platform_system == "Linux"/'; \
+	} > .lock.partial && mv .lock.partial requirements.lock
 
 clean: ## remove what was built; .venv stays
-	rm -rf _build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf _build runs book/status.md book/claims.md book/quizzes.md book/front.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

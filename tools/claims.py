@@ -15,14 +15,10 @@ from typing import Any
 import nbformat
 
 from sae_lib import records
-from tools.layout import Book
+from tools.layout import Book, BookError
 from tools.notebook import GLUED
 
 PAGE = "claims.md"
-
-
-class ClaimsError(Exception):
-    """A number that no cell has glued and no record holds; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +47,15 @@ class Glued(SimpleNamespace):
         return getattr(self, name)
 
 
-def glued(book: Book) -> dict[str, Glued]:
-    """What each committed notebook has glued, by ``c`` and the chapter's number."""
-    found = {}
-    for source in book.sources():
-        if book.notebook(source).is_file():
-            notebook = nbformat.read(book.notebook(source), as_version=4)
-            found[f"c{source.name[:2]}"] = Glued(**dict(glued_in(notebook)))
-    return found
-
-
 def names(book: Book) -> dict[str, Any]:
-    """All that a claim can ask for: what notebooks have glued, and records."""
-    folder = book.pages / "records"
-    return glued(book) | {f"r{file.stem}": Runs(records.read(file).rows) for file in folder.glob("*.json")}
+    """Return all that a claim can ask for: what notebooks have glued ("c04"), and records ("r04_name")."""
+    glued = {f"c{path.name[:2]}": Glued(**dict(glued_in(notebook))) for path, notebook in book.notebooks()}
+    files = (book.pages / "records").glob("*.json")
+    return glued | {f"r{file.stem}": Runs(records.read(file).rows) for file in files}
 
 
 def glued_in(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, Any]]:
-    """Name and value of every number that a notebook glues."""
+    """Yield name and value of every number that a notebook glues."""
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             name = output.get("metadata", {}).get("scrapbook", {}).get("name")
@@ -77,13 +64,13 @@ def glued_in(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, Any]]:
 
 
 def text(book: Book) -> str:
-    """The page as Markdown, empty without a source. Raises ClaimsError for a number that is not there."""
+    """Return the page as Markdown, empty without a source."""
     path = book.root / "chapters" / PAGE
     if not path.is_file():
         return ""
     try:
         return path.read_text("utf8").format(**names(book))
     except (AttributeError, KeyError, ValueError) as error:
-        raise ClaimsError(
+        raise BookError(
             f"chapters/{PAGE} asks for a number that no notebook and no record has: {error}"
         ) from error

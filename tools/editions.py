@@ -10,13 +10,13 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pybtex.database import Entry, parse_file
 
 from tools import claims, exercises, opening
 from tools.layout import Book
+from tools.notebook import is_injected
 from tools.notebook import write as write_notebook
 from tools.plain import Block, Names, blocks, labels, plain
 
@@ -39,53 +39,45 @@ def write(book: Book, target: Path, repository: str = "") -> None:
     repository: the address that their first cell installs from, "" if there is none.
     """
     names = names_of(book)
-    for source in book.sources():
-        if book.notebook(source).is_file():
-            notebook = nbformat.read(book.notebook(source), as_version=4)
-            for kind in KINDS:
-                made = edition(notebook, kind, names, source.stem, repository)
-                write_notebook(made, target / kind / f"{source.stem}.ipynb")
+    for source, notebook in book.notebooks():
+        for kind in KINDS:
+            copy = edition(notebook, kind, names, source.stem, repository)
+            write_notebook(copy, target / kind / f"{source.stem}.ipynb")
 
 
 def names_of(book: Book) -> Names:
-    """Citations from the bibliography, labels from all chapters; equations count within a chapter."""
+    """Collect citations from the bibliography, labels from all chapters; equations count within a chapter."""
     bibliography = book.root / "references.bib"
     entries = parse_file(bibliography).entries if bibliography.is_file() else {}
     names = Names({key: _cited(entry) for key, entry in entries.items()})
-    for source in book.sources():
-        if book.notebook(source).is_file():
-            notebook = nbformat.read(book.notebook(source), as_version=4)
-            numbers = itertools.count(1)
-            for cell in notebook.cells:
-                if cell.cell_type == "markdown":
-                    names.labels |= labels(cell.source, numbers)
+    for _, notebook in book.notebooks():
+        numbers = itertools.count(1)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                names.labels |= labels(cell.source, numbers)
     return names
 
 
 def edition(notebook: NotebookNode, kind: str, names: Names, name: str, repository: str = "") -> NotebookNode:
-    """One edition of an executed notebook, to be called ``name``; the notebook itself stays as it is."""
+    """Return one edition of an executed notebook, which itself stays as it is. name: of its file."""
     glued = dict(claims.glued_in(notebook))
-    made = nbformat.v4.new_notebook(
-        metadata={k: notebook.metadata[k] for k in ("kernelspec", "language_info")}
-    )
-    made.cells = list(_cells(notebook, kind, lambda text: plain(text, names, glued)))
+    copy = new_notebook(metadata={key: notebook.metadata[key] for key in ("kernelspec", "language_info")})
+    copy.cells = list(_cells(notebook, kind, lambda text: plain(text, names, glued)))
     before = [new_markdown_cell(opening.about(notebook, name) + (STUBS if kind == "student" else ""))]
     before.append(new_code_cell(opening.install(notebook, repository), metadata={"tags": ["install"]}))
     if kind == "instructor":
         before.insert(0, new_markdown_cell(_plan(notebook)))
-    made.cells[1:1] = before
-    for number, cell in enumerate(made.cells):
+    copy.cells[1:1] = before
+    for number, cell in enumerate(copy.cells):
         cell["id"] = f"cell-{number:03d}"
-    return made
+    return copy
 
 
 def _cells(notebook: NotebookNode, kind: str, convert: Callable[[str], str]) -> Iterator[NotebookNode]:
     solving = False
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            if "injected-parameters" not in cell.metadata.get("tags", ()) and not (
-                solving and kind == "student"
-            ):
+            if not is_injected(cell) and not (solving and kind == "student"):
                 yield _code(cell, kind, solving)
             continue
         text = ""
@@ -94,7 +86,7 @@ def _cells(notebook: NotebookNode, kind: str, convert: Callable[[str], str]) -> 
                 yield from _text(text, kind, solving, convert)
                 solving, text = block.kind == "solution-start", ""
             elif block.kind == "exercise":
-                yield from _markdown(text, convert)
+                yield from _text(text, kind, False, convert)
                 yield from _exercise(block, kind, convert)
                 text = ""
             else:
@@ -105,22 +97,23 @@ def _cells(notebook: NotebookNode, kind: str, convert: Callable[[str], str]) -> 
 def _code(cell: NotebookNode, kind: str, solving: bool) -> NotebookNode:
     """A cell of the chapter, folded where the page folds it; for readers a solution's is folded too."""
     tags = cell.metadata.get("tags", [])
-    made = new_code_cell(cell.source)
-    made.outputs = [] if kind == "student" else [o for o in cell.outputs if not _glue_only(o)]
+    copy = new_code_cell(cell.source)
+    if kind != "student":
+        # what only carries a number to the text, which the text has by now, is left out
+        copy.outputs = [o for o in cell.outputs if not o.get("metadata", {}).get("scrapbook")]
     if kept := [tag for tag in tags if tag in KEPT_TAGS]:
-        made.metadata["tags"] = kept
+        copy.metadata["tags"] = kept
     folded = solving and kind == "solution"
     if folded or "hide-input" in tags:
-        made.metadata["jupyter"] = {"source_hidden": True, **({"outputs_hidden": True} if folded else {})}
-    return made
+        copy.metadata["jupyter"] = {"source_hidden": True, **({"outputs_hidden": True} if folded else {})}
+    return copy
 
 
 def _text(text: str, kind: str, solving: bool, convert: Callable[[str], str]) -> Iterator[NotebookNode]:
-    """Markdown of a chapter; inside a solution left out, folded or marked, as the edition wants it."""
-    if not solving:
-        yield from _markdown(text, convert)
-    elif inside := convert(text).strip():
-        yield from _markdown(SOLUTIONS[kind](inside), str)
+    """Yield Markdown of a chapter; inside a solution left out, folded or marked, as the edition wants it."""
+    plain_text = convert(text).strip()
+    if shown := SOLUTIONS[kind](plain_text) if solving and plain_text else plain_text:
+        yield new_markdown_cell(shown)
 
 
 def _exercise(block: Block, kind: str, convert: Callable[[str], str]) -> Iterator[NotebookNode]:
@@ -128,18 +121,13 @@ def _exercise(block: Block, kind: str, convert: Callable[[str], str]) -> Iterato
     text = f"### Exercise: {block.title}\n\n"
     for part in blocks(block.text):
         if kind == "student" and (stub := exercises.stub_of(part)) is not None:
-            yield from _markdown(text, convert)
+            yield from _text(text, kind, False, convert)
             # it fails until it is filled in: a run of the whole notebook goes on after it
             yield new_code_cell(stub, metadata={"tags": ["exercise", "raises-exception"]})
             text = ""
         else:
             text += f"{_source(part)}\n"
-    yield from _markdown(text, convert)
-
-
-def _markdown(text: str, convert: Callable[[str], str]) -> Iterator[NotebookNode]:
-    if made := convert(text).strip():
-        yield new_markdown_cell(made)
+    yield from _text(text, kind, False, convert)
 
 
 def _source(block: Block) -> str:
@@ -148,11 +136,6 @@ def _source(block: Block) -> str:
         return block.text
     options = "".join(f":{name}: {value}\n" for name, value in block.options.items())
     return f"``````{{{block.kind}}} {block.title}\n{options}{block.text}\n``````"
-
-
-def _glue_only(output: NotebookNode) -> bool:
-    """Whether an output only carries a number to the text, which the text has by now."""
-    return bool(output.get("metadata", {}).get("scrapbook"))
 
 
 def _plan(notebook: NotebookNode) -> str:

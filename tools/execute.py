@@ -20,27 +20,20 @@ from papermill.exceptions import PapermillExecutionError
 
 from tools import exercises, provenance
 from tools import notebook as pages
-from tools.layout import Book, read_source
+from tools.layout import Book, BookError, read_source
 
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class ChapterError(Exception):
-    """A chapter that did not run, or whose notebook breaks a rule; the message is for its author."""
 
 
 def execute(book: Book, source: Path, profile: str) -> NotebookNode:
     """Run a chapter and return its notebook, cleaned, with its provenance and what its stubs say."""
     notebook = read_source(source)
     if not any("parameters" in cell.metadata.get("tags", []) for cell in notebook.cells):
-        raise ChapterError(f'{source.name} has no cell tagged "parameters" that sets profile and seed')
+        raise BookError(f'{source.name} has no cell tagged "parameters" that sets profile and seed')
     made_from = provenance.inputs(book, source, profile)
-    try:
-        found = exercises.exercises(notebook)
-    except exercises.ExerciseError as error:
-        raise ChapterError(str(error)) from error
-    cells = sum(cell.cell_type == "code" for cell in notebook.cells) + 1  # papermill adds one
-    notebook.cells += exercises.probes(found)
+    tasks = exercises.exercises(notebook)
+    cells = len(pages.code_cells(notebook)) + 1  # papermill adds one
+    notebook.cells += exercises.probes(tasks)
     done, seconds = 0, 0.0
     start = time.perf_counter()
 
@@ -62,45 +55,29 @@ def execute(book: Book, source: Path, profile: str) -> NotebookNode:
             on_cell_executed=report,
         )
     except PapermillExecutionError as error:
-        raise ChapterError(_told(error, done, cells)) from error
-    own = len(notebook.cells) - len(found)
-    try:
-        said = exercises.messages(found, notebook.cells[own:])
-    except exercises.ExerciseError as error:
-        raise ChapterError(str(error)) from error
-    del notebook.cells[own:]
+        # what an author needs to see first: cell, source, error
+        text = "\n".join(f"    {line}" for line in error.source.splitlines())
+        frames = ANSI_COLOUR.sub("", "\n".join(error.traceback))
+        told = f"code cell {done} of {cells}:\n{text}\n{error.ename}: {error.evalue}\n\n{frames}"
+        raise BookError(told) from error
+    end = len(notebook.cells) - len(tasks)
+    said = exercises.messages(tasks, notebook.cells[end:])
+    del notebook.cells[end:]
     pages.clean(notebook)
+    # of the kernel, which is this process's only child, and of what it started
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     notebook.metadata["exercises"] = said
     notebook.metadata["provenance"] = {
         **made_from,
         **provenance.surroundings(profile),
         "seconds": round(seconds, 1),
-        "core_seconds": _core_seconds_of_kernel(),
-        "peak_memory_mib": _peak_memory_of_kernel(),
+        "core_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_memory_mib": round(used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)),
     }
     pages.lighten(notebook)
     if broken := pages.problems(notebook):
-        raise ChapterError("\n".join(broken))
+        raise BookError("\n".join(broken))
     return notebook
-
-
-def _told(error: PapermillExecutionError, done: int, cells: int) -> str:
-    """Cell, source, error: what an author needs to see first."""
-    source = "\n".join(f"    {line}" for line in error.source.splitlines())
-    frames = ANSI_COLOUR.sub("", "\n".join(error.traceback))
-    return f"code cell {done} of {cells}:\n{source}\n{error.ename}: {error.evalue}\n\n{frames}"
-
-
-def _core_seconds_of_kernel() -> float:
-    """Processor time of the kernel and of what it started, with the probes of the exercises' stubs."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return round(used.ru_utime + used.ru_stime, 1)
-
-
-def _peak_memory_of_kernel() -> int:
-    """MiB of the largest finished child; the kernel is this process's only one."""
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
 
 
 def main(root: str, source: str, profile: str, seed: str, fixed_threads: str) -> int:
@@ -112,7 +89,7 @@ def main(root: str, source: str, profile: str, seed: str, fixed_threads: str) ->
     os.environ["SAE_LIB_COMMAND"] = f"python -m tools.book run --profile {profile} {chapter}"
     try:
         pages.write(execute(book, Path(source), profile), book.notebook(Path(source), profile))
-    except ChapterError as error:
+    except BookError as error:
         print(error)
         return 1
     return 0

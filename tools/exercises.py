@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
+from tools.layout import BookError
 from tools.plain import Block, blocks
 
-PLAN = re.compile(r"^Difficulty ([●○]{3}) · (\d+ minutes?)\.")
-DIFFICULTIES = ("●○○", "●●○", "●●●")
+PLAN = re.compile(r"^Difficulty (●○○|●●○|●●●) · (\d+ minutes?)\.")
 OUTCOME = "application/vnd.exercise+json"
 # Runs a stub on a copy of the chapter's names, so that what it assigns stays its own. It catches everything,
 # since an error would end the run, and hands on (type, whether an AssertionError, message).
@@ -28,10 +28,6 @@ except BaseException as __error:
     __outcome = [type(__error).__name__, isinstance(__error, AssertionError), str(__error)]
 get_ipython().display_pub.publish({{{mime!r}: __outcome}})
 """
-
-
-class ExerciseError(Exception):
-    """Exercises that break the rules; the message has a line for each, for the chapter's author."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +42,17 @@ class Exercise:
 
 
 def stub_of(part: Block) -> str | None:
-    """The Python of a block inside an exercise, None where it is something else."""
+    """Return the Python of a block inside an exercise, None where it is something else."""
     is_stub = part.kind == "code" and part.text.startswith("```python\n")
     return "\n".join(part.text.split("\n")[1:-1]) if is_stub else None
 
 
 def exercises(notebook: NotebookNode) -> list[Exercise]:
-    """The exercises of a chapter, in order. Raises ExerciseError where one breaks the form."""
-    found: list[Exercise] = []
+    """Return the exercises of a chapter, in order; their author is told all that breaks the form."""
+    tasks: list[Exercise] = []
     wrong: list[str] = []
     solved = _code_cells_of_solutions(notebook)
+    labels: list[str] = []
     for block in (block for block in _blocks(notebook) if block.kind == "exercise"):
         label = block.options.get("label", "")
         where = f"exercise {label or repr(block.title)}"
@@ -63,10 +60,10 @@ def exercises(notebook: NotebookNode) -> list[Exercise]:
         stubs = [stub for part in blocks(block.text) if (stub := stub_of(part)) is not None]
         if not label:
             wrong.append(f"{where} has no label; add :label: chNN-ex-name")
-        if label in (exercise.label for exercise in found):
+        if label in labels:
             wrong.append(f"{where} comes twice; labels must differ")
-        if not plan or plan[1] not in DIFFICULTIES:
-            first = block.text.partition("\n")[0][:60]
+        if not plan:
+            first = block.text.split("\n")[0][:40]
             wrong.append(
                 f'{where} begins {first!r}; it must begin "Difficulty ●○○ · 5 minutes." (●○○ to ●●●)'
             )
@@ -78,43 +75,43 @@ def exercises(notebook: NotebookNode) -> list[Exercise]:
                 f"{where} has {missing}; add {{solution-start}} {label}, a cell that calls the check with "
                 "the right answer, {solution-end}"
             )
+        labels.append(label)
         if plan and stubs:
-            found.append(Exercise(label, block.title, plan[1], plan[2], stubs[0]))
-    labels = {block.options.get("label") for block in _blocks(notebook) if block.kind == "exercise"}
+            tasks.append(Exercise(label, block.title, plan[1], plan[2], stubs[0]))
     wrong += [f"a solution names {label!r}, which is no exercise" for label in solved if label not in labels]
     if wrong:
-        raise ExerciseError("\n".join(wrong))
-    return found
+        raise BookError("\n".join(wrong))
+    return tasks
 
 
-def probes(found: list[Exercise]) -> list[NotebookNode]:
-    """A cell for each exercise, to be appended to its chapter, that runs the stub as it is."""
+def probes(tasks: list[Exercise]) -> list[NotebookNode]:
+    """Return a cell for each exercise, to be appended to its chapter, that runs the stub as it is."""
     return [
-        new_code_cell(PROBE.format(stub=exercise.stub, label=f"<{exercise.label}>", mime=OUTCOME))
-        for exercise in found
+        new_code_cell(PROBE.format(stub=task.stub, label=f"<{task.label}>", mime=OUTCOME)) for task in tasks
     ]
 
 
-def messages(found: list[Exercise], executed: list[NotebookNode]) -> dict[str, str]:
-    """What each stub says to who has not begun, by label, from the executed :func:`probes`.
+def messages(tasks: list[Exercise], executed: list[NotebookNode]) -> dict[str, str]:
+    """Return what each stub says to who has not begun, by label, from the executed :func:`probes`.
 
-    Raises ExerciseError for a stub that passes, fails by another error than AssertionError, or says nothing.
+    A stub that passes, fails by another error than AssertionError, or says nothing is refused.
     """
     said, wrong = {}, []
-    for exercise, cell in zip(found, executed, strict=True):
+    for task, cell in zip(tasks, executed, strict=True):
         (outcome,) = [o.data[OUTCOME] for o in cell.outputs if OUTCOME in o.get("data", {})]
-        where = f"exercise {exercise.label}: its stub, run as it is,"
+        kind, asserted, message = outcome or ("", False, "")
+        fault = ""
         if outcome is None:
-            wrong.append(f"{where} passes; it must fail until it is filled in")
-            continue
-        kind, asserted, message = outcome
-        if not asserted:
-            wrong.append(f"{where} raises {kind}: {message}; its check must refuse it by an AssertionError")
+            fault = "passes; it must fail until it is filled in"
+        elif not asserted:
+            fault = f"raises {kind}: {message}; its check must refuse it by an AssertionError"
         elif not message.strip():
-            wrong.append(f"{where} fails without a message; say what is missing")
-        said[exercise.label] = message
+            fault = "fails without a message; say what is missing"
+        if fault:
+            wrong.append(f"exercise {task.label}: its stub, run as it is, {fault}")
+        said[task.label] = message
     if wrong:
-        raise ExerciseError("\n".join(wrong))
+        raise BookError("\n".join(wrong))
     return said
 
 

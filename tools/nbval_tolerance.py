@@ -40,7 +40,7 @@ class Tolerance:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "Tolerance":
-        """The tolerance in a cell's metadata. Raises ValueError for marks that are not one."""
+        """Return the tolerance in a cell's metadata. Raises ValueError for marks that are not one."""
         marks = metadata.get("nbval", {"kind": "exact"})
         sizes = {key: marks[key] for key in marks if key != "kind"} if isinstance(marks, dict) else {}
         if (
@@ -58,7 +58,7 @@ class Tolerance:
         return cls(marks["kind"], **sizes)
 
     def allowed(self, stored: str, *, glued: bool = False) -> float:
-        """How far a number may lie from one that a text shows like this; a glued one has all its digits."""
+        """Return how far a number may lie from one that a text shows so; a glued one has all its digits."""
         size = abs(value(stored))
         room = max(self.abs, self.rel * size)
         if self.kind == "rounding":
@@ -66,7 +66,7 @@ class Tolerance:
         return room
 
     def allows(self, stored: str, new: str, *, glued: bool = False) -> bool:
-        """Whether the new number is close enough."""
+        """Return whether the new number is close enough."""
         room = self.allowed(stored, glued=glued) * (1 + 1e-9) + 1e-12
         return math.isclose(value(new), value(stored), rel_tol=0, abs_tol=room)
 
@@ -108,24 +108,24 @@ def _text_difference(stored: str, new: str, tolerance: Tolerance, *, glued: bool
     before, after = NUMBER.findall(stored), NUMBER.findall(new)
     if tolerance.kind == "exact" or words(stored) != words(new) or len(before) != len(after):
         return f"expected\n{stored}\nbut got\n{new}"
-    for one, other in zip(before, after, strict=True):
-        if not tolerance.allows(one, other, glued=glued):
-            room = tolerance.allowed(one, glued=glued)
-            return f"{one} became {other}; a {tolerance.kind} number may differ by {room:.3g} here"
+    for old, number in zip(before, after, strict=True):
+        if not tolerance.allows(old, number, glued=glued):
+            room = tolerance.allowed(old, glued=glued)
+            return f"{old} became {number}; a {tolerance.kind} number may differ by {room:.3g} here"
     return None
 
 
 def words(text: str) -> str:
-    """The text without its numbers; runs of spaces count as one, because a number's width may change."""
+    """Return the text without its numbers; runs of spaces count as one, as a number's width may change."""
     return " ".join(NUMBER.sub("#", text).split())
 
 
 def value(number: str) -> float:
-    """The number that a text shows: "1,000", "−0.5", "1e-3"."""
+    """Return the number that a text shows: "1,000", "−0.5", "1e-3"."""
     return float(number.replace(",", "").replace("−", "-"))
 
 
 def last_digit(number: str) -> float:
-    """One unit of the last digit shown: 0.01 for "0.91", 1 for "93"."""
+    """Return one unit of the last digit shown: 0.01 for "0.91", 1 for "93"."""
     exponent: int | str = Decimal(number.replace(",", "").replace("−", "-")).as_tuple().exponent
     return 10.0 ** int(exponent)

@@ -14,8 +14,7 @@ from nbformat import NotebookNode
 from sae_lib.files.atomic import replacing
 from tools.layout import Book
 from tools.nbval_tolerance import Tolerance, value, words
-from tools.notebook import GLUED, NUMBER, is_image, joined, parts
-from tools.numerical_paths import NumericalPath
+from tools.notebook import GLUED, NUMBER, code_cells, is_image, joined, parts
 
 
 @dataclass
@@ -36,57 +35,49 @@ class Number:
     found: dict[str, str | None] = field(default_factory=dict)
 
     def distance(self, name: str) -> float:
-        """How far a path's number lies from the stored one; NaN where it has none."""
-        found = self.found.get(name)
-        return math.nan if found is None else abs(value(found) - value(self.stored))
+        """Return how far a path's number lies from the stored one; NaN where it has none."""
+        other = self.found.get(name)
+        return math.nan if other is None else abs(value(other) - value(self.stored))
 
 
-def table(book: Book, paths: Sequence[NumericalPath], sources: Sequence[Path]) -> list[Number]:
-    """The compared numbers of some chapters, in order, under each of the paths that has executed them."""
+def table(book: Book, copies: Mapping[str, Book], sources: Sequence[Path]) -> list[Number]:
+    """Return the compared numbers of some chapters, in order, also as copies that executed them have them."""
     rows: list[Number] = []
     for source in sources:
         stored = _code_cells(book.notebook(source))
         others = {
-            path.name: _code_cells(path.book(book).notebook(source))
-            for path in paths
-            if path.book(book).notebook(source).is_file()
+            name: _code_cells(copy.notebook(source))
+            for name, copy in copies.items()
+            if copy.notebook(source).is_file()
         }
         for place, cell in enumerate(stored):
-            if "nbval-ignore-output" in cell.metadata.get("tags", []):
-                continue
-            cells = {name: found[place] for name, found in others.items() if len(found) == len(stored)}
-            rows += _numbers_of_cell(source.name[:2], place + 1, cell, cells)
+            if "nbval-ignore-output" not in cell.metadata.get("tags", []):
+                again = {name: cells[place] for name, cells in others.items() if len(cells) == len(stored)}
+                rows += _numbers_of_cell(source.name[:2], place + 1, cell, again)
     return rows
 
 
 def _code_cells(path: Path) -> list[NotebookNode]:
-    notebook = nbformat.read(path, as_version=4)
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return code_cells(nbformat.read(path, as_version=4))
 
 
 def _numbers_of_cell(
-    chapter: str, place: int, cell: NotebookNode, others: Mapping[str, NotebookNode]
+    chapter: str, place: int, cell: NotebookNode, again: Mapping[str, NotebookNode]
 ) -> Iterator[Number]:
     tolerance = Tolerance.of(cell.metadata)
-    found = {name: _texts(other) for name, other in others.items()}
+    texts = {name: _texts(other) for name, other in again.items()}
     for (order, mime), text in _texts(cell).items():
         matches = list(NUMBER.finditer(text))
         same = {}
-        for name, texts in found.items():
-            other = texts.get((order, mime), "")
-            numbers = NUMBER.findall(other)
-            if words(other) == words(text) and len(numbers) == len(matches):
-                same[name] = numbers
+        for name in texts:
+            other = texts[name].get((order, mime), "")
+            if words(other) == words(text) and len(digits := NUMBER.findall(other)) == len(matches):
+                same[name] = digits
         for i, match in enumerate(matches):
-            yield Number(
-                chapter,
-                place,
-                _label(cell, order, text, match.start()),
-                tolerance.kind,
-                tolerance.allowed(match[0], glued=mime == GLUED),
-                match[0],
-                {name: same[name][i] if name in same else None for name in found},
-            )
+            label = _label(cell, order, text, match.start())
+            allowed = tolerance.allowed(match[0], glued=mime == GLUED)
+            values = {name: same[name][i] if name in same else None for name in texts}
+            yield Number(chapter, place, label, tolerance.kind, allowed, match[0], values)
 
 
 def _texts(cell: NotebookNode) -> dict[tuple[int, str], str]:
@@ -105,18 +96,17 @@ def _label(cell: NotebookNode, order: int, text: str, start: int) -> str:
 
 
 def write_csv(rows: Sequence[Number], names: Sequence[str], target: Path) -> None:
-    """Write the table: a row a number, a column a path."""
-    head = ["chapter", "cell", "label", "kind", "allowed", "stored", *names]
+    """Write the table: a row for each number, a column for each path."""
+    head = ["chapter", "cell", "label", "kind", "allowed", "stored"]
     with replacing(target) as temporary, temporary.open("w", encoding="utf8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
+        writer = csv.DictWriter(file, [*head, *names], restval="", extrasaction="ignore")
+        writer.writeheader()
         for row in rows:
-            cells = [row.chapter, row.cell, row.label, row.kind, f"{row.allowed:.4g}", row.stored]
-            writer.writerow(cells + [row.found.get(name) or "" for name in names])
+            writer.writerow(vars(row) | row.found | {"allowed": f"{row.allowed:.4g}"})
 
 
 def summary(rows: Sequence[Number], names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row a cell: its kind, how many numbers it has, and how far each path or seed moves them.
+    """Return a row for each cell: its kind, how many numbers it has, how far each path or seed moves them.
 
     ``moved`` has the largest distance by name: as a share of what is allowed, of exact numbers the distance.
     """

@@ -1,4 +1,4 @@
-"""Numerical paths: ways of one machine to compute as others would, and copies of the book for them.
+"""Executes chapters as other processors would, and with other seeds, and compares every number.
 
 Libraries choose their code by the processor, and each code adds in an order of its own. Environment variables
 make them choose as an older or another processor would. A path exists here if a small probe gives other bits
@@ -16,10 +16,14 @@ from pathlib import Path
 
 import nbformat
 
+from sae_lib import records
+from tools import jobs, numbers, provenance, verdicts
 from tools import notebook as pages
-from tools import provenance
-from tools.layout import Book, read_source
-from tools.parallel import THREAD_VARIABLES
+from tools.layout import Book, BookError, read_source
+from tools.nbval_tolerance import Tolerance, differences
+
+TABLE = "runs/paths/numbers.csv"
+RECORD = "numerical_paths.json"
 
 # what a chapter reads besides the library
 READ = ("chapters", "sae_lib", "sae_experiments", "benchmarks", "_static")
@@ -62,42 +66,23 @@ class NumericalPath:
     seed: int = 0
 
     def book(self, book: Book) -> Book:
-        """The copy of a book in which this path executes, in `runs/paths/`."""
+        """Return the copy of a book in which this path executes, in `runs/paths/`."""
         return Book(book.root / "runs" / "paths" / self.name, self.seed, self.threads)
 
 
 DEFAULT = NumericalPath("default")
+
+
+def _processor(name: str, aten: str, mkl: str, onednn: str, openblas: str, **others: str) -> NumericalPath:
+    variables = {"ATEN_CPU_CAPABILITY": aten, "MKL_ENABLE_INSTRUCTIONS": mkl, "ONEDNN_MAX_CPU_ISA": onednn}
+    return NumericalPath(name, {**variables, "OPENBLAS_CORETYPE": openblas, **others})
+
+
 PATHS = (
     DEFAULT,
-    NumericalPath(
-        "sse",
-        {
-            "ATEN_CPU_CAPABILITY": "default",
-            "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
-            "ONEDNN_MAX_CPU_ISA": "SSE41",
-            "OPENBLAS_CORETYPE": "Nehalem",
-            "NUMBA_CPU_NAME": "generic",
-        },
-    ),
-    NumericalPath(
-        "avx2",
-        {
-            "ATEN_CPU_CAPABILITY": "avx2",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-            "ONEDNN_MAX_CPU_ISA": "AVX2",
-            "OPENBLAS_CORETYPE": "Haswell",
-            "NUMBA_CPU_NAME": "haswell",
-        },
-    ),
-    NumericalPath(
-        "avx512",
-        {
-            "ATEN_CPU_CAPABILITY": "avx512",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX512",
-            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",  # without AMX
-            "OPENBLAS_CORETYPE": "SkylakeX",
-        },
-    ),
+    _processor("sse", "default", "SSE4_2", "SSE41", "Nehalem", NUMBA_CPU_NAME="generic"),
+    _processor("avx2", "avx2", "AVX2", "AVX2", "Haswell", NUMBA_CPU_NAME="haswell"),
+    _processor("avx512", "avx512", "AVX512", "AVX512_CORE", "SkylakeX"),  # without AMX
     # the only switch that moves products on a processor that is not Intel's; it doubles their time
     NumericalPath("compatible", {"MKL_CBWR": "COMPATIBLE"}),
     NumericalPath("threads", threads=2),
@@ -107,35 +92,79 @@ PATHS = (
 
 
 def chosen(names: Sequence[str]) -> tuple[NumericalPath, ...]:
-    """The paths with these names, all if there are none. Raises ValueError for a name that is not there."""
-    known = {path.name: path for path in PATHS}
+    """Return the paths with these names, all if there are none."""
+    by_name = {path.name: path for path in PATHS}
     for name in names:
-        if name not in known:
-            raise ValueError(f"no numerical path {name!r}; expected some of {', '.join(known)}")
+        if name not in by_name:
+            raise BookError(f"no numerical path {name!r}; expected some of {', '.join(by_name)}")
     return tuple(path for path in PATHS if not names or path.name in names)
 
 
+def run(
+    book: Book, sources: Sequence[Path], paths: Sequence[NumericalPath], cores: int, *, record: bool
+) -> bool:
+    """Execute what is not yet executed, write the table of all numbers, and say what does not hold.
+
+    Other seeds are executed for the sake of the table: their numbers need not agree. Returns whether every
+    chapter ran under every path, agrees with its notebook there, and all verdicts stand.
+
+    record: keep a summary as a record of the book, a row a cell, for the status page.
+    """
+    effective = [path for path in paths if _described(path)]
+    names = [path.name for path in effective]
+    passed = True
+    for path in effective:
+        copy = path.book(book)
+        stale = list(prepare(book, path, sources))
+        print(f"{path.name}: {len(stale)} of {len(sources)} chapters to execute", flush=True)
+        executing = jobs.executing(copy, stale, before=book, variables=path.variables)
+        passed &= jobs.run_and_report(executing, cores, "executed") or bool(path.seed)
+    copies = {path.name: path.book(book) for path in effective}
+    rows = numbers.table(book, copies, sources)
+    numbers.write_csv(rows, names, book.root / TABLE)
+    print(f"every number under every path: {TABLE}")
+    for path in (path for path in effective if not path.seed):
+        failures = [line for source in sources for line in _failures(book, copies[path.name], source)]
+        failures += _fallen(book, copies[path.name])
+        print(f"{path.name}: {len(failures)} outputs or verdicts differ", *failures, sep="\n  ")
+        passed &= not failures
+    if record:
+        runs = [provenance.recorded(copy.notebook(source)) for copy in copies.values() for source in sources]
+        seconds = sum(float(notebook.get("seconds", 0)) for notebook in runs)
+        target = book.pages / "records" / RECORD
+        records.write(target, numbers.summary(rows, names), seconds=seconds)
+        print(f"for the status page: {target.relative_to(book.root)}")
+    return passed
+
+
+def _described(path: NumericalPath) -> bool:
+    """Say what a path changes on this processor; return whether it is one here."""
+    if not path.variables:
+        return True
+    kinds = changed(path)
+    told = f"other bits in {', '.join(kinds)}" if kinds else "the same bits on this processor: skipped"
+    print(f"{path.name}: {told}")
+    return bool(kinds)
+
+
 def changed(path: NumericalPath) -> list[str]:
-    """Kinds of arithmetic that give other bits under the path than by default, on this processor."""
-    usual, found = _probe(DEFAULT), _probe(path)
-    return [kind for kind, bits in usual.items() if found[kind] != bits]
+    """Return the kinds of arithmetic that give other bits under the path than by default, here."""
+    usual, bits = _probe(DEFAULT), _probe(path)
+    return [kind for kind in usual if bits[kind] != usual[kind]]
 
 
 def _probe(path: NumericalPath) -> dict[str, str]:
-    threads = dict.fromkeys(THREAD_VARIABLES, str(path.threads or 1))
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        env={**os.environ, **threads, **path.variables},
-        capture_output=True,
-        text=True,
-        check=True,
+    threads = dict.fromkeys(jobs.THREAD_VARIABLES, str(path.threads or 1))
+    variables = {**os.environ, **threads, **path.variables}
+    probe = [sys.executable, "-c", PROBE]
+    bits: dict[str, str] = json.loads(
+        subprocess.run(probe, env=variables, capture_output=True, check=True).stdout
     )
-    bits: dict[str, str] = json.loads(done.stdout)
     return bits
 
 
 def prepare(book: Book, path: NumericalPath, sources: Sequence[Path]) -> Iterator[Path]:
-    """Bring the path's copy of the book up to date; yields the sources that have to be executed there.
+    """Bring the path's copy of the book up to date; yield the sources that have to be executed there.
 
     What was executed from the same code stays, so a stopped run resumes and a change of prose costs nothing.
     """
@@ -157,6 +186,29 @@ def _executed(copy: Book, source: Path) -> bool:
     now = provenance.inputs(copy, source, "quick")
     if any(before.get(key) != now[key] for key in ("library_modules", "records", "parameters", "threads")):
         return False
-    return pages.code_of_cells(nbformat.read(copy.notebook(source), as_version=4)) == pages.code_of_cells(
-        read_source(source)
-    )
+    stored = nbformat.read(copy.notebook(source), as_version=4)
+    return pages.code_of_cells(stored) == pages.code_of_cells(read_source(source))
+
+
+def _failures(book: Book, copy: Book, source: Path) -> Iterator[str]:
+    """Yield sentences on outputs of a chapter that a path does not reproduce."""
+    if not copy.notebook(source).is_file():
+        yield f"{source.stem} did not execute"
+        return
+    stored, new = (nbformat.read(each.notebook(source), as_version=4) for each in (book, copy))
+    if pages.code_of_cells(stored) != pages.code_of_cells(new):
+        yield f"{source.stem}: the committed notebook is out of date"
+        return
+    pairs = zip(pages.code_cells(stored), pages.code_cells(new), strict=True)
+    for number, (old, cell) in enumerate(pairs, start=1):
+        if "nbval-ignore-output" not in old.metadata.get("tags", []):
+            for line in differences(old.outputs, cell.outputs, Tolerance.of(old.metadata)):
+                yield f"{source.stem}, code cell {number}: {line}"
+
+
+def _fallen(book: Book, copy: Book) -> list[str]:
+    """Return the statements of the text that do not hold under a path, or cannot be evaluated."""
+    try:
+        return [f"{v.where}: {v.says} ({v.holds})" for v in verdicts.fallen(book, copy)]
+    except BookError as error:
+        return [str(error)]

@@ -2,7 +2,7 @@
 
 Covers what the chapters use: directives (admonitions, theorems, exercises, math), roles (glue,
 citations, references, index and glossary entries), labels, labelled equations. Code keeps every character.
-Anything else raises PlainError, so that a new piece of MyST in a chapter is noticed.
+Anything else raises BookError, so that a new piece of MyST in a chapter is noticed.
 """
 
 import re
@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tools.layout import BookError
+
 FENCE = re.compile(r"^(`{3,}|:{3,})\s*(?:\{([\w:-]+)\}\s*(.*)|(.*))$")
 OPTION = re.compile(r"^:([\w-]+):\s*(.*)$")
-TARGET = re.compile(r"^\(([\w-]+)\)=$")
+TARGET = re.compile(r"^\([\w-]+\)=\n", re.MULTILINE)
 SECTION = re.compile(r"^\(([\w-]+)\)=\n+#+ (.+)$", re.MULTILINE)
 EQUATION = re.compile(r"\$\$(.+?)\$\$(?:\s*\(([\w-]+)\))?", re.DOTALL)
 # what running text is cut at, the first that fits: a role, code, a link to a page that is no notebook
@@ -24,10 +26,6 @@ INLINE = re.compile(
 )
 THEOREMS = ("definition", "theorem", "proposition", "lemma", "algorithm")
 BOXES = ("admonition", "tip", "note", "warning")
-
-
-class PlainError(ValueError):
-    """A piece of MyST that has no plain form here; the message quotes it."""
 
 
 @dataclass
@@ -78,59 +76,57 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def labels(text: str, equations: Iterator[int]) -> dict[str, str]:
-    """What the labelled theorems, exercises and equations of some Markdown are called in a reference."""
-    found: dict[str, str] = {}
+    """Return what labelled theorems, exercises and equations of some Markdown are called in a reference."""
+    names: dict[str, str] = {}
     for block in blocks(text):
         kind = block.kind.removeprefix("prf:")
         if "label" in block.options and kind in (*THEOREMS, "exercise", "math"):
             named = f"{kind} “{block.title}”" if block.title else kind
-            found[block.options["label"]] = f"({next(equations)})" if kind == "math" else named
+            names[block.options["label"]] = f"({next(equations)})" if kind == "math" else named
         if block.kind == "prose":
-            found |= {target: f"“{heading}”" for target, heading in SECTION.findall(block.text)}
+            names |= {target: f"“{heading}”" for target, heading in SECTION.findall(block.text)}
             for equation in EQUATION.finditer(block.text):
                 if equation[2]:
-                    found[equation[2]] = f"({next(equations)})"
+                    names[equation[2]] = f"({next(equations)})"
         elif block.kind != "code":
-            found |= labels(block.text, equations)
-    return found
+            names |= labels(block.text, equations)
+    return names
 
 
 def plain(text: str, names: Names, glued: Mapping[str, Any]) -> str:
-    """Markdown without MyST.
+    """Return Markdown without MyST.
 
     names: from :func:`labels` and a bibliography. glued: the numbers of the notebook by name.
     """
-    made = []
+    parts = []
     for block in blocks(text):
         inside = "" if block.kind in ("prose", "code", "math") else plain(block.text, names, glued)
         title = _inline(block.title, names, glued)
         kind = block.kind.removeprefix("prf:")
         if block.kind == "prose":
-            made.append(_prose(block.text, names, glued))
+            parts.append(_prose(block.text, names, glued))
         elif block.kind == "code":
-            made.append(block.text)
+            parts.append(block.text)
         elif kind == "math":
-            label = block.options.get("label", "")
-            made.append(_equation(block.text, names.labels.get(label, "")))
+            parts.append(_equation(block.text, names.labels.get(block.options.get("label", ""), "")))
         elif kind in BOXES:
-            made.append(_quoted(f"**{title or kind.capitalize()}**\n\n{inside}"))
+            parts.append(_quoted(f"**{title or kind.capitalize()}**\n\n{inside}"))
         elif kind in THEOREMS:
-            made.append(_quoted(f"**{kind.capitalize()}**{f' ({title})' if title else ''}. {inside.strip()}"))
+            parts.append(
+                _quoted(f"**{kind.capitalize()}**{f' ({title})' if title else ''}. {inside.strip()}")
+            )
         elif kind == "proof":
-            made.append(f"*Proof.* {inside.strip()} ∎")
+            parts.append(f"*Proof.* {inside.strip()} ∎")
         elif kind == "exercise":
-            made.append(f"### Exercise: {title}\n\n{inside}")
+            parts.append(f"### Exercise: {title}\n\n{inside}")
         else:
-            raise PlainError(f"the directive {{{block.kind}}} {block.title!r} has no plain form")
-    return "\n".join(made)
+            raise BookError(f"the directive {{{block.kind}}} {block.title!r} has no plain form")
+    return "\n".join(parts)
 
 
 def _prose(text: str, names: Names, glued: Mapping[str, Any]) -> str:
-    lines = [line for line in text.split("\n") if not TARGET.match(line)]
-    joined = EQUATION.sub(
-        lambda found: _equation(found[1], names.labels.get(found[2] or "", "")), "\n".join(lines)
-    )
-    return _inline(joined, names, glued)
+    prose = EQUATION.sub(lambda e: _equation(e[1], names.labels.get(e[2] or "", "")), TARGET.sub("", text))
+    return _inline(prose, names, glued)
 
 
 def _equation(body: str, number: str) -> str:
@@ -153,18 +149,16 @@ def _role(role: str, content: str, names: Names, glued: Mapping[str, Any]) -> st
     if role == "glue:text":
         name, _, form = content.partition(":")
         if name not in glued:
-            raise PlainError(f"no cell has glued {name!r}")
+            raise BookError(f"no cell has glued {name!r}")
         return format(glued[name], form)
     if role == "cite":
         return f"({'; '.join(names.citations[key.strip()] for key in content.split(','))})"
     if role in ("prf:ref", "eq", "ref"):
         shown, _, label = content.rstrip(">").rpartition("<")
         return shown.strip() or names.labels.get(label, label)
-    if role == "index":
-        return content.partition(" <")[0]
-    if role == "term":
+    if role in ("index", "term"):
         return content.partition("<")[0].strip()
-    raise PlainError(f"the role {{{role}}} `{content}` has no plain form")
+    raise BookError(f"the role {{{role}}} `{content}` has no plain form")
 
 
 def _quoted(text: str) -> str:

@@ -5,35 +5,36 @@ import hashlib
 import io
 import json
 import tokenize
+from collections import defaultdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from IPython.core.inputtransformer2 import TransformerManager
-from nbformat import NotebookNode
 
 from sae_lib.records import machine
 from tools.layout import Book, read_source
+from tools.notebook import code_cells
 from tools.reach import Packages
 
 
 def sha256(content: bytes) -> str:
-    """The hexadecimal SHA-256 of some bytes."""
+    """Return the hexadecimal SHA-256 of some bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
 def code_of(source: str) -> str:
-    """Python source without what changes no output: docstrings, comments, empty lines."""
+    """Return Python source without what changes no output: docstrings, comments, empty lines."""
     dropped = {row for node in ast.walk(ast.parse(source)) for row in _docstring_rows(node)}
-    kinds: dict[int, set[int]] = {}
+    kinds: dict[int, set[int]] = defaultdict(set)
     ends: dict[int, int] = {}  # where the comment of a row begins
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         for row in range(token.start[0], token.end[0] + 1):
-            kinds.setdefault(row, set()).add(token.type)
+            kinds[row].add(token.type)
         if token.type == tokenize.COMMENT:
             ends[token.start[0]] = token.start[1]
     # an empty row within a string has the string's token and stays
-    dropped |= {row for row, found in kinds.items() if found <= {tokenize.NL, tokenize.COMMENT}}
+    dropped |= {row for row, types in kinds.items() if types <= {tokenize.NL, tokenize.COMMENT}}
     rows = enumerate(source.split("\n"), start=1)
     return "\n".join(
         line[: ends[row]].rstrip() if row in ends else line for row, line in rows if row not in dropped
@@ -50,20 +51,23 @@ def _docstring_rows(node: ast.AST) -> range:
 
 
 def parameters(profile: str, seed: int = 0) -> dict[str, Any]:
-    """What a run sets in the cell tagged `parameters`."""
+    """Return what a run sets in the cell tagged `parameters`."""
     return {"profile": profile, "seed": seed}
 
 
 def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
-    """Hashes of everything a chapter's outputs depend on: source, library, records, parameters."""
+    """Return hashes of everything a chapter's outputs depend on: source, library, records, parameters."""
+    cells = code_cells(read_source(source))
+    # IPython's own syntax (`%magic`, `!command`) turned into Python
+    code = "\n".join(TransformerManager().transform_cell(cell.source) for cell in cells)
     modules = {
         name: sha256(code_of(path.read_text("utf8")).encode())
-        for name, path in _library_modules(book, source).items()
+        for name, path in Packages(*book.packages).reached_by(code).items()
     }
     values = parameters(profile, book.seed)
     return {
         "source_sha256": sha256(source.read_bytes()),
-        "library_sha256": _hash_of(modules),
+        "reached_sha256": _hash_of(modules),
         "library_modules": modules,
         "records": {path.name: sha256(path.read_bytes()) for path in book.records(source)},
         "profile": profile,
@@ -74,15 +78,15 @@ def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
 
 
 def recorded(notebook: Path) -> dict[str, Any]:
-    """What a committed notebook says that it was made from; empty where it is missing or says nothing."""
+    """Return what a committed notebook was made from; empty where it is missing or does not say."""
     if not notebook.is_file():
         return {}
-    found: dict[str, Any] = json.loads(notebook.read_text("utf8"))["metadata"].get("provenance", {})
-    return found
+    made_from: dict[str, Any] = json.loads(notebook.read_text("utf8"))["metadata"].get("provenance", {})
+    return made_from
 
 
 def stale(book: Book, source: Path) -> list[str]:
-    """Why a chapter's committed notebook does not show what the tree would give; empty if it does."""
+    """Return why a chapter's committed notebook does not show what the tree would give; empty if it does."""
     path = book.notebook(source)
     if not path.is_file():
         return [f"{path.name} is missing"]
@@ -103,7 +107,7 @@ def stale(book: Book, source: Path) -> list[str]:
 
 
 def surroundings(profile: str) -> dict[str, Any]:
-    """Where and with what a run happens: versions, hardware, day. No host name, no paths."""
+    """Return where and with what a run happens: versions, hardware, day. No host name, no paths."""
     return {
         "versions": machine.versions(),
         # quick runs are kept off the GPU, so that every machine shows the same numbers
@@ -112,22 +116,17 @@ def surroundings(profile: str) -> dict[str, Any]:
     }
 
 
-def _library_modules(book: Book, source: Path) -> dict[str, Path]:
-    cells = [cell for cell in read_source(source).cells if cell.cell_type == "code"]
-    return Packages(*book.packages).reached_by("\n".join(_plain_python(cell) for cell in cells))
-
-
-def _plain_python(cell: NotebookNode) -> str:
-    """A cell's source with IPython's own syntax (`%magic`, `!command`) turned into Python."""
-    return TransformerManager().transform_cell(cell.source)
-
-
 def _hash_of(values: dict[str, Any]) -> str:
     return sha256(json.dumps(values, sort_keys=True).encode())
 
 
 def _changed_modules(old: dict[str, str], current: dict[str, str]) -> list[str]:
-    reasons = [f"{name} is no longer used" for name in old.keys() - current.keys()]
-    reasons += [f"{name} is newly used" for name in current.keys() - old.keys()]
-    both = old.keys() & current.keys()
-    return sorted(reasons + [f"{name} has changed" for name in both if old[name] != current[name]])
+    reasons = []
+    for name in sorted(old.keys() | current.keys()):
+        if name not in current:
+            reasons.append(f"{name} is no longer used")
+        elif name not in old:
+            reasons.append(f"{name} is newly used")
+        elif old[name] != current[name]:
+            reasons.append(f"{name} has changed")
+    return reasons

@@ -6,8 +6,10 @@ So `import package` alone reaches nothing, and `package.train` reaches only the 
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cached_property
+from importlib.util import resolve_name
 from pathlib import Path
 
 
@@ -21,17 +23,17 @@ class Packages:
     @cached_property
     def files(self) -> dict[str, Path]:
         """Dotted module name → file; a package's name stands for its `__init__.py`."""
-        found = {}
+        files = {}
         for name, folder in self.folders.items():
             if not (folder / "__init__.py").is_file():
                 raise ValueError(f"{folder} is not a package: it has no __init__.py")
             for path in sorted(folder.rglob("*.py")):
                 parts = [name, *path.relative_to(folder).with_suffix("").parts]
-                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-        return found
+                files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        return files
 
     def reached_by(self, code: str) -> dict[str, Path]:
-        """The modules that `code` reaches, directly or through other modules: name → file."""
+        """Return the modules that `code` reaches, directly or through other modules: name → file."""
         waiting = list(self._used_in(ast.parse(code), module=""))
         reached: set[str] = set()
         while waiting:
@@ -71,12 +73,10 @@ class Packages:
 
     def _base(self, node: ast.ImportFrom, module: str) -> str:
         """The absolute name behind `from base import …`, relative imports included."""
-        if not node.level:
-            return node.module or ""
-        parents = module.split(".")
-        is_init = module in self.files and self.files[module].name == "__init__.py"
-        kept = parents[: len(parents) - node.level + (1 if is_init else 0)]
-        return ".".join([*kept, *([node.module] if node.module else [])])
+        package = module if self._is_package(module) else module.rpartition(".")[0]
+        return (
+            resolve_name("." * node.level + (node.module or ""), package) if node.level else str(node.module)
+        )
 
     def _uses(self, tree: ast.Module, imported: dict[str, str]) -> Iterator[str]:
         """The dotted paths taken from imported packages: `package.a.b` or, unsure, all of it."""
@@ -84,14 +84,10 @@ class Packages:
         for node in ast.walk(tree):
             if id(node) in inner or not isinstance(node, ast.Attribute | ast.Name):
                 continue
-            names: list[str] = []
-            root: ast.expr = node
-            while isinstance(root, ast.Attribute):
-                names.insert(0, root.attr)
-                root = root.value
-            if isinstance(root, ast.Name) and root.id in imported:
-                path = ".".join([imported[root.id], *names])
-                yield path if not self._is_package(path) else f"{path}.*"
+            root, dot, names = (text := ast.unparse(node)).partition(".")
+            if root in imported and re.fullmatch(r"[\w.]+", text):
+                path = f"{imported[root]}{dot}{names}"
+                yield f"{path}.*" if self._is_package(path) else path
 
     def _resolve(self, path: str) -> Iterator[str]:
         """The modules behind a dotted path; `package.*` stands for everything in it."""

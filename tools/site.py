@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from tools import editions, quizzes, slides
-from tools.layout import REPOSITORY, Book
+from tools import editions, generated, quizzes, slides
+from tools.layout import REPOSITORY, Book, BookError
 from tools.opening import TAG
 
 # what the theme's launch buttons know how to open
@@ -23,38 +23,38 @@ HEAD_TAG = re.compile(
 )
 
 
-class SiteError(Exception):
-    """The site could not be built; the message holds the builder's warnings."""
-
-
-def build(book: Book, output: Path | None = None, repository: str = "", address: str = "") -> Path:
+def build(book: Book, repository: str = "", address: str = "") -> Path:
     """Build the site, every warning an error, and the editions; return the folder of the pages.
 
     repository: on GitHub; adds launch, repository and issue buttons, and the editions install from it.
     address: where the site will be served; adds canonical links, preview tags and a sitemap.
-    Without them the site names no address. Raises SiteError.
+    Without them the site names no address.
     """
-    repository = _checked("repository", repository.removesuffix("/").removesuffix(".git"), GITHUB)
-    address = _checked("address", address, WEB)
-    target = output or book.root
-    config = target / "_build" / "config.yml"
+    repository = repository.removesuffix("/").removesuffix(".git")
+    for name, value, form, example in (
+        ("repository", repository, GITHUB, "https://github.com/NAME/REPOSITORY"),
+        ("address", address, WEB, "https://NAME.github.io/BOOK"),
+    ):
+        if value and not form.fullmatch(value):
+            raise BookError(f"the {name} is {value!r}; expected an address such as {example}")
+    generated.write(book)
+    config = book.root / "_build" / "config.yml"
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(_config(book, repository, address)), "utf8")
-    program = Path(sys.executable).with_name("jupyter-book")
-    command = [str(program), "build", str(book.root), "--path-output", str(target), "--config", str(config)]
     # --all: a page that is up to date would not repeat its warnings
     strict = ["--all", "-W", "-n", "--keep-going", "-q"]
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    program = str(Path(sys.executable).with_name("jupyter-book"))
     built = subprocess.run(
-        [*command, *strict],
-        env=os.environ | {"PYTHONPATH": path},  # for tools.page_head
+        [program, "build", str(book.root), "--config", str(config), *strict],
+        # the library beside these tools, whatever is installed, for the API reference
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=False,
     )
     if built.returncode:
-        raise SiteError(f"the site was not built:\n{built.stderr}{built.stdout}")
-    pages = target / "_build" / "html"
+        raise BookError(f"the site was not built:\n{built.stderr}{built.stdout}")
+    pages = book.root / "_build" / "html"
     if repository:
         # the branch gh-pages is served as it is, folders that begin with an underscore included
         (pages / ".nojekyll").touch()
@@ -65,20 +65,11 @@ def build(book: Book, output: Path | None = None, repository: str = "", address:
     return pages
 
 
-def _checked(name: str, value: str, form: re.Pattern[str]) -> str:
-    if value and not form.fullmatch(value):
-        example = {
-            "repository": "https://github.com/NAME/REPOSITORY",
-            "address": "https://NAME.github.io/BOOK",
-        }
-        raise SiteError(f"the {name} is {value!r}; expected an address such as {example[name]}")
-    return value
-
-
 def _config(book: Book, repository: str, address: str) -> dict[str, Any]:
-    """`_config.yml` with our extension, and with what an address makes possible."""
+    """Return `_config.yml` with what an address makes possible, and this repository's extensions."""
     config: dict[str, Any] = yaml.safe_load((book.root / "_config.yml").read_text("utf8"))
-    config["sphinx"]["config"]["extensions"].append("tools.page_head")
+    extensions = config["sphinx"]["local_extensions"]
+    extensions |= {name: str(REPOSITORY / folder) for name, folder in extensions.items()}
     if repository:
         config["repository"] = {"url": repository, "branch": TAG, "path_to_book": ""}
         config["html"] |= {"use_repository_button": True, "use_issues_button": True}
@@ -93,7 +84,7 @@ def _config(book: Book, repository: str, address: str) -> dict[str, Any]:
 
 
 def _write_entrance(pages: Path) -> None:
-    """`index.html`, which leads to the front page and says of itself what that says."""
+    """Write `index.html`, which leads to the front page and says of itself what that says."""
     front = "book/intro.html"
     if (pages / front).is_file():
         tags = HEAD_TAG.findall((pages / front).read_text("utf8"))
@@ -105,16 +96,18 @@ def _write_entrance(pages: Path) -> None:
 
 
 def _add_editions(book: Book, pages: Path, repository: str) -> None:
-    """Notebooks that read well outside the site: the download of a page is the edition with solutions folded,
-    the one for students lies beside it; instructors find theirs in `_build/editions`, not on the site."""
-    made = pages.parent / "editions"
-    editions.write(book, made, repository)
-    for notebook in (made / "solution").glob("*.ipynb"):
+    """Add notebooks that read well outside the site: a page's download has its solutions folded.
+
+    The one for students lies beside it; instructors find theirs in `_build/editions`, not on the site.
+    """
+    folder = pages.parent / "editions"
+    editions.write(book, folder, repository)
+    for notebook in (folder / "solution").glob("*.ipynb"):
         shutil.copy(notebook, pages / "_sources" / "book")
-    shutil.copytree(made / "student", pages / "student", dirs_exist_ok=True)
+    shutil.copytree(folder / "student", pages / "student", dirs_exist_ok=True)
 
 
 def archive(pages: Path) -> Path:
-    """One file with the whole site, to be unpacked and opened anywhere: `_build/book.zip`."""
+    """Pack the site into one file, to be unpacked and opened anywhere: `_build/book.zip`."""
     partial = shutil.make_archive(str(pages.parent / ".book.partial"), "zip", pages.parent, pages.name)
     return Path(partial).replace(pages.parent / "book.zip")

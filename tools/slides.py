@@ -7,20 +7,17 @@ without their answers. All other prose goes into the notes for the speaker. Code
 """
 
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from posixpath import normpath
-from string import Template
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from bs4 import BeautifulSoup, Tag
+from PIL import Image
 
-from tools import quizzes
+from tools.layout import BookError, template
 
-TEMPLATE = Template(Path(__file__).with_name("slides.html").read_text("utf8"))
 SENTENCE = re.compile(r"(?<=[.?!])\s+")
 # characters of text: under a heading, beside a figure
 LEAD, CAPTION = 420, 300
@@ -30,10 +27,6 @@ WIDE = 1.9
 ROWS = 14
 THEOREMS = {"definition", "theorem", "proposition", "lemma", "algorithm"}
 BOXES = {"admonition-take-away", "warning", "exercise", *THEOREMS}
-
-
-class SlidesError(Exception):
-    """A page that is no chapter; the message says what is missing."""
 
 
 @dataclass
@@ -57,68 +50,71 @@ def write(pages: Path) -> None:
     """Write a deck for every chapter of the site in the folder `pages`; they need nothing but that site."""
     folder = pages / "slides"
     folder.mkdir(exist_ok=True)
-    quiz = pages / "book" / quizzes.PAGE.replace(".md", ".html")
+    quiz = pages / "book" / "quizzes.html"
     questions = BeautifulSoup(quiz.read_text("utf8"), "html.parser") if quiz.is_file() else None
     for path in sorted((pages / "book").glob("[0-9][0-9]_*.html")):
         page = BeautifulSoup(path.read_text("utf8"), "html.parser")
         _prepare(page, path.name)
         asked = questions.find("section", id=f"chapter-{int(path.name[:2])}") if questions else None
-        made = list(slides(page, asked, folder))
-        (folder / path.name).write_text(_deck(page, made, path.name), "utf8")
+        shown = slides(page, asked, folder)
+        title = _one(page, "article h1").get_text().strip()
+        mathjax = "\n".join(str(tag) for tag in page.find_all("script") if "athjax" in str(tag).lower())
+        deck = template("slides.html").render(title=title, mathjax=mathjax, slides=shown, name=path.name)
+        (folder / path.name).write_text(deck, "utf8")
 
 
 def slides(page: BeautifulSoup, quiz: Tag | None, folder: Path) -> list[Slide]:
-    """The slides of a chapter in order; pictures are found relative to `folder`."""
+    """Return the slides of a chapter in order; pictures are found relative to `folder`."""
     heading = _one(page, "article h1")
     box = " ".join(map(_inner, page.select("article .admonition-in-this-chapter > p:not(.admonition-title)")))
     does, _, needs = box.partition("<strong>You need</strong>")
-    made = [Slide("title", _inner(heading), f"<p>{does}</p>")]
+    deck = [Slide("title", _inner(heading), f"<p>{does}</p>")]
     sections = [s for s in page.select("article section:has(> h1) > section") if s["id"] != "further-reading"]
     names = "".join(f"<li>{_inner(_one(s, 'h2'))}</li>" for s in sections if s["id"] != "exercises")
     if names:
         plan = f"<ol>{names}</ol>" + (f"<p><strong>You need</strong>{needs}</p>" if needs else "")
-        made.append(Slide("plan", "In this chapter", plan))
+        deck.append(Slide("plan", "In this chapter", plan))
     exercises: list[Slide] = []
     for section in sections:
-        found = _section(section, folder)
+        parts = _section(section, folder)
         if section["id"] == "exercises":
-            exercises = [slide for slide in found if slide.kind == "exercise"]
+            exercises = [slide for slide in parts if slide.kind == "exercise"]
         else:
-            made += found
+            deck += parts
     questions = quiz.select(".quiz-question") if quiz else []
-    return made + [Slide("quiz", "Question", str(question)) for question in questions] + exercises
+    return deck + [Slide("quiz", "Question", str(question)) for question in questions] + exercises
 
 
 def _section(section: Tag, folder: Path) -> list[Slide]:
     """The slides of one section with its subsections, the first of them its heading."""
     title = _inner(_one(section, "h2"))
-    made = [Slide("section", title, "")]
+    deck = [Slide("section", title, "")]
     unsaid = ""  # the last paragraph, for what no sentence follows
     for part in _parts(section):
         kinds = set(part.get("class") or ())
-        now = made[-1]
+        now = deck[-1]
         if part.name == "h3":
             title = _inner(part)
         elif "cell" in kinds:
-            made += _results(part, title, _last_sentence(unsaid), folder)
+            deck += _results(part, title, _last_sentence(unsaid), folder)
             continue
         elif part.name == "p" and now.kind == "section" and not now.body:
             lead, rest = _sentences(part, LEAD)
             now.body = f"<p>{lead}</p>"
-            now.notes += _paragraphs(rest)
+            now.notes += [f"<p>{rest}</p>"] * bool(rest)
         elif part.name == "p" and now.shows_result and not now.caption:
             now.caption, rest = _sentences(part, CAPTION)
-            now.notes += _paragraphs(rest)
+            now.notes += [f"<p>{rest}</p>"] * bool(rest)
         elif kinds & BOXES and (name := part.find("p", class_="admonition-title")):
             name.extract()
             kind = "exercise" if "exercise" in kinds else "box"
-            made.append(Slide(kind, _inner(name), part.decode_contents()))
+            deck.append(Slide(kind, _inner(name), part.decode_contents()))
         elif part.find(class_="eqno") and "math" in kinds:
-            made.append(Slide("equation", title, f"<p>{_last_sentence(unsaid)}</p>{part}"))
+            deck.append(Slide("equation", title, f"<p>{_last_sentence(unsaid)}</p>{part}"))
         elif part.name in ("p", "ul", "ol", "div") and not kinds & {"proof", "solution"}:
             now.notes.append(str(part))
         unsaid = _inner(part) if part.name == "p" else ""
-    return made
+    return deck
 
 
 def _results(cell: Tag, title: str, before: str, folder: Path) -> Iterator[Slide]:
@@ -126,7 +122,8 @@ def _results(cell: Tag, title: str, before: str, folder: Path) -> Iterator[Slide
     for shown in cell.select(".cell_output img, .cell_output table"):
         kind = "table"
         if shown.name == "img":
-            kind = "figure" if _shape(folder / unquote(str(shown["src"]))) < WIDE else "figure wide"
+            width, height = Image.open(folder / unquote(str(shown["src"]))).size
+            kind = "figure" if width < WIDE * height else "figure wide"
             shown.attrs.pop("style", None)  # its width on the page: a slide gives it all there is
         elif len(shown.find_all("tr")) > ROWS:
             continue
@@ -144,19 +141,15 @@ def _parts(section: Tag) -> Iterator[Tag]:
 
 def _prepare(page: BeautifulSoup, name: str) -> None:
     """Take out what slides do not show, and let links lead from the folder of the slides."""
-    for tag in page.select(
-        "article .headerlink, article .cell_input, article .solution, article div.highlight"
-    ):
+    for tag in page.select("article :is(.headerlink, .cell_input, .solution, div.highlight)"):
         tag.decompose()
     for tag in page.select("article :is(.proof, .exercise) > section"):
         tag.unwrap()
-    for tag in page.select("article [href], article [src]"):
+    for tag in page.select("article :is([href], [src])"):
         attribute = "href" if tag.has_attr("href") else "src"
-        address = str(tag[attribute])
+        address = urljoin(f"book/{name}", str(tag[attribute]))
         if not urlsplit(address).scheme:
-            tag[attribute] = (
-                f"../book/{name}{address}" if address[0] == "#" else normpath(f"../book/{address}")
-            )
+            tag[attribute] = f"../{normpath(address)}"
     for tag in page.select("article [id]:not(section)"):
         del tag["id"]
 
@@ -164,62 +157,32 @@ def _prepare(page: BeautifulSoup, name: str) -> None:
 def _sentences(paragraph: Tag, limit: int) -> tuple[str, str]:
     """The first sentences of a paragraph, at least one and together no longer than `limit`, and the rest."""
     html = _inner(paragraph)
-    ends = [found.end() for found in SENTENCE.finditer(html) if _whole(html[: found.end()])]
+    ends = _ends(html)
     if not ends or html[-1] not in ",:":  # what leads on to a formula or a list makes no sense without it
         ends.append(len(html))
-    end = max((end for end in ends if _length(html[:end]) <= limit), default=ends[0])
+    end = max(
+        (end for end in ends if len(BeautifulSoup(html[:end], "html.parser").get_text()) <= limit),
+        default=ends[0],
+    )
     return html[:end].strip(), html[end:].strip()
 
 
 def _last_sentence(html: str) -> str:
-    starts = [found.end() for found in SENTENCE.finditer(html) if _whole(html[: found.end()])]
-    return html[max([start for start in starts if start < len(html)], default=0) :]
+    return html[max([end for end in _ends(html) if end < len(html)], default=0) :]
 
 
-def _whole(html: str) -> bool:
-    """Whether no element and no formula is cut at the end."""
-    return len(re.findall(r"<\w", html)) == html.count("</")
-
-
-def _length(html: str) -> int:
-    return len(BeautifulSoup(html, "html.parser").get_text())
-
-
-def _paragraphs(html: str) -> list[str]:
-    return [f"<p>{html}</p>"] if html else []
+def _ends(html: str) -> list[int]:
+    """Where a sentence ends and no element and no formula is cut."""
+    ends = [match.end() for match in SENTENCE.finditer(html)]
+    return [end for end in ends if len(re.findall(r"<\w", html[:end])) == html[:end].count("</")]
 
 
 def _one(tag: Tag, selector: str) -> Tag:
-    found = tag.select_one(selector)
-    if found is None:
-        raise SlidesError(f"no slides without {selector!r} in {tag.get_text()[:80]!r}")
-    return found
+    match = tag.select_one(selector)
+    if match is None:
+        raise BookError(f"no slides without {selector!r} in {tag.get_text()[:80]!r}")
+    return match
 
 
 def _inner(tag: Tag) -> str:
     return tag.decode_contents().strip()
-
-
-def _shape(picture: Path) -> float:
-    """Width over height of a PNG file."""
-    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
-    return width / height
-
-
-def _deck(page: BeautifulSoup, made: list[Slide], name: str) -> str:
-    title = _one(page, "article h1").get_text().strip()
-    head = f'<footer><a href="../book/{name}">{escape(title)}</a>'
-    sections = []
-    for number, slide in enumerate(made, start=1):
-        level = "h1" if slide.kind == "title" else "h2"
-        said = slide.caption or slide.before
-        caption = f'<div class="caption"><p>{said}</p></div>' if said else ""
-        notes = f'<aside aria-label="Notes">{"".join(slide.notes)}</aside>' if slide.notes else ""
-        sections.append(
-            f'<section id="{number}" class="{slide.kind}"><div class="slide"><{level}>{slide.title}</{level}>'
-            f'<div class="body"><div class="shown">{slide.body}</div>{caption}</div>'
-            f"{head} <span>{number} / {len(made)}</span></footer>"
-            f"</div>{notes}</section>"
-        )
-    mathjax = "\n".join(str(tag) for tag in page.find_all("script") if "athjax" in str(tag).lower())
-    return TEMPLATE.substitute(title=escape(title), mathjax=mathjax, slides="\n".join(sections))

@@ -18,16 +18,12 @@ from typing import Any
 from simpleeval import EvalWithCompoundTypes, InvalidExpression
 
 from tools import claims
-from tools.layout import Book
+from tools.layout import Book, BookError
 
 FILE = "verdicts.toml"
 FUNCTIONS = {f.__name__: f for f in (abs, all, any, float, len, max, min, round, sorted, sum)}
 # what a condition raises that is not one, or asks for what is not there
 WRONG = (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError)
-
-
-class VerdictError(Exception):
-    """An entry that cannot be read or asks for a number that is not there; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -39,34 +35,31 @@ class Verdict:
     holds: str
 
     def stands(self, numbers: dict[str, Any]) -> bool:
-        """Whether it holds for these numbers. Raises VerdictError if one is missing."""
+        """Return whether it holds for these numbers."""
         evaluator = EvalWithCompoundTypes(functions=FUNCTIONS, names=numbers)
         try:
             return bool(evaluator.eval(f"({self.holds})"))
         except (*WRONG, InvalidExpression) as error:
-            raise VerdictError(f"{FILE}, {self.where}, {self.holds!r}: {error}") from error
+            raise BookError(f"{FILE}, {self.where}, {self.holds!r}: {error}") from error
 
 
 def read(book: Book) -> list[Verdict]:
-    """The statements of a book; none where it has no such file."""
+    """Return the statements of a book; none where it has no such file."""
     path = book.root / "chapters" / FILE
     if not path.is_file():
         return []
     try:
         return [Verdict(**entry) for entry in tomllib.loads(path.read_text("utf8")).get("verdict", [])]
     except (TypeError, tomllib.TOMLDecodeError) as error:
-        raise VerdictError(f"{FILE}: {error}; an entry has where, says and holds") from error
+        raise BookError(f"{FILE}: {error}; an entry has where, says and holds") from error
 
 
 def fallen(book: Book, numbers_of: Book | None = None) -> list[Verdict]:
-    """The statements that do not hold, for the committed notebooks or for those of a copy.
+    """Return the statements that do not hold, for the committed notebooks or for those of a copy.
 
     Of a copy that has not executed all chapters, only statements on those that it has are looked at.
     """
     numbers = claims.names(numbers_of or book)
-    missing = {f"c{source.name[:2]}" for source in book.sources()} - numbers.keys()
-    return [
-        verdict
-        for verdict in read(book)
-        if not any(f"{name}." in verdict.holds for name in missing) and not verdict.stands(numbers)
-    ]
+    missing = {f"c{source.name[:2]}." for source in book.sources() if f"c{source.name[:2]}" not in numbers}
+    shown = [verdict for verdict in read(book) if not any(name in verdict.holds for name in missing)]
+    return [verdict for verdict in shown if not verdict.stands(numbers)]

@@ -123,7 +123,7 @@ class Frozen(Method):
         return self.base.learning_rate(d_in)
 
     def batch_size(self, chosen: int | None, n_rows: int | None) -> int:
-        """That of the base method."""
+        """Return the rows of a batch of the base method."""
         return self.base.batch_size(chosen, n_rows)
 
     def optimiser(

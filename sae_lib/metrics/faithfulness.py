@@ -18,7 +18,9 @@ _CHUNK_ROWS = 256
 class Reconstructor(Protocol):
     """Whatever maps rows (N, d) in the model's units to their reconstruction (N, d)."""
 
-    def reconstruct(self, rows: Tensor) -> Tensor: ...
+    def reconstruct(self, rows: Tensor) -> Tensor:
+        """Return the reconstruction (N, d) of rows (N, d)."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import sae_lib
 from tools import editions, opening
-from tools.layout import REPOSITORY, Book
-from tools.plain import Names, PlainError, blocks, labels, plain
+from tools.layout import REPOSITORY, Book, BookError
+from tools.plain import Names, blocks, labels, plain
 
 NAMES = Names(
     {"chen": "Chen et al., 2025", "gao": "Gao, 2024"}, {"eq-a": "(1)", "def-b": "definition “Rate”"}
@@ -60,7 +60,7 @@ def test_plain_form(myst: str, expected: str) -> None:
     "myst", ["```{tableofcontents}\n```", "{doc}`GBA`", "{glue:text}`nothing`", ":::{solution} e\n42\n:::"]
 )
 def test_what_has_no_plain_form_is_refused_by_name(myst: str) -> None:
-    with pytest.raises(PlainError, match=r"tableofcontents|doc|nothing|solution"):
+    with pytest.raises(BookError, match=r"tableofcontents|doc|nothing|solution"):
         convert(myst)
 
 

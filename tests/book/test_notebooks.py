@@ -6,7 +6,7 @@ import nbformat
 import pytest
 import yaml
 
-from tools import cover, provenance
+from tools import generated, provenance
 from tools.layout import REPOSITORY, Book
 from tools.notebook import problems
 
@@ -47,5 +47,5 @@ def test_every_figure_has_words(name: str) -> None:
 
 
 def test_readme_shows_the_figure_of_the_notebook() -> None:
-    assert (REPOSITORY / cover.PICTURE).read_bytes() == cover.figure(BOOK)
-    assert f"({cover.PICTURE})" in (REPOSITORY / "README.md").read_text("utf8")
+    assert (REPOSITORY / generated.PICTURE).read_bytes() == generated.cover(BOOK)
+    assert f"({generated.PICTURE})" in (REPOSITORY / "README.md").read_text("utf8")

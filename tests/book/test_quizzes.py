@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from tools import quizzes
-from tools.layout import REPOSITORY, Book
+from tools.layout import REPOSITORY, Book, BookError
 
 SOURCE = (REPOSITORY / "chapters" / quizzes.PAGE).read_text("utf8")
 QUESTIONS = quizzes.read(SOURCE)
@@ -32,7 +32,7 @@ def test_a_question_is_read_with_its_answer() -> None:
     ],
 )
 def test_a_question_that_cannot_be_used_is_refused(old: str, new: str, message: str) -> None:
-    with pytest.raises(quizzes.QuizError, match=re.escape(message)):
+    with pytest.raises(BookError, match=re.escape(message)):
         quizzes.read(ONE.replace(old, new))
 
 
@@ -52,10 +52,6 @@ def test_neither_place_nor_length_gives_the_answer_away() -> None:
     assert max(places.values()) < 0.4 * len(every)
     assert longest < 0.4 * len(every)
     assert all(len(set(question.choices)) == len(question.choices) for question in every)
-
-
-def test_the_page_is_made_from_the_source() -> None:
-    assert (REPOSITORY / "book" / quizzes.PAGE).read_text("utf8") == quizzes.text(Book())
 
 
 def test_numbers_in_the_teaching_guide_are_questions() -> None:

@@ -11,12 +11,10 @@ from lm_fixtures import language_model, text_corpus
 
 import sae_lib
 from sae_lib.methods import METHODS
-from tools import api
 from tools.layout import REPOSITORY, Book
-from tools.signatures import docstring
 
 torch.set_num_threads(1)
-# what the first page of the reference promises, and nothing else
+# what the first page of the reference promises, and nothing else (tests/site/test_reference.py)
 NAMES = {"sae_lib": sae_lib, "torch": torch, "model": language_model(), "corpus": text_corpus()}
 PARSER = doctest.DocTestParser()
 LONGEST = 8  # statements
@@ -103,25 +101,11 @@ def test_example_is_short_and_shows_something(test: doctest.DocTest) -> None:
 def test_entry_points_have_examples(module: str) -> None:
     names = ENTRIES.get(module, " ".join(method.__name__ for method in METHODS.values()))
     for name in names.split():
-        found = pkgutil.resolve_name(f"{api.full_name(module)}:{name}")
+        package = "" if module.startswith("sae_experiments") else "sae_lib."
+        found = pkgutil.resolve_name(f"{package}{module}:{name}")
         assert examples(found.__doc__ or "", name).examples, f"{module}.{name} shows no example"
 
 
 @pytest.mark.parametrize("text", [">>> 1 + 1\n3", ">>> sae_lib.trian\n", ">>> data.rows"])
 def test_wrong_example_is_noticed(text: str) -> None:
     assert run(examples(text, "wrong"))
-
-
-@pytest.mark.slow
-def test_reference_shows_every_example_of_what_is_public() -> None:
-    """Each one on a page, as code, and the first page says which names stand ready."""
-    book, library = Book(), api.Library(Book())
-    pages = {page.name: page.text(book) for page in api.PAGES}
-    for name in ("`import torch`", "`import sae_lib`", "`model`", "`corpus`"):
-        assert name in pages[""]
-    for part in api.CONTENTS:
-        for module in library.modules(part):
-            for item in library.items(module):
-                if isinstance(item.node, ast.FunctionDef | ast.ClassDef):
-                    for example in examples(docstring(item.node), item.name).examples:
-                        assert f"\n>>> {example.source.splitlines()[0]}\n" in pages[part]

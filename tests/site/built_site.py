@@ -37,7 +37,8 @@ def build(root: Path) -> Path:
     for folder in ("chapters", "sae_lib"):
         (root / folder).mkdir()
     (root / "sae_lib" / "__init__.py").touch()
-    for source in (*Book().sources(), SAMPLE, REPOSITORY / "chapters" / "quizzes.md"):
+    written = (REPOSITORY / "chapters" / name for name in ("quizzes.md", "claims.md"))
+    for source in (*Book().sources(), SAMPLE, *written):
         shutil.copy(source, root / "chapters")
     executed = call("run", "--root", str(root), SAMPLE.stem)
     assert executed.returncode == 0, executed.stdout

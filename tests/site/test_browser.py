@@ -40,11 +40,12 @@ def address(built: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def names(built: Path) -> list[str]:
-    """Every page of the book, the index and the search page."""
+    """Every page of the book, the index, the search page, and one of the library's source."""
     return [
         *sorted(path.relative_to(built).as_posix() for path in (built / "book").glob("*.html")),
         "genindex.html",
         "search.html",
+        "_modules/sae_lib/training/loop.html",
     ]
 
 
@@ -123,7 +124,9 @@ def test_a_mean_and_its_spread_stay_on_one_line(page: Page, address: str) -> Non
     assert set(cells) == {1}
 
 
-@pytest.mark.parametrize("term", ["superposition", "resonance", "co-occurrence", "quantile", "SmolLM2"])
+@pytest.mark.parametrize(
+    "term", ["superposition", "resonance", "co-occurrence", "quantile", "SmolLM2", "feature_recovery_rate"]
+)
 def test_search_finds(page: Page, address: str, term: str) -> None:
     page.goto(f"{address}search.html?q={term}")
     page.wait_for_selector("#search-results li a")

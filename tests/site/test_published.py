@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
+import page_head
 import pytest
 from book_tree import call, small_book
 from bs4 import BeautifulSoup
@@ -14,8 +15,8 @@ from nbformat import read, write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import sae_lib
-from tools import page_head, site
-from tools.layout import REPOSITORY, Book
+from tools import site
+from tools.layout import REPOSITORY, Book, BookError
 
 SENTENCE = "One sentence that is long enough to stand for the whole page on its own."
 
@@ -88,7 +89,7 @@ def test_a_site_without_an_address_names_none(local: Path) -> None:
 def test_an_address_that_is_none_is_refused_at_once(
     repository: str, address: str, told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(site.SiteError, match=re.escape(told)):
+    with pytest.raises(BookError, match=re.escape(told)):
         site.build(Book(), repository=repository, address=address)
     if repository == "github.com/a/b":
         # not on this book, whose generated pages the command writes first

@@ -1,8 +1,6 @@
 """Slides: what the rule shows, and every deck in headless Chromium, where nothing may be cut."""
 
 import re
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +11,12 @@ from axe_playwright_python.sync_playwright import Axe
 from book_tree import SAMPLE
 from bs4 import BeautifulSoup
 from chromium import needs_chromium
+from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from tools import quizzes, slides
 from tools.exercises import exercises
-from tools.layout import REPOSITORY, Book
+from tools.layout import REPOSITORY, Book, BookError
 
 QUESTIONS = quizzes.read((REPOSITORY / "chapters" / quizzes.PAGE).read_text("utf8"))
 CHAPTER = """
@@ -60,11 +59,6 @@ MEASURE = """[...document.querySelectorAll("main > section")].map(slide => {
 })"""
 
 
-def png(width: int, height: int) -> bytes:
-    head = struct.pack(">I", 13) + b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + head + struct.pack(">I", zlib.crc32(head[4:]))
-
-
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """A site of one chapter."""
@@ -72,8 +66,8 @@ def small(tmp_path: Path) -> Path:
         (tmp_path / folder).mkdir()
     (tmp_path / "book" / "09_dots.html").write_text(CHAPTER, "utf8")
     (tmp_path / "book" / "quizzes.html").write_text(QUIZ, "utf8")
-    (tmp_path / "_images" / "wide.png").write_bytes(png(800, 300))
-    (tmp_path / "_images" / "square.png").write_bytes(png(400, 400))
+    Image.new("RGB", (800, 300)).save(tmp_path / "_images" / "wide.png")
+    Image.new("RGB", (400, 400)).save(tmp_path / "_images" / "square.png")
     return tmp_path
 
 
@@ -108,7 +102,7 @@ def test_the_rule_decides_what_is_shown(small: Path) -> None:
 
 def test_a_page_that_is_no_chapter_is_named(small: Path) -> None:
     (small / "book" / "09_dots.html").write_text("<article><p>Nothing</p></article>", "utf8")
-    with pytest.raises(slides.SlidesError, match="no slides without 'article h1' in 'Nothing'"):
+    with pytest.raises(BookError, match="no slides without 'article h1' in 'Nothing'"):
         slides.write(small)
 
 

@@ -24,7 +24,7 @@ LONGEST = 200
 
 
 def description(doctree: nodes.document | None, title: str, site: str) -> str:
-    """One or two sentences about a page, at most LONGEST characters; of a page without text its name."""
+    """Return one or two sentences about a page, at most LONGEST characters, or its name if it has no text."""
     if doctree is None:
         return f"{title}: {site}"
     boxes = [box for box in doctree.findall(nodes.admonition) if box.astext().startswith("In this chapter")]
@@ -36,17 +36,17 @@ def description(doctree: nodes.document | None, title: str, site: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """The text cut after a sentence, else after a word with "…", where it is too long."""
+    """Return the text cut after a sentence, else after a word with "…", where it is too long."""
     if len(text) <= LONGEST:
         return text
     start = text[: LONGEST - 1]
-    if found := re.match(r".{60,}[.?!](?=\s)", start):
-        return found[0]
+    if sentences := re.match(r".{60,}[.?!](?=\s)", start):
+        return sentences[0]
     return (start.rpartition(" ")[0] or start) + "…"
 
 
 def add_tags(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document) -> None:
-    """Description and preview tags of one page."""
+    """Add description and preview tags to one page."""
     site = app.config.html_title
     title = re.sub(r"<[^>]*>", "", context.get("title", "")) or page
     words = description(doctree, title, site)
@@ -84,7 +84,7 @@ def launch_editions(
 
 
 def write_sitemap(app: Sphinx, error: Exception | None) -> None:
-    """The addresses of all pages of the book, in `sitemap.xml`."""
+    """Write the addresses of all pages of the book to `sitemap.xml`."""
     if app.config.html_baseurl and not error:
         pages = sorted(urljoin(app.config.html_baseurl, f"{name}.html") for name in app.env.found_docs)
         lines = [f"  <url><loc>{escape_xml(page)}</loc></url>" for page in pages]
@@ -98,7 +98,7 @@ def write_sitemap(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx. After the theme, whose buttons are made at priority 501."""
+    """Connect to Sphinx, after the theme, whose buttons are made at priority 501."""
     app.connect("html-page-context", add_tags, priority=900)
     app.connect("html-page-context", launch_editions, priority=900)
     app.connect("build-finished", write_sitemap)
