@@ -21,7 +21,6 @@ import sae_lib
 PACKAGES = ("sae_lib", "sae_experiments")
 # a constant with a longer value is shown only where a page says so
 LONGEST_VALUE = 90
-ENTRY = re.compile(r"([a-z]\w*\*?(?:, [a-z]\w*\*?)*): ")
 HIDDEN = "\0"
 # a field of several parameters, "htf, ltf"
 TOGETHER = re.compile(r"^:(?:param|ivar) \w+(?:, \w+)+:")
@@ -36,23 +35,6 @@ def prepare(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: l
     """Hide the colons of a property's text from napoleon, which takes what stands before one for a type."""
     if what == "property":
         lines[:] = [line.replace(":", HIDDEN) for line in lines]
-    else:
-        _read_bare_entries(lines)
-
-
-def _read_bare_entries(lines: list[str]) -> None:
-    """Read ``name: text`` outside of sections, the rest indented, as parameters."""
-    fields, listing = list[str](), False
-    for line in lines:
-        entry = ENTRY.match(line)
-        if entry and (listing or not fields or not fields[-1] or fields[-1].endswith(".")):
-            fields += [] if listing else [""]
-            listing, line = True, f":param {entry[1]}: {line[entry.end() :]}"
-        elif listing and not line.startswith(" "):
-            fields += [""]
-            listing = False
-        fields.append(line)
-    lines[:] = fields
 
 
 def complete(app: Sphinx, what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:

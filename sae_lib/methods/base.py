@@ -218,9 +218,14 @@ class Method(ABC):
         return 3e-3
 
     def batch_size(self, chosen: int | None, n_rows: int | None) -> int:
-        """Return the rows of a batch: as chosen, or 512. Raise ValueError for a choice that cannot work.
+        """Return the rows of a batch: as chosen, or 512.
 
-        n_rows: rows of the data; None where they have no end.
+        Args:
+            chosen: By the caller; None for the default.
+            n_rows: Rows of the data; None where they have no end.
+
+        Raises:
+            ValueError: The method cannot work with the choice.
         """
         return 512 if chosen is None else chosen
 
