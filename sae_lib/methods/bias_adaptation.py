@@ -17,8 +17,7 @@ from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 
 STARTS = ("quantile", "zero")
-# projections closer than this share of the largest one count as equal: a sum of d float32 products in another
-# order differs by less, up to d in the thousands
+# share of the largest projection within which two count as equal: above rounding, up to d in the thousands
 RELATIVE_GAP = 1e-5
 
 
@@ -53,9 +52,9 @@ def adapt_bias(
 ) -> Tensor:
     """Apply the bias rule once; return the new bias (M,).
 
-    * over-active, rate > target: b ← max(b − γ · peak, −1)
-    * silent, rate < epsilon: b ← min(b + γ · mean positive peak of the group, 0)
-    * otherwise: unchanged. The target is a ceiling, not a set point.
+    * rate > target: b ← max(b − γ · peak, −1)
+    * rate < epsilon: b ← min(b + γ · mean positive peak of the group, 0)
+    * otherwise unchanged: the target is a ceiling, not a set point.
 
     Args:
         bias: Bias of each latent (M,).
@@ -226,9 +225,8 @@ def quantile_bias(sae: SparseAutoencoder, sample: Tensor, target: Tensor) -> Ten
 def _above_rank(values: Tensor, ranks: Tensor, least: Tensor) -> Tensor:
     """Return, for each row of (M, N), a threshold between values, exceeded by at most ``ranks`` (M,) of them.
 
-    It lies halfway from the value with ``ranks`` others before it, in descending order, to the next that is
-    larger by more than rounding, so that neither the processor nor the size of a batch decides who fires.
-    ``least`` is a lower bound of the largest value, for the size of rounding errors.
+    It lies halfway from the value with ``ranks`` others before it to the next that is larger by more than
+    rounding, so that no processor decides who fires. ``least`` bounds the largest value from below.
     """
     at = _at_rank(values, ranks)
     rounding = RELATIVE_GAP * values.abs().amax(dim=1).clamp(min=least)
