@@ -27,7 +27,9 @@ from torch.nn.functional import normalize
 
 import sae_lib
 from benchmarks import memory, peers, report
-from sae_lib.methods import BatchTopK, JumpReLU
+from sae_lib import kernels
+from sae_lib.methods import BatchTopK, JumpReLU, Matryoshka
+from sae_lib.training.updating import Update
 
 RATE = peers.RATE
 
@@ -110,18 +112,27 @@ def contestants(x: Tensor, width: int, l0: int) -> dict[str, Callable[[], Callab
         "GBA": sae_lib.GroupBiasAdaptation(),
         "L1": sae_lib.L1(0.0),
         "TopK": sae_lib.TopK(k=l0),
+        "TopK, tied": sae_lib.TopK(k=l0, tied=True),
         "BatchTopK": BatchTopK(k=l0),
+        "Matryoshka": Matryoshka(k=l0),
         "JumpReLU": JumpReLU(0.0),
     }
     builders: dict[str, Callable[[], Callable[[], object]]] = {
         f"sae_lib {name}": partial(ours_step, method, x, width, l0) for name, method in ours.items()
     }
+    builders["sae_lib GBA, float32"] = partial(ours_step, ours["GBA"], x, width, l0, screened=False)
     builders["sae_lib GBA, dense"] = partial(ours_step, ours["GBA"], x, width, l0, dense=True)
     return builders | peers.available(x, width, l0)
 
 
 def ours_step(
-    method: sae_lib.methods.Method, x: Tensor, width: int, l0: int, *, dense: bool = False
+    method: sae_lib.methods.Method,
+    x: Tensor,
+    width: int,
+    l0: int,
+    *,
+    dense: bool = False,
+    screened: bool = True,
 ) -> Callable[[], object]:
     """Return a step as ``train`` makes it, at biases with which ``l0`` latents fire on a row."""
     sae = method.build(x.shape[1], width, normalisation=sae_lib.Normalisation(), seed=0).to(x.device)
@@ -131,20 +142,20 @@ def ours_step(
             # a row's products with random unit rows are N(0, 1/d); a share l0 / M of them exceeds this level
             level = torch.distributions.Normal(0, x.shape[1] ** -0.5).icdf(torch.tensor(1 - l0 / width))
             sae.bias.fill_(-level.item())
-    one_pass = trainer.dense if dense else trainer.sparse
+    if screened:
+        trainer.screen = kernels.screen_for(x, width)
+    backend = trainer.screen or kernels.backend(x.device)
     optimiser = method.optimiser(
         [p for p in (*sae.parameters(), *trainer.parameters()) if p.requires_grad], RATE, 0.0
     )
+    update = Update(sae, trainer, optimiser)
     number = 0
 
     def step() -> None:
         nonlocal number
         number += 1
-        forward = one_pass(sae, x)
-        optimiser.zero_grad()
-        forward.loss.backward()
-        optimiser.step()
-        sae.unit_rows_()
+        forward = trainer.dense(sae, x) if dense else trainer.sparse(sae, x, backend)
+        update(forward.loss)
         # never a number at which the bias rule acts: L0 has to stay
         trainer.after_step(sae, forward, 10 * number + 1)
 

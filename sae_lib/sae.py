@@ -180,11 +180,16 @@ class SparseAutoencoder(nn.Module):
         """Return the reconstruction, as :meth:`reconstruct` does."""
         return self.reconstruct(rows)
 
-    @torch.no_grad()
-    def unit_rows_(self) -> None:
-        """Rescale the rows that must have unit norm (after an optimiser step)."""
+    @property
+    def unit_rows(self) -> list[nn.Parameter]:
+        """Those of encoder and decoder rows that must have unit norm."""
         unit = [] if self.free_encoder else [self.weight]
-        for rows in unit if self.decoder is None else [*unit, self.decoder]:
+        return unit if self.decoder is None else [*unit, self.decoder]
+
+    @torch.no_grad()
+    def unit_rows_(self, parameters: list[nn.Parameter] | None = None) -> None:
+        """Rescale the rows that must have unit norm, or some parameters' (after an optimiser step)."""
+        for rows in self.unit_rows if parameters is None else parameters:
             # as torch.nn.functional.normalize, in place: without a second copy of the weights
             rows.div_(rows.norm(dim=1, keepdim=True).clamp_min(1e-12))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from sae_lib.kernels.operations import Operations
+from sae_lib.kernels.row_sums import RowSum
 from sae_lib.kernels.sparse_codes import Support
 
 
@@ -20,10 +21,19 @@ class Pass:
         support: Entries at which codes are computed.
         tied: Whether encoder and decoder share their rows, whose gradient is then written once, when both
             parts of it are known.
+        sums: Where given, the backward pass appends the gradients of weight and directions here, each beside
+            its parameter, in place of writing them out.
     """
 
-    def __init__(self, backend: ModuleType, support: Support, *, tied: bool) -> None:
-        self.backend, self.support, self.tied = backend, support, tied
+    def __init__(
+        self,
+        backend: Operations,
+        support: Support,
+        *,
+        tied: bool,
+        sums: list[tuple[Tensor, RowSum]] | None = None,
+    ) -> None:
+        self.backend, self.support, self.tied, self.sums = backend, support, tied, sums
         self.decoded: list[tuple[Tensor, Support, Tensor]] = []
 
     def encode(self, values: Tensor, centred: Tensor, weight: Tensor, pre_bias: Tensor) -> Tensor:
@@ -50,7 +60,7 @@ class _Encode(torch.autograd.Function):
     def forward(
         ctx: Any, sparse_pass: Pass, values: Tensor, centred: Tensor, weight: Tensor, pre_bias: Tensor
     ) -> Tensor:
-        ctx.sparse_pass = sparse_pass
+        ctx.sparse_pass, ctx.parameter = sparse_pass, weight
         ctx.save_for_backward(centred, weight)
         return values.view_as(values)
 
@@ -59,12 +69,17 @@ class _Encode(torch.autograd.Function):
         sparse_pass: Pass = ctx.sparse_pass
         centred, weight = ctx.saved_tensors
         of_weight = of_pre_bias = None
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[3] and sparse_pass.sums is not None:
+            parts = [RowSum.over(sparse_pass.support, gradient, centred)]
+            if sparse_pass.decoded:
+                parts.append(RowSum.of_parts(sparse_pass.support, sparse_pass.decoded))
+            sparse_pass.sums += [(ctx.parameter, part) for part in parts]
+        elif ctx.needs_input_grad[3]:
             of_weight = torch.zeros_like(weight)
             sparse_pass.backend.accumulate(gradient, sparse_pass.support, centred, of_weight)
             for codes, support, errors in sparse_pass.decoded:
                 sparse_pass.backend.accumulate(codes, support, errors, of_weight)
-            sparse_pass.decoded.clear()
+        sparse_pass.decoded.clear()
         if ctx.needs_input_grad[4]:
             of_pre_bias = -(sparse_pass.support.by_latent(gradient) @ weight)
         return None, None, None, of_weight, of_pre_bias
@@ -76,6 +91,7 @@ class _Decode(torch.autograd.Function):
         ctx: Any, sparse_pass: Pass, values: Tensor, directions: Tensor, sizes: Sequence[int]
     ) -> tuple[Tensor, ...]:
         ctx.sparse_pass, ctx.parts = sparse_pass, sparse_pass.support.parts(sizes)
+        ctx.parameter = directions
         ctx.save_for_backward(values, directions)
         return tuple(sparse_pass.backend.decode(values[span], part, directions) for span, part in ctx.parts)
 
@@ -86,6 +102,7 @@ class _Decode(torch.autograd.Function):
         parts = [
             (span, part, error.contiguous()) for (span, part), error in zip(ctx.parts, errors, strict=True)
         ]
+        with_values = [(values[span], part, error) for span, part, error in parts]
         of_values = of_directions = None
         if ctx.needs_input_grad[1]:
             dots = sparse_pass.backend.dots
@@ -93,9 +110,11 @@ class _Decode(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             if sparse_pass.tied:
                 # the codes depend on the weight, so the backward pass reaches _Encode later
-                sparse_pass.decoded += [(values[span], part, error) for span, part, error in parts]
+                sparse_pass.decoded += with_values
+            elif sparse_pass.sums is not None:
+                sparse_pass.sums.append((ctx.parameter, RowSum.of_parts(sparse_pass.support, with_values)))
             else:
                 of_directions = torch.zeros_like(directions)
-                for span, part, error in parts:
-                    sparse_pass.backend.accumulate(values[span], part, error, of_directions)
+                for codes, part, error in with_values:
+                    sparse_pass.backend.accumulate(codes, part, error, of_directions)
         return None, of_values, of_directions, None

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae_lib.kernels import reference
+from sae_lib.kernels.operations import Operations
 
 # rows, latents, columns: more than one of the GPU's tiles each, the last one partial; d with and without
 SHAPES = ((150, 300, 128), (150, 300, 72))
 
 
-def fault(load: Callable[[], ModuleType], device: torch.device, factors: torch.dtype) -> str | None:
+def fault(load: Callable[[], Operations], device: torch.device, factors: torch.dtype) -> str | None:
     """Say what is wrong with a backend on a device; None if nothing is.
 
     Numbers are small integers, so that sums are exact in any order and precision: results must be equal bit
@@ -40,7 +40,7 @@ def fault(load: Callable[[], ModuleType], device: torch.device, factors: torch.d
 
 
 def _results(
-    backend: ModuleType, shape: tuple[int, int, int], device: torch.device, factors: torch.dtype
+    backend: Operations, shape: tuple[int, int, int], device: torch.device, factors: torch.dtype
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield the name of each operation, the backend's result, and the right one."""
     (n_rows, width, d), stream = shape, torch.Generator().manual_seed(0)
@@ -63,11 +63,11 @@ def _results(
         shuffled = torch.randperm(len(support), generator=stream).to(device)
         entries = support.rows[shuffled], support.latents[shuffled], support.shape
         yield "index", backend.index(*entries), reference.index(*entries)
-        yield "decode", *(module.decode(values, support, weight) for module in (backend, reference))
-        yield "dots", *(module.dots(x, support, weight) for module in (backend, reference))
+        yield "decode", backend.decode(values, support, weight), reference.decode(values, support, weight)
+        yield "dots", backend.dots(x, support, weight), reference.dots(x, support, weight)
         totals = weight.clone(), weight.clone()
-        for module, total in zip((backend, reference), totals, strict=True):
-            module.accumulate(values, support, x, total)
+        backend.accumulate(values, support, x, totals[0])
+        reference.accumulate(values, support, x, totals[1])
         yield "accumulate", *totals
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae_lib.kernels import loops
 from sae_lib.kernels.loops import LANES
+from sae_lib.kernels.reference import top, top_of_batch
 from sae_lib.kernels.sparse_codes import Support
 
 # latents encoded at a time: enough for the product to run at full speed, few enough for 1,024 rows of
@@ -16,7 +17,10 @@ from sae_lib.kernels.sparse_codes import Support
 CHUNK = 1024
 
 
-def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+__all__ = ["accumulate", "arrays", "decode", "dots", "index", "scan", "top", "top_of_batch"]
+
+
+def arrays(*tensors: Tensor) -> list[np.ndarray]:
     """Return tensors as arrays, after giving Numba as many threads as PyTorch may use."""
     threads = torch.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
@@ -28,7 +32,7 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 def index(rows: Tensor, latents: Tensor, shape: tuple[int, int]) -> tuple[Support, Tensor]:
     """See :func:`sae_lib.kernels.reference.index`."""
-    i, m = _arrays(rows, latents)
+    i, m = arrays(rows, latents)
     by_row, _ = loops.order(i, shape[0])
     order, latent_ends = loops.order(m[by_row], shape[1])
     order = by_row[order]
@@ -47,7 +51,7 @@ def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tenso
     limit[:width] = bar
     highest = torch.empty(padded, dtype=x.dtype)
     buffer = torch.zeros(n_rows, chunk, dtype=x.dtype)
-    u, limits, tops = _arrays(buffer, limit, highest)
+    u, limits, tops = arrays(buffer, limit, highest)
     counts = np.empty((n_rows, chunk // LANES), np.int32)
     entries = []
     for first in range(0, width, chunk):
@@ -57,9 +61,9 @@ def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tenso
         loops.count(u, limits[span], tops[span], counts)
         ends = np.cumsum(counts.sum(axis=0))
         starts = np.concatenate([[0], ends[:-1]])
-        arrays = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.int64), np.empty(ends[-1], u.dtype)
-        loops.collect(u, limits[span], counts, starts, first, *arrays)
-        entries.append(arrays)
+        columns = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.int64), np.empty(ends[-1], u.dtype)
+        loops.collect(u, limits[span], counts, starts, first, *columns)
+        entries.append(columns)
     rows, latents, values = (torch.from_numpy(np.concatenate(part)) for part in zip(*entries, strict=True))
     support, order = index(rows, latents, (n_rows, width))
     return highest[:width], support, values[order]
@@ -68,17 +72,17 @@ def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tenso
 def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:
     """See :func:`sae_lib.kernels.reference.decode`."""
     out = torch.empty(support.shape[0], directions.shape[1], dtype=directions.dtype)
-    loops.decode(*_arrays(values, support.latents, support.row_order, support.row_ends, directions, out))
+    loops.decode(*arrays(values, support.latents, support.row_order, support.row_ends, directions, out))
     return out
 
 
 def dots(errors: Tensor, support: Support, directions: Tensor) -> Tensor:
     """See :func:`sae_lib.kernels.reference.dots`."""
     out = torch.empty(len(support), dtype=directions.dtype)
-    loops.dots(*_arrays(errors, support.latents, support.row_order, support.row_ends, directions, out))
+    loops.dots(*arrays(errors, support.latents, support.row_order, support.row_ends, directions, out))
     return out
 
 
 def accumulate(values: Tensor, support: Support, vectors: Tensor, out: Tensor) -> None:
     """See :func:`sae_lib.kernels.reference.accumulate`."""
-    loops.accumulate(*_arrays(values, support.rows, support.latent_ends, vectors, out))
+    loops.accumulate(*arrays(values, support.rows, support.latent_ends, vectors, out))

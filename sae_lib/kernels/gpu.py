@@ -11,6 +11,8 @@ import triton
 from torch import Tensor
 
 from sae_lib.kernels import reference
+from sae_lib.kernels.reference import top as top
+from sae_lib.kernels.reference import top_of_batch as top_of_batch
 from sae_lib.kernels.sparse_codes import Support
 from sae_lib.kernels.triton_entries import accumulate_latent, decode_row, dot_entries
 from sae_lib.kernels.triton_scan import LANES, collect_groups, scan_tile

@@ -1,4 +1,4 @@
-"""The five operations of the sparse step in plain PyTorch, with which the fast ones are compared.
+"""The operations of the sparse step in plain PyTorch, with which the fast ones are compared.
 
 B rows, M latents, d dimensions, E entries of a support; all tensors of a call are on one device. Shapes are
 not checked, as :class:`sae_lib.kernels.Pass` makes them fit. ``values`` are in the support's order.
@@ -48,6 +48,31 @@ def scan(x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tenso
     rows, latents = (u > bar).nonzero(as_tuple=True)
     support, _ = index(rows, latents, (len(x), len(weight)))
     return u.amax(dim=0), support, u[support.rows, support.latents]
+
+
+def top(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Multiply and select: find the k largest y = x Wᵀ + b of each row.
+
+    Args:
+        x: (B, d).
+        weight: (M, d).
+        bias: (M,).
+        k: Entries of a row, at most M.
+
+    Returns:
+        Row, latent and u = y − b of the entries (B · k,), in any order.
+    """
+    y = torch.addmm(bias, x, weight.T).topk(k, dim=1, sorted=False)
+    rows = torch.arange(len(x), device=x.device).repeat_interleave(k)
+    latents = y.indices.flatten()
+    return rows, latents, y.values.flatten() - bias[latents]
+
+
+def top_of_batch(x: Tensor, weight: Tensor, bias: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the ``count`` largest y of all rows together, otherwise as :func:`top`: (count,) each."""
+    y = torch.addmm(bias, x, weight.T).flatten().topk(count, sorted=False)
+    rows, latents = y.indices // len(weight), y.indices % len(weight)
+    return rows, latents, y.values - bias[latents]
 
 
 def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:

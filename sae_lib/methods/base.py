@@ -7,17 +7,19 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import Field, asdict, dataclass, field
-from types import ModuleType
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sae_lib import kernels
 from sae_lib.distributed import ALONE, World
-from sae_lib.kernels import SparseCodes, Support
+from sae_lib.kernels import Operations, RowSum, SparseCodes, Support
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
+
+if TYPE_CHECKING:
+    from sae_lib.kernels.screen import Screen
 
 # metadata of the fields that several methods have
 CENTRE = {"help": "Start b_pre at the mean of the data and train it; otherwise b_pre stays 0."}
@@ -35,6 +37,7 @@ class Step(NamedTuple):
         error: Reconstruction minus input, (B, d), without gradient.
         peak: Largest u of each latent, (M,), if the pass computes it.
         world: Processes that share the batch; ``codes`` and the others hold the rows of this one.
+        candidates: Entries that a screen computed exactly; None without one.
     """
 
     loss: Tensor
@@ -43,6 +46,7 @@ class Step(NamedTuple):
     error: Tensor
     peak: Tensor | None = None
     world: World = ALONE
+    candidates: int | None = None
 
     @property
     def rows(self) -> int:
@@ -71,14 +75,19 @@ class Trainer(nn.Module):
             before the first; measured in runs large enough for such a pass. It decides how the next step is
             made, in all processes by their mean, and is a buffer so that a resumed run decides alike.
         world: Processes that train together.
+        screen: Screen of the encoder product, if one serves the batches; found in the first sparse step.
+        sums: Where the gradients of rows are collected in screened steps, if the caller can use them so.
     """
 
     density: Tensor
     world: World = ALONE
+    screen: Screen | None = None
+    sums: list[tuple[Tensor, RowSum]] | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("density", torch.ones((), dtype=torch.float64))
+        self._looked_for_screen = False
 
     def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """Make one pass over a batch x (B, d): sparse where that is possible and faster, otherwise dense."""
@@ -86,9 +95,16 @@ class Trainer(nn.Module):
         rows = self.world.batch(len(x)) / self.world.size
         if not (self.has_sparse_pass(sae) and kernels.supported(x, rows * sae.width)):
             return self.dense(sae, x)
-        step = self.sparse(sae, x) if kernels.pays(x, self.density.item()) else self.dense(sae, x)
+        step = self._sparse(sae, x) if kernels.pays(x, self.density.item()) else self.dense(sae, x)
         self.density.copy_(self.world.average(self.entries(sae, step) / (len(x) * sae.width)))
         return step
+
+    def _sparse(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+        if not self._looked_for_screen:
+            self.screen, self._looked_for_screen = kernels.screen_for(x, sae.width), True
+        if self.screen is None:
+            return self.sparse(sae, x)
+        return self.sparse(sae, x, self.screen)._replace(candidates=self.screen.candidates)
 
     def entries(self, sae: SparseAutoencoder, step: Step) -> Tensor:
         """Count the entries that a sparse pass would look at in place of this one: here the nonzero codes."""
@@ -105,24 +121,30 @@ class Trainer(nn.Module):
         """Tell whether :meth:`sparse` equals :meth:`dense`; a subclass that changes one of them decides."""
         return False
 
-    def sparse(self, sae: SparseAutoencoder, x: Tensor) -> Step:
-        """Make the same pass, working only where codes are nonzero; equal up to rounding."""
-        sparse_pass, u, peak = self.begin_pass(sae, x)
+    def sparse(self, sae: SparseAutoencoder, x: Tensor, backend: Operations | None = None) -> Step:
+        """Make the same pass, working only where codes are nonzero; equal up to rounding.
+
+        ``backend`` is by default that of the device of x.
+        """
+        sparse_pass, u, peak = self.begin_pass(sae, x, backend)
         codes = SparseCodes(self.values(sae, u, sparse_pass.support), sparse_pass.support)
         errors = self.sparse_errors(sae, sparse_pass, codes, x)
         return Step(self.loss(codes, errors), None, codes.detach(), errors[-1].detach(), peak)
 
-    def begin_pass(self, sae: SparseAutoencoder, x: Tensor) -> tuple[kernels.Pass, Tensor, Tensor | None]:
+    def begin_pass(
+        self, sae: SparseAutoencoder, x: Tensor, backend: Operations | None = None
+    ) -> tuple[kernels.Pass, Tensor, Tensor | None]:
         """Begin a sparse pass over x (B, d): the pass, u (E,) on its support, and peaks (M,) if known."""
-        backend = kernels.backend(x.device)
+        backend = backend or kernels.backend(x.device)
         centred = x - sae.pre_bias.detach()
         peak, support, u = self.select(sae, backend, centred)
-        sparse_pass = kernels.Pass(backend, support, tied=sae.tied)
+        sums = self.sums if backend is self.screen else None
+        sparse_pass = kernels.Pass(backend, support, tied=sae.tied, sums=sums)
         return sparse_pass, sparse_pass.encode(u, centred, sae.weight, sae.pre_bias), peak
 
     @torch.no_grad()
     def select(
-        self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
+        self, sae: SparseAutoencoder, backend: Operations, centred: Tensor
     ) -> tuple[Tensor | None, Support, Tensor]:
         """Find entries that may be nonzero for x − b_pre (B, d): peaks (M,) if known, support, u (E,)."""
         bar = -sae.bias if sae.threshold is None else sae.threshold - sae.bias

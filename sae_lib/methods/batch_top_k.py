@@ -7,13 +7,12 @@ more of them than a poor one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sae_lib.kernels import SparseCodes, Support
+from sae_lib.kernels import Operations, SparseCodes, Support
 from sae_lib.methods.base import Step
 from sae_lib.methods.top_k import AuxiliaryTrainer, LargestCodes
 from sae_lib.sae import SparseAutoencoder
@@ -22,15 +21,18 @@ from sae_lib.sae import SparseAutoencoder
 THRESHOLD_RATE = 0.01
 
 
-def _top_of_batch(y: Tensor, k: float) -> tuple[Tensor, Tensor]:
-    """Return the ⌊k·B⌋ largest entries of y (B, M) and their places in y flattened."""
-    count = int(k * len(y))
+def number_of_codes(k: float, n_rows: int) -> int:
+    """Return ⌊k·B⌋ for a batch of B rows.
+
+    Raises:
+        ValueError: It is 0.
+    """
+    count = int(k * n_rows)
     if count < 1:
         raise ValueError(
-            f"k={k} of a batch of {len(y)} rows is no code at all; expected k of at least 1/{len(y)}"
+            f"k={k} of a batch of {n_rows} rows is no code at all; expected k of at least 1/{n_rows}"
         )
-    top = y.flatten().topk(count, sorted=False)
-    return top.values, top.indices
+    return count
 
 
 def largest_of_batch(y: Tensor, k: float) -> Tensor:
@@ -39,8 +41,8 @@ def largest_of_batch(y: Tensor, k: float) -> Tensor:
     Raises:
         ValueError: ⌊k·B⌋ is 0.
     """
-    values, places = _top_of_batch(y, k)
-    return torch.zeros_like(y).flatten().scatter(0, places, values).view_as(y)
+    top = y.flatten().topk(number_of_codes(k, len(y)), sorted=False)
+    return torch.zeros_like(y).flatten().scatter(0, top.indices, top.values).view_as(y)
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,13 @@ class BatchTopKTrainer(AuxiliaryTrainer):
 
     @torch.no_grad()
     def select(
-        self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
+        self, sae: SparseAutoencoder, backend: Operations, centred: Tensor
     ) -> tuple[None, Support, Tensor]:
         """Select the largest pre-activations of the batch."""
-        y, places = _top_of_batch(torch.addmm(sae.bias, centred, sae.weight.T), self.method.k)
-        rows, latents = places // sae.width, places % sae.width
+        count = number_of_codes(self.method.k, len(centred))
+        rows, latents, u = backend.top_of_batch(centred, sae.weight, sae.bias, count)
         support, order = backend.index(rows, latents, (len(centred), sae.width))
-        return None, support, y[order] - sae.bias[support.latents]
+        return None, support, u[order]
 
     @torch.no_grad()
     def after_step(self, sae: SparseAutoencoder, step: Step, number: int) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from sae_lib.checks import at_least
-from sae_lib.kernels import SparseCodes, Support
+from sae_lib.kernels import Operations, SparseCodes, Support
 from sae_lib.methods.base import COEFFICIENT, MomentumFree, Step, Trainer
 from sae_lib.sae import SparseAutoencoder
 
@@ -137,11 +136,10 @@ class JumpReLUTrainer(Trainer):
 
     @torch.no_grad()
     def select(
-        self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
+        self, sae: SparseAutoencoder, backend: Operations, centred: Tensor
     ) -> tuple[Tensor, Support, Tensor]:
         """Select the entries that fire, and those less than half a bandwidth below their threshold."""
-        selection: tuple[Tensor, Support, Tensor] = backend.scan(centred, sae.weight, self.bar(sae))
-        return selection
+        return backend.scan(centred, sae.weight, self.bar(sae))
 
     def bar(self, sae: SparseAutoencoder) -> Tensor:
         """Return the values (M,) that u must exceed to matter: half a bandwidth below the threshold."""
@@ -155,9 +153,9 @@ class JumpReLUTrainer(Trainer):
             return self.density.new_tensor(len(step.codes.support))
         return (step.projection > self.bar(sae)).sum()
 
-    def sparse(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+    def sparse(self, sae: SparseAutoencoder, x: Tensor, backend: Operations | None = None) -> Step:
         """Make the same pass from the selected entries."""
-        sparse_pass, u, peak = self.begin_pass(sae, x)
+        sparse_pass, u, peak = self.begin_pass(sae, x, backend)
         threshold = sparse_pass.support.at_latents(self.log_threshold.exp())
         values, fires = jump(self.values(sae, u, sparse_pass.support), threshold, self.method.bandwidth)
         codes = SparseCodes(values, sparse_pass.support)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sae_lib.checks import above_zero, at_least
-from sae_lib.kernels import Support
+from sae_lib.kernels import Operations, Support
 from sae_lib.methods.base import TIED, Baseline, Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
@@ -129,13 +128,12 @@ class AuxiliaryTrainer(Trainer):
 
     @torch.no_grad()
     def select(
-        self, sae: SparseAutoencoder, backend: ModuleType, centred: Tensor
+        self, sae: SparseAutoencoder, backend: Operations, centred: Tensor
     ) -> tuple[None, Support, Tensor]:
         """Select the k largest pre-activations of each row."""
-        top = torch.addmm(sae.bias, centred, sae.weight.T).topk(int(self.method.k), dim=1, sorted=False)
-        rows = torch.arange(len(centred), device=centred.device).repeat_interleave(top.indices.shape[1])
-        support, order = backend.index(rows, top.indices.flatten(), (len(centred), sae.width))
-        return None, support, top.values.flatten()[order] - sae.bias[support.latents]
+        rows, latents, u = backend.top(centred, sae.weight, sae.bias, int(self.method.k))
+        support, order = backend.index(rows, latents, (len(centred), sae.width))
+        return None, support, u[order]
 
     def values(self, sae: SparseAutoencoder, u: Tensor, support: Support) -> Tensor:
         """Return the codes (E,): a row with fewer than k positive pre-activations has fewer codes."""

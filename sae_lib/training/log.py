@@ -19,6 +19,8 @@ class TrainingLog(list[dict[str, Any]]):
     """One dictionary of metrics for each logged step.
 
     Its keys are ``step`` (from 1), ``loss``, ``nmse`` and ``l0`` of that batch, ``lr``, and the method's own.
+    Where a screen served the step (:mod:`sae_lib.kernels.screen`), ``candidates`` says how many entries it
+    computed for each that is a code.
     """
 
     def column(self, name: str) -> list[Any]:
@@ -62,4 +64,7 @@ def record(number: int, step: Step, x: Tensor, rate: float) -> dict[str, Any]:
             world.sum(step.codes.count_nonzero()).float() / step.rows,
         ]
     ).tolist()
-    return {"step": number, "loss": values[0], "nmse": values[1], "l0": values[2], "lr": rate}
+    logged = {"step": number, "loss": values[0], "nmse": values[1], "l0": values[2], "lr": rate}
+    if step.candidates is not None:
+        logged["candidates"] = step.candidates / max(int(step.codes.count_nonzero()), 1)
+    return logged

@@ -24,6 +24,7 @@ from sae_lib.sae import SparseAutoencoder
 from sae_lib.training import checkpoint, sharding
 from sae_lib.training.interruption import interruptible
 from sae_lib.training.log import TrainingLog, record
+from sae_lib.training.updating import Update
 
 SCHEDULES = ("linear", "cosine", "constant")
 # rows drawn once, before training, for centring and starting biases
@@ -162,6 +163,7 @@ def train(
     sharding.begin(world, sae, trainer)
     parameters = [p for p in (*sae.parameters(), *trainer.parameters()) if p.requires_grad]
     optimiser = method.optimiser(parameters, lr, weight_decay)
+    update = Update(sae, trainer, optimiser, world)
     log, first = TrainingLog(), 0
     state: dict[str, Any] = {"sae": sae, "trainer": trainer, "optimiser": optimiser}
 
@@ -200,11 +202,7 @@ def train(
                 group["lr"] = rate
             x = next(batches).to(device)
             step: Step = trainer(sae, x)._replace(world=world)
-            optimiser.zero_grad()
-            world.share(step.loss).backward()
-            sharding.reduce_gradients(world, parameters)
-            optimiser.step()
-            sae.unit_rows_()
+            update(step.loss)
             # an autocast around this call would keep using its copies of the old weights
             torch.clear_autocast_cache()
             trainer.after_step(sae, step, number)
