@@ -27,9 +27,9 @@ from sae_lib.kernels.sparse_codes import Support
 
 # Largest share of candidates; where there are more, the float32 product is faster than computing them.
 MOST = 0.04
-# rows of the batch from which the threshold of a whole batch is guessed, and the factor on the number of
-# entries that should lie above the guess
-GUESS_ROWS, HEADROOM = 32, 1.3
+# rows of the batch from which the threshold of a whole batch is guessed, and the factors on the number of
+# entries that should lie above the first guess and the second
+GUESS_ROWS, HEADROOM = 32, (1.3, 2.6)
 
 
 class Rounded:
@@ -182,15 +182,16 @@ class Screen:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :func:`sae_lib.kernels.reference.top_of_batch`.
 
-        The entries above a guess are computed, and lower guesses made until these are enough.
+        The entries above a guess are computed; if they are too few, those above a lower one.
         """
-        wanted = HEADROOM * count
-        while entries := self._above(x, weight, self._guess(x, weight, bias, wanted / len(x)) - bias):
+        for room in HEADROOM:
+            entries = self._above(x, weight, self._guess(x, weight, bias, room * count / len(x)) - bias)
+            if entries is None:
+                break
             rows, latents, values = entries
             if len(values) >= count:
                 kept = (values + bias[latents]).topk(count, sorted=False).indices
                 return rows[kept], latents[kept], values[kept]
-            wanted *= 2
         return cpu.top_of_batch(x, weight, bias, count)
 
     def _guess(self, x: Tensor, weight: Tensor, bias: Tensor, per_row: float) -> float:
