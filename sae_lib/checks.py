@@ -3,8 +3,6 @@
 NaN is outside every range.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import torch

@@ -1,7 +1,5 @@
 """Command-line options for methods, made from the fields of the methods."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Writing files so that a crash leaves the old or the new one, never a part; one writer a folder; JSON."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob

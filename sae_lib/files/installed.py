@@ -1,7 +1,5 @@
 """Data files inside installed packages, found without running the packages' code."""
 
-from __future__ import annotations
-
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 

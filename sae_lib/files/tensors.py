@@ -1,7 +1,5 @@
 """Safetensors files: compared with expected shapes and types before memory is allocated."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

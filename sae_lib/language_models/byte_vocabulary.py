@@ -1,7 +1,5 @@
 """The bytes that pieces of byte-level vocabularies stand for, by GPT-2's table."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Loading of language models from a package, a folder, a GGUF file or the Hugging Face hub."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Iterator

@@ -20,7 +20,6 @@ class Reconstructor(Protocol):
 
     def reconstruct(self, rows: Tensor) -> Tensor:
         """Return the reconstruction (N, d) of rows (N, d)."""
-        ...
 
 
 @dataclass(frozen=True)

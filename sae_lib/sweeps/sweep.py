@@ -1,7 +1,5 @@
 """Many runs over seeds, methods and settings: in parallel, kept on disk, resumable."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
