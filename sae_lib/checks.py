@@ -3,7 +3,7 @@
 NaN is outside every range.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +48,22 @@ def one_of(name: str, value: str, choices: Collection[str]) -> None:
     """Refuse a word that is not among the choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+
+
+def indices(latents: Sequence[int] | Tensor, width: int, least: int = 0) -> Tensor:
+    """Return latents as an index (n,), n ≥ ``least``, into ``width`` of them."""
+    index = torch.as_tensor(latents)
+    if index.numel() == 0:
+        index = index.long()
+    if index.ndim != 1 or len(index) < least or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(
+            f"latents have shape {tuple(index.shape)} and type {index.dtype}; "
+            f"expected whole numbers (n,), n ≥ {least}"
+        )
+    for latent in index.tolist():
+        if not 0 <= latent < width:
+            raise ValueError(f"latent {latent} of {width}: allowed 0..{width - 1}")
+    return index
 
 
 def matrix(rows: Tensor, d: int) -> None:

@@ -41,10 +41,7 @@ def converted(gguf: Path) -> Path:
 
     Reading GGUF takes transformers some twenty seconds even for a small model; the converted copy (float32,
     four bytes a weight) opens at once. Its name holds the file's SHA-256 and the version of transformers.
-
-    Raises:
-        ImportError: The extra ``gguf`` is not installed.
-        ValueError: The file is damaged or of an unknown architecture.
+    ImportError without the extra ``gguf``, ValueError for a damaged file or an unknown architecture.
     """
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -58,16 +58,6 @@ class Faithfulness:
         return 1 - self.kl_spliced / self.kl_mean if self.kl_mean else math.nan
 
 
-def _mean_activation(model: LanguageModel, site: Site, batches: list[Tensor], skip_first: int) -> Tensor:
-    total = torch.zeros(model.d_model, dtype=torch.float64)
-    n = 0
-    for blocks in batches:
-        (rows,) = forward(model, [site], blocks, skip_first)
-        total += rows.float().sum(dim=0).cpu()
-        n += len(rows)
-    return (total / n).float()
-
-
 def _losses(clean: Tensor, changed: Tensor, targets: Tensor) -> tuple[float, float]:
     """Return summed cross-entropy of ``changed`` (N, V) and summed divergence from ``clean`` (N, V)."""
     cross_entropy = divergence = 0.0
@@ -123,7 +113,12 @@ def faithfulness(
         )
     batches = list(blocks.split(batch_blocks))
     if mean is None:
-        mean = _mean_activation(model, site, batches, skip_first)
+        total, n_rows = torch.zeros(model.d_model, dtype=torch.float64), 0
+        for batch in batches:
+            (rows,) = forward(model, [site], batch, skip_first)
+            total += rows.float().sum(dim=0).cpu()
+            n_rows += len(rows)
+        mean = (total / n_rows).float()
     if mean.shape != (model.d_model,):
         raise ValueError(f"mean has shape {tuple(mean.shape)}; expected ({model.d_model},)")
     mean = mean.to(model.device)
