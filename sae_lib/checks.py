@@ -66,10 +66,10 @@ def indices(latents: Sequence[int] | Tensor, width: int, least: int = 0) -> Tens
     return index
 
 
-def matrix(rows: Tensor, d: int) -> None:
-    """Refuse rows that are not (N, d) with N ≥ 1."""
-    if rows.ndim != 2 or rows.shape[1] != d or len(rows) == 0:
-        raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, {d}) with N ≥ 1")
+def matrix(rows: Tensor, d: int | None = None, least: int = 1) -> None:
+    """Refuse rows that are not (N, d) with N ≥ ``least``; None allows any d."""
+    if rows.ndim != 2 or d not in (None, rows.shape[1]) or len(rows) < least:
+        raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, {d or 'd'}) with N ≥ {least}")
 
 
 def bad_row(rows: Tensor) -> int | None:

@@ -77,10 +77,8 @@ class Book:
     def records(self, source: Path) -> list[Path]:
         """Return the records of long runs that a chapter shows: those with its number, and those it names."""
         folder = self.pages / "records"
-        named = {folder / name for name in RECORD.findall(source.read_text("utf8"))}
-        return sorted(
-            {*folder.glob(f"{source.name[:2]}_*.json"), *(path for path in named if path.is_file())}
-        )
+        named = (folder / name for name in RECORD.findall(source.read_text("utf8")))
+        return sorted({*folder.glob(f"{source.name[:2]}_*.json"), *filter(Path.is_file, named)})
 
 
 def template(name: str) -> Template:

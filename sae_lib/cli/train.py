@@ -16,10 +16,7 @@ Parallel = Literal["auto", "data"]
 @with_method_options
 def train(
     out: Annotated[Path, typer.Argument(help="Folder for the autoencoder, its log and checkpoints.")],
-    data: Annotated[
-        str,
-        typer.Option(help=f"A preset ({common.PRESETS}), a store's folder, or stream."),
-    ],
+    data: Annotated[str, typer.Option(help=f"A preset ({common.PRESETS}), a store's folder, or stream.")],
     method: Annotated[MethodName, typer.Option(help="How sparsity is enforced.")] = "gba",
     width: Annotated[int, typer.Option(min=1, help="Latents.")] = 512,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.  [default: 4000]")] = None,
