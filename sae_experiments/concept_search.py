@@ -39,15 +39,15 @@ def phi(labels: Tensor, fired: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The answer for each concept: its latent (F,), φ where it was chosen (F,), φ on other text (F,)."""
+class BestLatents:
+    """The best latent of each of F concepts (F,), φ where it was chosen (F,), φ on other text (F,)."""
 
     latent: Tensor
     chosen: Tensor
     score: Tensor
 
 
-def search(labels: Tensor, fired: Tensor, other_labels: Tensor, other_fired: Tensor) -> Found:
+def search(labels: Tensor, fired: Tensor, other_labels: Tensor, other_fired: Tensor) -> BestLatents:
     """Find for each concept the latent with the largest φ on one half of the text, and its φ on the other.
 
     Of equal latents the first is chosen.
@@ -60,7 +60,7 @@ def search(labels: Tensor, fired: Tensor, other_labels: Tensor, other_fired: Ten
     """
     best = phi(labels, fired).max(dim=1)
     everywhere = phi(other_labels, other_fired[:, best.indices])
-    return Found(best.indices, best.values, everywhere.diagonal().clone())
+    return BestLatents(best.indices, best.values, everywhere.diagonal().clone())
 
 
 def permuted_scores(

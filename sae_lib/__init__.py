@@ -3,8 +3,6 @@
 Names load on first use, so that ``import sae_lib`` stays light.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """Sources of training rows: the interface, and rows in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,23 +22,19 @@ class BatchSource(Protocol):
     @property
     def d_in(self) -> int:
         """Dimension d of a row."""
-        ...
 
     @property
     def normalisation(self) -> Normalisation:
         """Scaling that has been applied to the rows."""
-        ...
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
         """Yield normalised float32 batches (batch_size, d_in) without end, starting at number ``start``.
 
         It may also take ``part``, a slice: processes that share a batch then ask only for their rows of it.
         """
-        ...
 
     def describe(self) -> dict[str, Any]:
         """Describe the origin of the rows as plain JSON values, which are stored with every autoencoder."""
-        ...
 
 
 class Rows:

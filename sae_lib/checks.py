@@ -3,9 +3,7 @@
 NaN is outside every range.
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -52,10 +50,26 @@ def one_of(name: str, value: str, choices: Collection[str]) -> None:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
 
 
-def matrix(rows: Tensor, d: int) -> None:
-    """Refuse rows that are not (N, d) with N ≥ 1."""
-    if rows.ndim != 2 or rows.shape[1] != d or len(rows) == 0:
-        raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, {d}) with N ≥ 1")
+def indices(latents: Sequence[int] | Tensor, width: int, least: int = 0) -> Tensor:
+    """Return latents as an index (n,), n ≥ ``least``, into ``width`` of them."""
+    index = torch.as_tensor(latents)
+    if index.numel() == 0:
+        index = index.long()
+    if index.ndim != 1 or len(index) < least or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(
+            f"latents have shape {tuple(index.shape)} and type {index.dtype}; "
+            f"expected whole numbers (n,), n ≥ {least}"
+        )
+    for latent in index.tolist():
+        if not 0 <= latent < width:
+            raise ValueError(f"latent {latent} of {width}: allowed 0..{width - 1}")
+    return index
+
+
+def matrix(rows: Tensor, d: int | None = None, least: int = 1) -> None:
+    """Refuse rows that are not (N, d) with N ≥ ``least``; None allows any d."""
+    if rows.ndim != 2 or d not in (None, rows.shape[1]) or len(rows) < least:
+        raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, {d or 'd'}) with N ≥ {least}")
 
 
 def bad_row(rows: Tensor) -> int | None:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from sae_lib.checks import one_of
+from sae_lib.checks import indices, one_of
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.language_models.unembedding import through_final_norm
 from sae_lib.sae import SparseAutoencoder
@@ -22,16 +22,7 @@ ERRORS = ("kept", "dropped")
 
 def _chosen(sae: SparseAutoencoder, latents: Sequence[int] | Tensor) -> Tensor:
     """Return latents as an index (n,) on the autoencoder's device."""
-    index = torch.as_tensor(latents)
-    if index.numel() == 0:
-        index = index.long()
-    if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
-        raise ValueError(
-            f"latents have shape {tuple(index.shape)} and type {index.dtype}; expected whole numbers (n,)"
-        )
-    for latent in index.tolist():
-        if not 0 <= latent < sae.width:
-            raise ValueError(f"latent {latent} of {sae.width}: allowed 0..{sae.width - 1}")
+    index = indices(latents, sae.width)
     if len(index.unique()) < len(index):
         raise ValueError(f"{len(index)} latents, {len(index.unique())} of them distinct; name each once")
     return index.to(sae.weight.device)
@@ -40,15 +31,6 @@ def _chosen(sae: SparseAutoencoder, latents: Sequence[int] | Tensor) -> Tensor:
 def _checked_width(model: LanguageModel, sae: SparseAutoencoder) -> None:
     if sae.d_in != model.d_model:
         raise ValueError(f"the autoencoder reads {sae.d_in} numbers a row, {model.name} has {model.d_model}")
-
-
-def _mask(positions: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-    if positions.dtype != torch.bool or positions.shape != shape:
-        raise ValueError(
-            f"positions have shape {tuple(positions.shape)} and type {positions.dtype}; "
-            f"expected torch.bool {tuple(shape)}, one for every token"
-        )
-    return positions.to(device)
 
 
 def _at(
@@ -63,9 +45,13 @@ def _at(
     _checked_width(model, sae)
 
     def replace(acts: Tensor) -> Tensor:
-        everywhere = torch.ones(acts.shape[:2], dtype=torch.bool)
-        mask = _mask(everywhere if positions is None else positions, acts.shape[:2], acts.device)
-        changed = acts.clone()
+        mask = torch.ones(acts.shape[:2], dtype=torch.bool) if positions is None else positions
+        if mask.dtype != torch.bool or mask.shape != acts.shape[:2]:
+            raise ValueError(
+                f"positions have shape {tuple(mask.shape)} and type {mask.dtype}; "
+                f"expected torch.bool {tuple(acts.shape[:2])}, one for every token"
+            )
+        mask, changed = mask.to(acts.device), acts.clone()
         changed[mask] = change(acts[mask]).to(acts.dtype)
         return changed
 

@@ -1,7 +1,5 @@
 """The figure style of the book: colour-blind safe, readable at 360 px and in print."""
 
-from __future__ import annotations
-
 import base64
 import io
 import struct

@@ -20,8 +20,6 @@ Both files carry the same SHA-256 of the weights, which reveals damage, and weig
 another save. Weights from other programs carry none, and are read unchecked.
 """
 
-from __future__ import annotations
-
 import json
 from os import PathLike
 from pathlib import Path

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import resource
 import sys
 import time
 from pathlib import Path
@@ -47,7 +46,7 @@ def execute(book: Book, source: Path, profile: str) -> NotebookNode:
         notebook = papermill.execute_notebook(
             notebook,
             None,
-            parameters=provenance.parameters(profile, book.seed),
+            parameters=made_from["parameters"],
             kernel_name="python3",
             language="python",
             cwd=book.pages,
@@ -64,20 +63,30 @@ def execute(book: Book, source: Path, profile: str) -> NotebookNode:
     said = exercises.messages(tasks, notebook.cells[end:])
     del notebook.cells[end:]
     pages.clean(notebook)
-    # of the kernel, which is this process's only child, and of what it started
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     notebook.metadata["exercises"] = said
     notebook.metadata["provenance"] = {
         **made_from,
         **provenance.surroundings(profile),
         "seconds": round(seconds, 1),
-        "core_seconds": round(used.ru_utime + used.ru_stime, 1),
-        "peak_memory_mib": round(used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)),
+        **_used(),
     }
     pages.lighten(notebook)
     if broken := pages.problems(notebook):
         raise BookError("\n".join(broken))
     return notebook
+
+
+def _used() -> dict[str, float]:
+    """What the kernel, this process's only child, and what it started have used; Windows does not say."""
+    if sys.platform == "win32":
+        return {}
+    import resource
+
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "core_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "peak_memory_mib": round(used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)),
+    }
 
 
 def main(root: str, source: str, profile: str, seed: str, fixed_threads: str) -> int:

@@ -7,7 +7,6 @@ its kernel, by cells that are taken off again.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nbformat import NotebookNode
@@ -53,7 +52,8 @@ def exercises(notebook: NotebookNode) -> list[Exercise]:
     wrong: list[str] = []
     solved = _code_cells_of_solutions(notebook)
     labels: list[str] = []
-    for block in (block for block in _blocks(notebook) if block.kind == "exercise"):
+    parts = (part for cell in notebook.cells if cell.cell_type == "markdown" for part in blocks(cell.source))
+    for block in (part for part in parts if part.kind == "exercise"):
         label = block.options.get("label", "")
         where = f"exercise {label or repr(block.title)}"
         plan = PLAN.match(block.text)
@@ -113,12 +113,6 @@ def messages(tasks: list[Exercise], executed: list[NotebookNode]) -> dict[str, s
     if wrong:
         raise BookError("\n".join(wrong))
     return said
-
-
-def _blocks(notebook: NotebookNode) -> Iterator[Block]:
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            yield from blocks(cell.source)
 
 
 def _code_cells_of_solutions(notebook: NotebookNode) -> dict[str, int]:

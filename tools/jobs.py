@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sae_lib.records.machine import hardware
 from tools import provenance
-from tools.layout import REPOSITORY, Book, BookError, after, alone
+from tools.layout import REPOSITORY, Book, BookError, after, setting
 
 # what every kernel sees, whether it executes a chapter or checks it
 KERNEL_ENVIRONMENT = {
@@ -41,7 +41,7 @@ class Job:
 
     memory_mib: peak of an earlier run, 0 if unknown.
     after: number of another chapter, whose job must have ended before, or "".
-    alone: run it while nothing else runs.
+    alone: run it while nothing else runs, as it measures speed: `book: {alone: true}`.
     variables: environment variables of its own.
     """
 
@@ -107,7 +107,7 @@ def jobs(
             int(earlier[source].get("peak_memory_mib", 0)),
             profile,
             after(source),
-            alone(source),
+            bool(setting(source, "alone", False)),
             variables or {},
         )
         for source in sorted(sources, key=length, reverse=True)

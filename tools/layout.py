@@ -46,8 +46,13 @@ class Book:
         return [library, experiments] if experiments.is_dir() else [library]
 
     def threads(self, source: Path, profile: str = "quick") -> int:
-        """Return threads for a chapter's kernel."""
-        return self.fixed_threads or threads(source, profile)
+        """Return the threads for a chapter's kernel: `book: {threads: 2}` in its front matter, else 1.
+
+        The number is the chapter's and not the machine's, because it changes the order of floating-point
+        sums and so the numbers that are compared later. A full run is not compared: it takes all cores.
+        """
+        own = (os.cpu_count() or 1) if profile == "full" else int(setting(source, "threads", 1))
+        return self.fixed_threads or own
 
     def sources(self, wanted: Sequence[str] = ()) -> list[Path]:
         """Return the chapters' sources, in order; `wanted` picks some by number or by name ("07")."""
@@ -72,19 +77,15 @@ class Book:
     def records(self, source: Path) -> list[Path]:
         """Return the records of long runs that a chapter shows: those with its number, and those it names."""
         folder = self.pages / "records"
-        named = {folder / name for name in RECORD.findall(source.read_text("utf8"))}
-        return sorted(
-            {*folder.glob(f"{source.name[:2]}_*.json"), *(path for path in named if path.is_file())}
-        )
+        named = (folder / name for name in RECORD.findall(source.read_text("utf8")))
+        return sorted({*folder.glob(f"{source.name[:2]}_*.json"), *filter(Path.is_file, named)})
 
 
 def template(name: str) -> Template:
     """Return a file of `tools/templates`, to be filled in."""
-    folder = FileSystemLoader(Path(__file__).with_name("templates"))
-    environment = Environment(
-        loader=folder, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    return environment.get_template(name)
+    files = FileSystemLoader(Path(__file__).with_name("templates"))
+    jinja = Environment(loader=files, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    return jinja.get_template(name)
 
 
 def read_source(source: Path) -> NotebookNode:
@@ -95,20 +96,6 @@ def read_source(source: Path) -> NotebookNode:
 def setting(source: Path, name: str, default: Any) -> Any:
     """Return what a chapter's front matter says under `book:`."""
     return read_source(source).metadata.get("book", {}).get(name, default)
-
-
-def threads(source: Path, profile: str = "quick") -> int:
-    """Return the threads for a chapter's kernel: `book: {threads: 2}` in its front matter, else 1.
-
-    The number is the chapter's and not the machine's, because it changes the order of floating-point
-    sums and so the numbers that are compared later. A full run is not compared: it takes all cores.
-    """
-    return (os.cpu_count() or 1) if profile == "full" else int(setting(source, "threads", 1))
-
-
-def alone(source: Path) -> bool:
-    """Return whether a chapter measures speed and so runs while no other does: `book: {alone: true}`."""
-    return bool(setting(source, "alone", False))
 
 
 def after(source: Path) -> str:

@@ -156,10 +156,8 @@ def changed(path: NumericalPath) -> list[str]:
 def _probe(path: NumericalPath) -> dict[str, str]:
     threads = dict.fromkeys(jobs.THREAD_VARIABLES, str(path.threads or 1))
     variables = {**os.environ, **threads, **path.variables}
-    probe = [sys.executable, "-c", PROBE]
-    bits: dict[str, str] = json.loads(
-        subprocess.run(probe, env=variables, capture_output=True, check=True).stdout
-    )
+    told = subprocess.run([sys.executable, "-c", PROBE], env=variables, capture_output=True, check=True)
+    bits: dict[str, str] = json.loads(told.stdout)
     return bits
 
 

@@ -34,16 +34,9 @@ def install(notebook: NotebookNode, repository: str) -> str:
 def about(notebook: NotebookNode, name: str) -> str:
     """Return Markdown: what can be set, how to run the notebook, what a run needs. name: of its file."""
     box = next((box[1] for cell in notebook.cells if (box := NEEDS.search(cell.source))), "")
-    return (
-        template("opening.md")
-        .render(
-            parameters=parameters(notebook),
-            name=name,
-            version=sae_lib.__version__,
-            needs=" ".join(box.split()),
-        )
-        .rstrip()
-    )
+    shown, needs = parameters(notebook), " ".join(box.split())
+    values = {"parameters": shown, "name": name, "version": sae_lib.__version__, "needs": needs}
+    return template("opening.md").render(values).rstrip()
 
 
 def parameters(notebook: NotebookNode) -> list[tuple[str, str, str]]:

@@ -104,7 +104,10 @@ def plain(text: str, names: Names, glued: Mapping[str, Any]) -> str:
         title = _inline(block.title, names, glued)
         kind = block.kind.removeprefix("prf:")
         if block.kind == "prose":
-            parts.append(_prose(block.text, names, glued))
+            prose = EQUATION.sub(
+                lambda e: _equation(e[1], names.labels.get(e[2] or "", "")), TARGET.sub("", block.text)
+            )
+            parts.append(_inline(prose, names, glued))
         elif block.kind == "code":
             parts.append(block.text)
         elif kind == "math":
@@ -122,11 +125,6 @@ def plain(text: str, names: Names, glued: Mapping[str, Any]) -> str:
         else:
             raise BookError(f"the directive {{{block.kind}}} {block.title!r} has no plain form")
     return "\n".join(parts)
-
-
-def _prose(text: str, names: Names, glued: Mapping[str, Any]) -> str:
-    prose = EQUATION.sub(lambda e: _equation(e[1], names.labels.get(e[2] or "", "")), TARGET.sub("", text))
-    return _inline(prose, names, glued)
 
 
 def _equation(body: str, number: str) -> str:

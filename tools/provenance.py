@@ -50,11 +50,6 @@ def _docstring_rows(node: ast.AST) -> range:
     return range(0)
 
 
-def parameters(profile: str, seed: int = 0) -> dict[str, Any]:
-    """Return what a run sets in the cell tagged `parameters`."""
-    return {"profile": profile, "seed": seed}
-
-
 def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
     """Return hashes of everything a chapter's outputs depend on: source, library, records, parameters."""
     cells = code_cells(read_source(source))
@@ -64,7 +59,8 @@ def inputs(book: Book, source: Path, profile: str) -> dict[str, Any]:
         name: sha256(code_of(path.read_text("utf8")).encode())
         for name, path in Packages(*book.packages).reached_by(code).items()
     }
-    values = parameters(profile, book.seed)
+    # what the run sets in the cell tagged `parameters`
+    values = {"profile": profile, "seed": book.seed}
     return {
         "source_sha256": sha256(source.read_bytes()),
         "reached_sha256": _hash_of(modules),

@@ -73,10 +73,10 @@ class Packages:
 
     def _base(self, node: ast.ImportFrom, module: str) -> str:
         """The absolute name behind `from base import …`, relative imports included."""
+        if not node.level:
+            return str(node.module)
         package = module if self._is_package(module) else module.rpartition(".")[0]
-        return (
-            resolve_name("." * node.level + (node.module or ""), package) if node.level else str(node.module)
-        )
+        return resolve_name("." * node.level + (node.module or ""), package)
 
     def _uses(self, tree: ast.Module, imported: dict[str, str]) -> Iterator[str]:
         """The dotted paths taken from imported packages: `package.a.b` or, unsure, all of it."""

@@ -19,7 +19,9 @@ def text(book: Book) -> str:
     machines = Counter(
         json.dumps([made_from["hardware"], made_from["versions"]]) for made_from in chapters.values()
     )
-    cells = _cells(book)
+    # what other processors make of each cell, by `make paths`
+    path = book.pages / "records" / numerical_paths.RECORD
+    cells = records.read(path).rows if path.is_file() else []
     return template("status.md").render(
         chapters=chapters,
         machines=[
@@ -32,12 +34,6 @@ def text(book: Book) -> str:
             path.stem: records.read(path).made for path in sorted((book.pages / "records").glob("*.json"))
         },
     )
-
-
-def _cells(book: Book) -> list[dict[str, Any]]:
-    """What other processors make of each cell, from the record of `make paths`; empty without one."""
-    path = book.pages / "records" / numerical_paths.RECORD
-    return [dict(row) for row in records.read(path).rows] if path.is_file() else []
 
 
 def _reproduction(cells: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:

@@ -147,7 +147,7 @@ def settings(rows: list[dict[str, Any]], corpus: str, layer: int) -> dict[str, d
     return {method: {name: row[name] for name in names} for method, row in chosen.items()}
 
 
-def found_by_search() -> list[dict[str, Any]]:
+def search_rows() -> list[dict[str, Any]]:
     """Return the rows of the search's record, which must exist."""
     return records.read(Path(RECORDS, "10_search.json")).rows
 
@@ -161,7 +161,7 @@ def frontier(workers: int) -> list[dict[str, Any]]:
     """Run every method at about 20, 60 and 200 active latents, without another search."""
     rows, cells = recorded("frontier"), []
     done = {(row["method"], row["lr"], row["knob"], row["seed"]) for row in rows}
-    for name, at in settings(found_by_search(), *MIDDLE).items():
+    for name, at in settings(search_rows(), *MIDDLE).items():
         for target in TARGETS:
             knob = setting(name, towards(at["knob"], TARGET, target, FOUND_SLOPES[name]))
             new = [seed for seed in SEEDS if (name, at["lr"], knob, seed) not in done]
@@ -179,7 +179,7 @@ def variant(
 def ablation(workers: int) -> list[dict[str, Any]]:
     """Vary GBA's ladder at the late layer on code: number of groups, highest and lowest frequency."""
     corpus, layer = "code", LAYERS["late"]
-    lr = settings(found_by_search(), corpus, layer)["gba"]["lr"]
+    lr = settings(search_rows(), corpus, layer)["gba"]["lr"]
     base = {"groups": 10, "htf": 0.3, "ltf": 0.003}
     ladders = [base]
     ladders += [base | {"groups": groups} for groups in (1, 3, 20)]
@@ -193,7 +193,7 @@ def ablation(workers: int) -> list[dict[str, Any]]:
 def three_seeds(workers: int) -> list[dict[str, Any]]:
     """Run every method at 32 active latents, middle layer, code; chapter 11 needs these runs too."""
     where = {"data": "activations", "layer": MIDDLE[1], "steps": SIZES["quick"]["steps"], "tied": True}
-    by_method = settings(found_by_search(), *MIDDLE)
+    by_method = settings(search_rows(), *MIDDLE)
     cells = [
         {**{name: setting[name] for name in ("method", "knob", "lr")}, **where, "seed": seed}
         for seed in SEEDS
@@ -210,7 +210,7 @@ def seeds(workers: int) -> list[dict[str, Any]]:
 
 def places(workers: int) -> list[dict[str, Any]]:
     """Run every method at 32 active latents at the other layers and texts that were searched."""
-    rows = found_by_search()
+    rows = search_rows()
     others = [settings(rows, *place) for place in testbed.searched_places(rows) if place != MIDDLE]
     cells = [{**setting, "seed": seed} for at in others for seed in SEEDS for setting in at.values()]
     return sweep(single, cells, folder=CACHE, workers=workers)

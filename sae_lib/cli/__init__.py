@@ -1,7 +1,5 @@
 """The command line: ``sae harvest``, ``sae train``, ``sae evaluate``, ``sae dashboard``."""
 
-from __future__ import annotations
-
 import io
 import sys
 

@@ -1,7 +1,5 @@
 """Common parts of the commands: options, data, output."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

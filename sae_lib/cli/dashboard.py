@@ -1,14 +1,12 @@
 """``sae dashboard``: texts on which each latent fires, as one HTML file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sae_lib import storage
-from sae_lib.cli.common import Device, Seed, ShowConfig, say, show
+from sae_lib.cli import common
 
 
 def dashboard(
@@ -22,9 +20,9 @@ def dashboard(
         str, typer.Option(help="How many, drawn at random from those that fire; or all.")
     ] = "1000",
     name: Annotated[str | None, typer.Option(help="Heading.  [default: the folder's name]")] = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    show_config: ShowConfig = False,
+    device: common.Device = "cpu",
+    seed: common.Seed = 0,
+    show_config: common.ShowConfig = False,
 ) -> None:
     """Write the feature dashboards of an autoencoder: one searchable HTML file that needs no network.
 
@@ -43,7 +41,7 @@ def dashboard(
         "seed": seed,
     }  # fmt: skip
     if show_config:
-        show({
+        common.show({
             "autoencoder": str(autoencoder), "data": str(data), "out": str(out), "model": model, **settings
         })  # fmt: skip
         return
@@ -60,4 +58,4 @@ def dashboard(
     except KeyboardInterrupt:
         typer.echo(f"sae: stopped; {out} is as it was before", err=True)
         raise typer.Exit(130) from None
-    say(f"{len(board):,} dashboards in {out}, {out.stat().st_size / 1e6:.1f} MB")
+    common.say(f"{len(board):,} dashboards in {out}, {out.stat().st_size / 1e6:.1f} MB")

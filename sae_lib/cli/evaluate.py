@@ -1,7 +1,5 @@
 """``sae evaluate``: measurements of an autoencoder, as JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from pathlib import Path
@@ -11,17 +9,7 @@ import torch
 import typer
 
 from sae_lib import metrics, storage, synthetic
-from sae_lib.cli.common import (
-    CorpusName,
-    DataSeed,
-    Device,
-    Model,
-    Seed,
-    ShowConfig,
-    corpus_part,
-    show,
-    source_of,
-)
+from sae_lib.cli import common
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -32,16 +20,16 @@ def evaluate(
     faithfulness_tokens: Annotated[
         int, typer.Option(min=0, help="Held-out tokens on which to splice it into the model; 0 for none.")
     ] = 0,
-    model: Model = "smollm2-135m",
-    corpus: CorpusName = "standard-library",
+    model: common.Model = "smollm2-135m",
+    corpus: common.CorpusName = "standard-library",
     site: Annotated[
         str | None, typer.Option(help="Where to splice it in.  [default: where it was trained]")
     ] = None,
     block_size: Annotated[int, typer.Option(min=2, help="Tokens a block.")] = 256,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    data_seed: DataSeed = 0,
-    show_config: ShowConfig = False,
+    device: common.Device = "cpu",
+    seed: common.Seed = 0,
+    data_seed: common.DataSeed = 0,
+    show_config: common.ShowConfig = False,
 ) -> None:
     """Measure an autoencoder; prints JSON.
 
@@ -58,7 +46,7 @@ def evaluate(
       sae evaluate downloads/other --model folder --site resid_post.7 --faithfulness-tokens 8000
     """
     if show_config:
-        show({
+        common.show({
             "autoencoder": str(autoencoder), "data": data, "n_rows": n_rows, "model": model, "corpus": corpus,
             "faithfulness_tokens": faithfulness_tokens, "site": site, "block_size": block_size, "seed": seed,
         })  # fmt: skip
@@ -71,13 +59,13 @@ def evaluate(
         result |= _on_data(sae, data, data_seed, n_rows, seed)
     if faithfulness_tokens:
         result |= _on_model(sae, model, corpus, site, faithfulness_tokens, block_size, device, seed)
-    show(result)
+    common.show(result)
 
 
 def _on_data(sae: SparseAutoencoder, data: str, data_seed: int, n_rows: int, seed: int) -> dict[str, Any]:
     if data == "stream":
         raise ValueError("evaluate takes a preset or a store; use --faithfulness-tokens for the model itself")
-    source = source_of(data, data_seed, model="", corpus="", site="", device="cpu")
+    source = common.source_of(data, data_seed, model="", corpus="", site="", device="cpu")
     if source.d_in != sae.d_in:
         raise ValueError(f"the autoencoder has d_in {sae.d_in}, the data {source.d_in}; they must be equal")
     if isinstance(source, synthetic.SyntheticData):
@@ -127,7 +115,7 @@ def _on_model(
             f"was trained on is {made_on}: name that with --model"
         )
     skip = origin.get("skip_first", 2)
-    blocks = corpora.token_blocks(corpus_part(corpus, "held-out"), lm.tokenizer, block_size, seed=seed)
+    blocks = corpora.token_blocks(common.corpus_part(corpus, "held-out"), lm.tokenizer, block_size, seed=seed)
     tokens_held_out = torch.stack(list(itertools.islice(blocks, -(-tokens // block_size))))
     scores = faithfulness(lm, {"sae": sae}, place, tokens_held_out, skip_first=skip)["sae"]
     return {

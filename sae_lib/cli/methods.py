@@ -1,7 +1,5 @@
 """Command-line options for methods, made from the fields of the methods."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Callable
@@ -106,13 +104,8 @@ def with_method_options(command: Callable[..., None]) -> Callable[..., None]:
 def method_of(name: str, options: dict[str, Any], freeze: str | None = None) -> Method:
     """Return the method with the options that were given and its own defaults for the others.
 
-    Args:
-        name: Key of ``METHODS``.
-        options: As :func:`with_method_options` passes them on.
-        freeze: Part for :class:`Frozen`, or None.
-
-    Raises:
-        ValueError: An option belongs to another method, or the method refuses a value.
+    The options are those of :func:`with_method_options`; ``freeze`` is a part for :class:`Frozen`. ValueError
+    for an option that belongs to another method, or a value that the method refuses.
     """
     by_option = settings()
     values = {key: value for key, value in options.items() if value is not None}

@@ -1,7 +1,5 @@
 """Dashboards as figures, for print."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -54,7 +52,7 @@ def _trimmed(board: Dashboards, context: Context, characters: int) -> list[tuple
 
 
 def _draw(
-    axes: Axes, board: Dashboards, latent: Latent, contexts: list[Context], size: float, width: int
+    axes: "Axes", board: Dashboards, latent: Latent, contexts: list[Context], size: float, width: int
 ) -> None:
     from matplotlib.patches import Rectangle
 
@@ -82,7 +80,7 @@ def _draw(
 
 def figure(
     panels: Sequence[tuple[Dashboards, int]], *, n_contexts: int = 4, characters: int = 72, width: float = 6.4
-) -> Figure:
+) -> "Figure":
     """Draw contexts of latents with tokens shaded by activation, a panel for each (dashboards, latent).
 
     The token that a context is about is bold and underlined, to be seen in print without colour. Runs of

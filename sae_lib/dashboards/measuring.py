@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae_lib.activations.positions import vocabulary_sha256
 from sae_lib.activations.store import ActivationStore
-from sae_lib.checks import at_least
+from sae_lib.checks import at_least, indices
 from sae_lib.dashboards.data import Dashboards, Latent
 from sae_lib.dashboards.passes import Seen, first_pass, second_pass
 from sae_lib.dashboards.tokens import texts
@@ -141,16 +141,8 @@ def check_belonging(sae: SparseAutoencoder, model: LanguageModel, store: Activat
 
 
 def _numbers(latents: Sequence[int] | Tensor, width: int) -> np.ndarray:
-    numbers = torch.as_tensor(latents).cpu().numpy()
-    if numbers.ndim != 1 or len(numbers) == 0 or not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(
-            f"latents have shape {numbers.shape} and type {numbers.dtype}; expected whole numbers (n,), n ≥ 1"
-        )
-    for number in numbers.tolist():
-        if not 0 <= number < width:
-            raise ValueError(f"latent {number} of {width}: allowed 0..{width - 1}")
     # each once, in the order given
-    return numbers[np.sort(np.unique(numbers, return_index=True)[1])].astype(np.int64)
+    return np.array(list(dict.fromkeys(indices(latents, width, least=1).tolist())))
 
 
 def _drawn(firings: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, str]:

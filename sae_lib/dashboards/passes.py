@@ -67,15 +67,9 @@ def first_pass(
     cooccurrence_rows: int,
     seed: int,
 ) -> Seen:
-    """Count firings of all latents, and keep strongest rows and a sample of rows of the chosen ones.
+    """Count firings of all latents; of the chosen ones (None for all) keep strongest rows and a sample.
 
-    Args:
-        sae: The autoencoder.
-        store: The rows.
-        chosen: (n,), latents to track; None for all.
-        n_top: Strongest rows to keep of each.
-        cooccurrence_rows: About how many rows, in complete batches, show which latents fire together.
-        seed: Seed of the sample.
+    About ``cooccurrence_rows`` rows, in complete batches, show which latents fire together.
     """
     firings, total, peak = np.zeros(sae.width, dtype=np.int64), np.zeros(sae.width), np.zeros(sae.width)
     slot_of = _slots(chosen, sae.width)
@@ -120,14 +114,7 @@ def second_pass(
 ) -> tuple[list[list[Context]], np.ndarray]:
     """Return contexts of each latent with its activation on every token, and histograms (n, BINS).
 
-    Args:
-        sae: The autoencoder.
-        store: The rows.
-        numbers: (n,), the latents.
-        peak: (n,), their largest activations.
-        picked: Rows and quantiles of their contexts.
-        before: Tokens of a context before the row's own.
-        after: Tokens of a context after it.
+    The latents come with their largest activations (n,), and with rows and quantiles of their contexts.
     """
     flat = [row for chosen in picked for row, _ in chosen]
     slot = np.repeat(np.arange(len(numbers)), [len(chosen) for chosen in picked])

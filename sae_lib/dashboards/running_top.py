@@ -39,15 +39,11 @@ class RunningTop:
         if len(touched) == 0:
             return
         filled = self.rows[touched] >= 0
+        tables = (self.rows, self.scores, self.values, self._groups)
+        numbers = np.broadcast_to(np.arange(len(self.rows))[:, None], self.rows.shape)
         latent, row, score, value, group = (
             np.concatenate([kept[touched][filled], new[better]])
-            for kept, new in (
-                (np.broadcast_to(np.arange(len(self.rows))[:, None], self.rows.shape), latents),
-                (self.rows, rows),
-                (self.scores, scores),
-                (self.values, values),
-                (self._groups, groups),
-            )
+            for kept, new in zip((numbers, *tables), (latents, rows, scores, values, groups), strict=True)
         )
         # stable sorts, from the least important key to the most
         order = np.lexsort((row, -score, group, latent))
@@ -57,8 +53,7 @@ class RunningTop:
         starts = np.flatnonzero(_firsts(sorted_latents))
         rank = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
         order, rank = order[rank < self.k], rank[rank < self.k]
-        parts = ((self.rows, row), (self.scores, score), (self.values, value), (self._groups, group))
-        for kept, new in parts:
+        for kept, new in zip(tables, (row, score, value, group), strict=True):
             kept[latent[order], rank] = new[order]
 
 

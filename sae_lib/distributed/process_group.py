@@ -1,7 +1,5 @@
 """How the processes that ``torchrun`` has started find one another, and what they can send."""
 
-from __future__ import annotations
-
 import atexit
 import os
 from collections.abc import Iterator

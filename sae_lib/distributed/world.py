@@ -4,12 +4,10 @@ Every process holds a complete autoencoder and takes a fixed slice of each batch
 added up and peaks compared, so that all processes make the same step.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -38,7 +36,7 @@ class World:
     rows: int = 0
 
     @classmethod
-    def join_all(cls, parallel: str) -> World:
+    def join_all(cls, parallel: str) -> Self:
         """Return all processes of the job, with no rows to share out; for ``"off"`` this one alone."""
         one_of("parallel", parallel, WAYS)
         if parallel == "off" or not launched():

@@ -1,7 +1,5 @@
 """Writing files so that a crash leaves the old or the new one, never a part; one writer a folder; JSON."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob
@@ -148,11 +146,8 @@ def _sync_folder(folder: Path) -> None:
 def only_writer(folder: Path, doing: str) -> Iterator[None]:
     """Hold the folder's lock; the system frees it when the process ends, however it ends.
 
-    The folder is created if need be. Where the file system has no locks, a warning says so.
-
-    Args:
-        folder: Where only one process may write.
-        doing: What it does there, such as "training in", for the message.
+    The folder is created if need be. Where the file system has no locks, a warning says so. ``doing`` is for
+    the message, such as "training in".
 
     Raises:
         RuntimeError: Another process holds the lock.
@@ -181,15 +176,7 @@ def only_writer(folder: Path, doing: str) -> Iterator[None]:
 
 
 def parsed(text: str, where: object) -> Any:
-    """Return the value of a JSON text.
-
-    Args:
-        text: The JSON.
-        where: Where it stands, for the message.
-
-    Raises:
-        ValueError: The text is not valid JSON.
-    """
+    """Return the value of a JSON text; the ValueError for one that is not valid says where it stands."""
     try:
         return json.loads(text)
     # RecursionError: ten thousand opening brackets
@@ -198,11 +185,7 @@ def parsed(text: str, where: object) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file of at most 32 MB.
-
-    Raises:
-        ValueError: The file is larger, or not valid JSON; names the file.
-    """
+    """Return the value in a JSON file of at most 32 MB; for any other file a ValueError that names it."""
     if (size := path.stat().st_size) > JSON_BYTES:
         raise ValueError(f"{path} has {size} bytes; expected at most {JSON_BYTES}")
     try:

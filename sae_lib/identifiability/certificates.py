@@ -75,17 +75,15 @@ class Certificate:
         n_first = sum(len(block.first) for block in self.blocks)
         n_second = sum(len(block.second) for block in self.blocks)
         pairs = sum(len(block.first) == len(block.second) == 1 for block in self.blocks)
-        return "\n".join(
-            [
-                f"{'the same' if self.holds else 'NOT the same'} up to ε = {self.tolerance:g}; "
-                f"all match from ε = {self.epsilon:.4f} on",
-                f"rows       relative difference {_short(self.row_error)}, allowed {self.row_tolerance:g}",
-                f"matched    {n_first} of {n_first + len(self.unmatched_first)} features "
-                f"with {n_second} of {n_second + len(self.unmatched_second)}",
-                f"blocks     {len(self.blocks)}: {pairs} one to one, {len(self.blocks) - pairs} split",
-                f"codes      relative difference {_short(self.code_error)} in matched blocks",
-                f"unused     {len(self.unused_first)} and {len(self.unused_second)}",
-            ]
+        return (
+            f"{'the same' if self.holds else 'NOT the same'} up to ε = {self.tolerance:g}; "
+            f"all match from ε = {self.epsilon:.4f} on\n"
+            f"rows       relative difference {_short(self.row_error)}, allowed {self.row_tolerance:g}\n"
+            f"matched    {n_first} of {n_first + len(self.unmatched_first)} features "
+            f"with {n_second} of {n_second + len(self.unmatched_second)}\n"
+            f"blocks     {len(self.blocks)}: {pairs} one to one, {len(self.blocks) - pairs} split\n"
+            f"codes      relative difference {_short(self.code_error)} in matched blocks\n"
+            f"unused     {len(self.unused_first)} and {len(self.unused_second)}"
         )
 
 

@@ -62,17 +62,15 @@ class Conditions:
 
     def __str__(self) -> str:
         unused = f", {self.n_unused} more unused" if self.n_unused else ""
-        return "\n".join(
-            [
-                f"H1  nonzeros a row   at most {self.sparsity_max}, mean {self.sparsity_mean:.2f}, "
-                f"of {self.n_features} features{unused}",
-                f"H2  coefficients     smallest {self.smallest:.3g} of the median, "
-                f"{100 * self.weak_share:.1f} % below a tenth of it",
-                f"H3  co-occurrence    ρ₂ {self.rho2:.3f}, ρ₂√n {self.rho2_sqrt_n:.2f}, "
-                f"mean over pairs {self.rho2_mean:.3f}",
-                f"V1  coherence        largest |cosine| {self.coherence:.3f}, "
-                f"mean {self.coherence_mean:.3f}, ‖V‖ {self.operator_norm:.2f}",
-            ]
+        return (
+            f"H1  nonzeros a row   at most {self.sparsity_max}, mean {self.sparsity_mean:.2f}, "
+            f"of {self.n_features} features{unused}\n"
+            f"H2  coefficients     smallest {self.smallest:.3g} of the median, "
+            f"{100 * self.weak_share:.1f} % below a tenth of it\n"
+            f"H3  co-occurrence    ρ₂ {self.rho2:.3f}, ρ₂√n {self.rho2_sqrt_n:.2f}, "
+            f"mean over pairs {self.rho2_mean:.3f}\n"
+            f"V1  coherence        largest |cosine| {self.coherence:.3f}, "
+            f"mean {self.coherence_mean:.3f}, ‖V‖ {self.operator_norm:.2f}"
         )
 
 

@@ -41,15 +41,11 @@ Decomposed = Decomposition | SyntheticData | tuple[Tensor, Tensor]
 
 
 def decomposition(given: Decomposed, name: str = "decomposition") -> Decomposition:
-    """Return ``given`` as a :class:`Decomposition` with shapes and numbers checked; errors call it ``name``.
+    """Return ``given`` as a :class:`Decomposition`; a ValueError calls it ``name``.
 
-    Raises:
-        ValueError: Shapes that do not fit, an empty dictionary, NaN, or a negative coefficient.
+    Refused are shapes that do not fit, an empty dictionary, NaN, and a negative coefficient.
     """
-    if isinstance(given, SyntheticData):
-        h, v = given.coefficients, given.dictionary
-    else:
-        h, v = given
+    h, v = (given.coefficients, given.dictionary) if isinstance(given, SyntheticData) else given
     if v.ndim != 2 or 0 in v.shape:
         raise ValueError(f"{name}: dictionary has shape {tuple(v.shape)}; expected (n, d), both at least 1")
     if h.ndim != 2 or h.shape[0] == 0 or h.shape[1] != v.shape[0]:

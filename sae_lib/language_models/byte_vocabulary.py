@@ -1,7 +1,5 @@
 """The bytes that pieces of byte-level vocabularies stand for, by GPT-2's table."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 
@@ -23,12 +21,7 @@ def piece_bytes(piece: str) -> bytes | None:
 def token_bytes(tokenizer: Any, ids: list[int]) -> list[bytes]:
     """Return the bytes of each token; joined, those of a text's tokens are the text in UTF-8.
 
-    Args:
-        tokenizer: A byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2).
-        ids: Tokens.
-
-    Raises:
-        ValueError: A token is of another kind.
+    ValueError for a token that is none of a byte-level BPE tokenizer (GPT-2, Llama 3, Qwen, SmolLM2).
     """
     pieces = []
     for token in tokenizer.convert_ids_to_tokens(ids):

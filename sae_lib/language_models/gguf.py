@@ -1,10 +1,7 @@
 """Models in GGUF files, converted to transformers' own format once and cached."""
 
-from __future__ import annotations
-
 import hashlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,10 +41,7 @@ def converted(gguf: Path) -> Path:
 
     Reading GGUF takes transformers some twenty seconds even for a small model; the converted copy (float32,
     four bytes a weight) opens at once. Its name holds the file's SHA-256 and the version of transformers.
-
-    Raises:
-        ImportError: The extra ``gguf`` is not installed.
-        ValueError: The file is damaged or of an unknown architecture.
+    ImportError without the extra ``gguf``, ValueError for a damaged file or an unknown architecture.
     """
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -56,8 +50,9 @@ def converted(gguf: Path) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     # built beside it and renamed, so that a half-written copy is never mistaken for a complete one
-    unfinished = Path(tempfile.mkdtemp(dir=target.parent, prefix="unfinished-"))
-    try:
+    with tempfile.TemporaryDirectory(
+        dir=target.parent, prefix="unfinished-", ignore_cleanup_errors=True
+    ) as unfinished:
         model, tokenizer = _read_gguf(gguf)
         # the weights are plain float32 by now; these marks would have them read as GGUF again
         del model.config.quantization_config
@@ -66,11 +61,9 @@ def converted(gguf: Path) -> Path:
         model.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         try:
-            unfinished.rename(target)
+            os.rename(unfinished, target)
         except OSError:
             # another process was faster, with the same bytes
             if not target.is_dir():
                 raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return target

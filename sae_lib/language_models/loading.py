@@ -1,7 +1,5 @@
 """Loading of language models from a package, a folder, a GGUF file or the Hugging Face hub."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Iterator
@@ -38,12 +36,6 @@ def load(
     Raises:
         FileNotFoundError: There is no such model; says what was expected and what to run.
     """
-    short, model, tokenizer = _pretrained(name, dtype)
-    return LanguageModel(model.to(device), tokenizer, short)
-
-
-def _pretrained(name: str | Path | None, dtype: torch.dtype) -> tuple[str, Any, Any]:
-    """Find and load a model; return its short name, the model and the tokenizer."""
     if name is None or str(name) == DEFAULT_MODEL:
         short, source = DEFAULT_MODEL, packaged_file(SMOLLM2_PACKAGE, ".gguf")
     else:
@@ -60,7 +52,7 @@ def _pretrained(name: str | Path | None, dtype: torch.dtype) -> tuple[str, Any, 
                 "(config.json, model.safetensors, tokenizer.json)"
             )
         try:
-            model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(str(source))
         except OSError as error:
             raise FileNotFoundError(
@@ -68,7 +60,7 @@ def _pretrained(name: str | Path | None, dtype: torch.dtype) -> tuple[str, Any, 
                 f"{DEFAULT_MODEL!r}, a folder with config.json and *.safetensors, a .gguf file, or "
                 "a Hugging Face hub id with safetensors weights (on the network or in the hub's cache)"
             ) from error
-    return short, model, tokenizer
+    return LanguageModel(model.to(device), tokenizer, short)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,5 @@
 """A causal language model whose activations can be read and replaced at its sites."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -166,7 +164,7 @@ class LanguageModel:
 
         with ExitStack() as hooks:
             for number, module in enumerate(modules):
-                hooks.callback(module.register_forward_hook(catching(number)).remove)
+                hooks.enter_context(module.register_forward_hook(catching(number)))
             with suppress(_StopForward):
                 self.model(input_ids=ids, use_cache=False)
         return [caught[number] for number in range(len(modules))]
@@ -189,11 +187,8 @@ class LanguageModel:
             new = new.to(acts.dtype)
             return new if isinstance(output, Tensor) else (new, *output[1:])
 
-        handle = self._module(site).register_forward_hook(replace)
-        try:
+        with self._module(site).register_forward_hook(replace):
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def resumed(self, layer: int, blocks: Tensor) -> Iterator[None]:
@@ -204,11 +199,8 @@ class LanguageModel:
         """
         site = self.site(f"resid_post.{layer}")
         caught: list[Any] = []
-        handle = self._module(site).register_forward_hook(lambda _m, _inputs, output: caught.append(output))
-        try:
+        with self._module(site).register_forward_hook(lambda _m, _inputs, output: caught.append(output)):
             self.activations(blocks, site)
-        finally:
-            handle.remove()
         skipped = self._blocks[: layer + 1]
 
         def recall(*_args: Any, **_kwargs: Any) -> Any:
@@ -235,11 +227,8 @@ class LanguageModel:
             output: Tensor = self.model(input_ids=ids, use_cache=False).logits
             return output
         mask = positions.to(self.device)
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(
+        with self.model.get_output_embeddings().register_forward_pre_hook(
             lambda _module, inputs: (inputs[0][mask][None], *inputs[1:])
-        )
-        try:
+        ):
             selected: Tensor = self.model(input_ids=ids, use_cache=False).logits[0]
-        finally:
-            handle.remove()
         return selected

@@ -1,7 +1,5 @@
 """Named places of a causal language model."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -30,7 +28,7 @@ class Site:
         one_of("site kind", self.kind, KINDS)
 
     @classmethod
-    def parse(cls, text: str) -> Site:
+    def parse(cls, text: str) -> "Site":
         """Read ``"resid_post.10"``, or TransformerLens's name for it, ``"blocks.10.hook_resid_post"``.
 
         ``hook_resid_pre`` of block n > 0 is the output of the block before it.

@@ -1,7 +1,5 @@
 """The final norm, between the last residual stream and the logits."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -17,12 +15,11 @@ def _normed(model: LanguageModel, stream: Tensor) -> Tensor:
     def catch(_module: Any, inputs: tuple[Tensor, ...]) -> None:
         caught.append(inputs[0])
 
-    handle = model.model.get_output_embeddings().register_forward_pre_hook(catch)
-    try:
-        with model.replaced(f"resid_post.{model.n_layers - 1}", lambda _: stream[None]):
-            model.logits(torch.zeros(1, len(stream), dtype=torch.long))
-    finally:
-        handle.remove()
+    with (
+        model.model.get_output_embeddings().register_forward_pre_hook(catch),
+        model.replaced(f"resid_post.{model.n_layers - 1}", lambda _: stream[None]),
+    ):
+        model.logits(torch.zeros(1, len(stream), dtype=torch.long))
     return caught[0][0]
 
 

@@ -1,7 +1,5 @@
 """Models derived from another: its first blocks alone, and twins with random weights."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -136,11 +136,8 @@ def row_dictionaries(rows: Tensor, width: int, number: int, *, seed: int = 0) ->
         seed: Seed of the draw.
     """
     at_least(1, width=width, number=number)
-    if rows.ndim != 2 or len(rows) < number * width:
-        raise ValueError(
-            f"rows have shape {tuple(rows.shape)}; expected (N, d) with N ≥ {number * width}, "
-            "a row for each direction"
-        )
+    # a row for each direction
+    matrix(rows, least=number * width)
     chosen = torch.randperm(len(rows), generator=generator(seed, "row dictionaries"))[: number * width]
     unit = normalize(rows[chosen.to(rows.device)] - rows.mean(dim=0), dim=1)
     return list(unit.split(width))

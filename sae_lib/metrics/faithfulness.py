@@ -20,7 +20,6 @@ class Reconstructor(Protocol):
 
     def reconstruct(self, rows: Tensor) -> Tensor:
         """Return the reconstruction (N, d) of rows (N, d)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -57,16 +56,6 @@ class Faithfulness:
     def kl_recovered(self) -> float:
         """1 − kl_spliced / kl_mean: 1 perfect, 0 as bad as the mean; NaN if the mean changes nothing."""
         return 1 - self.kl_spliced / self.kl_mean if self.kl_mean else math.nan
-
-
-def _mean_activation(model: LanguageModel, site: Site, batches: list[Tensor], skip_first: int) -> Tensor:
-    total = torch.zeros(model.d_model, dtype=torch.float64)
-    n = 0
-    for blocks in batches:
-        (rows,) = forward(model, [site], blocks, skip_first)
-        total += rows.float().sum(dim=0).cpu()
-        n += len(rows)
-    return (total / n).float()
 
 
 def _losses(clean: Tensor, changed: Tensor, targets: Tensor) -> tuple[float, float]:
@@ -124,7 +113,12 @@ def faithfulness(
         )
     batches = list(blocks.split(batch_blocks))
     if mean is None:
-        mean = _mean_activation(model, site, batches, skip_first)
+        total, n_rows = torch.zeros(model.d_model, dtype=torch.float64), 0
+        for batch in batches:
+            (rows,) = forward(model, [site], batch, skip_first)
+            total += rows.float().sum(dim=0).cpu()
+            n_rows += len(rows)
+        mean = (total / n_rows).float()
     if mean.shape != (model.d_model,):
         raise ValueError(f"mean has shape {tuple(mean.shape)}; expected ({model.d_model},)")
     mean = mean.to(model.device)

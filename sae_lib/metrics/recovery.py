@@ -65,16 +65,12 @@ def mean_correlation_coefficient(latents: Latents, dictionary: Tensor, *, signed
     ``signed``, signs count, because codes are non-negative; otherwise absolute cosines are matched, as in
     SynthSAEBench (arXiv 2602.14687).
     """
-    return float(_matched(cosines(latents, dictionary), signed).mean())
-
-
-def _matched(matrix: Tensor, signed: bool) -> Tensor:
-    """Return the entries, float64, of the assignment with the largest sum in a matrix of cosines (n, M)."""
+    matrix = cosines(latents, dictionary)
     if min(matrix.shape) == 0:
         raise ValueError(f"{matrix.shape[0]} features and {matrix.shape[1]} latents; expected one of each")
     table = (matrix if signed else matrix.abs()).double().cpu().numpy()
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    return torch.from_numpy(table[rows, columns])
+    matched = table[linear_sum_assignment(table, maximize=True)]
+    return torch.from_numpy(matched).mean().item()
 
 
 def best_features(latents: Latents, dictionary: Tensor, *, signed: bool = True) -> Tensor:

@@ -180,8 +180,7 @@ def log_distance(frequency: Tensor, other: Tensor) -> float:
 
 def gaussian_twin(rows: Tensor, *, seed: int = 0) -> Tensor:
     """Draw Gaussian rows (N, d) with mean and covariance of ``rows``: equal second moments, no features."""
-    if rows.ndim != 2 or len(rows) < 2:
-        raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (N, d) with N ≥ 2")
+    matrix(rows, least=2)
     x = rows.double()
     values, vectors = torch.linalg.eigh(torch.atleast_2d(x.T.cov()))
     root = vectors * values.clamp(min=0).sqrt()  # constant columns may round to a negative eigenvalue

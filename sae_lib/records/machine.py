@@ -1,7 +1,5 @@
 """What a result was computed with: command, hardware, versions and the state of this library."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import hashlib

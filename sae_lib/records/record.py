@@ -1,7 +1,5 @@
 """One record: rows of results with their provenance, as a JSON file."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a function's result depends on, as JSON values: its source, what that uses, its arguments."""
 
-from __future__ import annotations
-
 import dis
 import inspect
 import json

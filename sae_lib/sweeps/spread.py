@@ -1,7 +1,5 @@
 """Mean, spread and range of each group of runs."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

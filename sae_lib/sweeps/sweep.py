@@ -1,12 +1,9 @@
 """Many runs over seeds, methods and settings: in parallel, kept on disk, resumable."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -92,21 +89,14 @@ def _calls(
 
 
 def _call(run: Callable[..., Mapping[str, Any]], index: int, cell: Row) -> tuple[int, Row]:
-    with _one_thread():
-        try:
-            # through JSON, so that a fresh result and a cached one are the same
-            return index, json.loads(json.dumps(dict(run(**cell))))
-        except Exception as error:
-            settings = ", ".join(f"{k}={v}" for k, v in plain_cell(cell).items())
-            raise SweepError(f"the run with {settings} failed: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        # through JSON, so that a fresh result and a cached one are the same
+        return index, json.loads(json.dumps(dict(run(**cell))))
+    except Exception as error:
+        settings = ", ".join(f"{k}={v}" for k, v in plain_cell(cell).items())
+        raise SweepError(f"the run with {settings} failed: {type(error).__name__}: {error}") from error
     finally:
         torch.set_num_threads(before)
 

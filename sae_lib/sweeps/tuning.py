@@ -1,7 +1,5 @@
 """One knob turned until a measurement meets its target."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -185,13 +185,8 @@ def _gaussian(name: str, support: Tensor, d_in: int, seed: int, rows: RowSetting
 
 
 PRESETS: dict[str, Callable[..., SyntheticData]] = {
-    "uniform": uniform,
-    "imbalanced": imbalanced,
-    "zipf": zipf,
-    "geometric": geometric,
-    "continuous": continuous,
-    "sanity_check": sanity_check,
-    "consistency": consistency,
+    draw.__name__: draw
+    for draw in (uniform, imbalanced, zipf, geometric, continuous, sanity_check, consistency)
 }
 
 

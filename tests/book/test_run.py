@@ -13,7 +13,8 @@ import pytest
 from book_tree import SAMPLE, call, small_book
 from nbformat import NotebookNode
 
-from tools import provenance
+from tools import execute, provenance, status
+from tools import notebook as pages
 from tools.jobs import Job, Outcome, environment
 from tools.jobs import jobs as jobs_of
 from tools.jobs import run as run_jobs
@@ -65,6 +66,18 @@ def test_notebook_carries_outputs_and_provenance(executed: Book) -> None:
     assert any(
         "image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())
     )
+
+
+@pytest.mark.slow
+def test_a_notebook_made_where_the_system_does_not_tell_what_was_used(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows does not: the status page shows dashes."""
+    (source,) = book.sources()
+    monkeypatch.setattr(execute, "_used", dict)
+    pages.write(execute.execute(book, source, "quick"), book.notebook(source))
+    assert "peak_memory_mib" not in provenance.recorded(book.notebook(source))
+    assert "| – | – |" in status.text(book)
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from sae_lib.training import checkpoint
 
 ROOT = Path(sae_lib.__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-SOURCES = sorted(path for part in ("sae_lib", "sae_experiments") for path in (ROOT / part).rglob("*.py"))
+PACKAGES = ("sae_lib", "sae_experiments", "tools")
+SOURCES = sorted(path for part in PACKAGES for path in (ROOT / part).rglob("*.py"))
 POSIX_ONLY = {"fcntl", "resource", "pwd", "grp", "termios", "pty", "posix"}
 
 WITHOUT = f"""
