@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sae_lib.kernels.sparse_codes import Support
+from sae_lib.kernels.sparse_codes import Support, in_any_order
 
 
 def _ends(places: Tensor, size: int) -> Tensor:
@@ -77,6 +77,9 @@ def top_of_batch(x: Tensor, weight: Tensor, bias: Tensor, count: int) -> tuple[T
 
 def decode(values: Tensor, support: Support, directions: Tensor) -> Tensor:
     """Return Σ value (E,) × direction (M, d) over the entries of each row, (B, d); 0 for rows without any."""
+    if in_any_order(values):
+        written = (values[:, None] * directions[support.latents])[support.row_order]
+        return torch.segment_reduce(written, "sum", offsets=support.row_ends, axis=0)
     out = directions.new_zeros(support.shape[0], directions.shape[1])
     return out.index_add(0, support.rows, values[:, None] * directions[support.latents])
 
@@ -88,4 +91,8 @@ def dots(errors: Tensor, support: Support, directions: Tensor) -> Tensor:
 
 def accumulate(values: Tensor, support: Support, vectors: Tensor, out: Tensor) -> None:
     """Add to ``out`` (M, d) each latent's Σ value (E,) × vector (B, d) over its entries."""
-    out.index_add_(0, support.latents, values[:, None] * vectors[support.rows])
+    written = values[:, None] * vectors[support.rows]
+    if in_any_order(values):
+        out += torch.segment_reduce(written, "sum", offsets=support.latent_ends, axis=0)
+    else:
+        out.index_add_(0, support.latents, written)

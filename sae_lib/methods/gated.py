@@ -11,6 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sae_lib import kernels
+from sae_lib.kernels import Operations, SparseCodes
 from sae_lib.methods.base import MomentumFree, Step, Trainer
 from sae_lib.sae import SparseAutoencoder
 
@@ -71,7 +73,41 @@ class GatedTrainer(Trainer):
         self.log_ratio = nn.Parameter(torch.zeros(sae.width))
         self.gate_bias = nn.Parameter(torch.zeros(sae.width))
 
-    def forward(self, sae: SparseAutoencoder, x: Tensor) -> Step:
+    def has_sparse_pass(self, sae: SparseAutoencoder) -> bool:
+        """Return True: all terms vanish where the gate is closed."""
+        return True
+
+    @torch.no_grad()
+    def entries(self, sae: SparseAutoencoder, step: Step) -> Tensor:
+        """Count the open gates, of which some have no magnitude."""
+        if step.projection is None:
+            assert isinstance(step.codes, SparseCodes)
+            return self.density.new_tensor(len(step.codes.support))
+        return (step.projection > -self.log_ratio.exp() * self.gate_bias).sum()
+
+    def sparse(self, sae: SparseAutoencoder, x: Tensor, backend: Operations | None = None) -> Step:
+        """Make the same pass from the open gates."""
+        backend = backend or kernels.backend(x.device)
+        centred = x - sae.pre_bias.detach()
+        with torch.no_grad():
+            _, support, u = backend.scan(centred, self.gate_weight, -self.gate_bias)
+        sums = self.sums if backend is self.screen else None
+        sparse_pass = kernels.Pass(backend, support, tied=False, sums=sums)
+        u = sparse_pass.encode(u, centred, self.gate_weight, sae.pre_bias)
+        open_gate = u + support.at_latents(self.gate_bias)
+        values = torch.relu(support.at_latents(self.log_ratio.exp()) * u + support.at_latents(sae.bias))
+        codes = SparseCodes(values, support)
+        (error,) = self.sparse_errors(sae, sparse_pass, codes, x)
+        frozen = sae.decoder_rows.detach()
+        via_gate = sparse_pass.decode(open_gate * support.at_latents(sae.scale.detach()), frozen)
+        error_of_gate = via_gate + (sae.pre_bias.detach() - x)
+        loss = (
+            self.loss(codes, [error, error_of_gate])
+            + self.method.coefficient * SparseCodes(open_gate, support).sum(dim=1).mean()
+        )
+        return Step(loss, None, codes.detach(), error.detach())
+
+    def dense(self, sae: SparseAutoencoder, x: Tensor) -> Step:
         """Compute the three terms of the loss on a batch x (B, d)."""
         u = torch.nn.functional.linear(x, self.gate_weight, -(self.gate_weight @ sae.pre_bias))
         projection = self.log_ratio.exp() * u

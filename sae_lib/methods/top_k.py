@@ -114,10 +114,20 @@ class AuxiliaryTrainer(Trainer):
         return step._replace(loss=step.loss + self.method.aux_coefficient * auxiliary)
 
     def _auxiliary(self, sae: SparseAutoencoder, x: Tensor, error: Tensor) -> Tensor:
-        y = torch.relu(sae.project_normalised(x) + sae.bias) * self.dead
-        top = y.topk(min(max(sae.d_in // 2, 1), sae.width), dim=1, sorted=False)
+        if self.screen is None:
+            y = torch.relu(sae.project_normalised(x) + sae.bias) * self.dead
+            scale: Tensor = sae.scale
+            directions = sae.decoder_rows
+        else:
+            # the same from the dead latents alone; without a screen all are kept, and with them the old bits
+            dead = self.dead.nonzero()[:, 0]
+            weight, bias = sae.weight[dead], sae.bias[dead]
+            y = torch.relu((x - sae.pre_bias) @ weight.T + bias)
+            scale = sae.scale[dead]
+            directions = weight if sae.tied else sae.decoder_rows[dead]
+        top = y.topk(min(max(sae.d_in // 2, 1), y.shape[1]), dim=1, sorted=False)
         codes = torch.zeros_like(y).scatter(1, top.indices, top.values)
-        remaining = (codes * sae.scale) @ sae.decoder_rows + error
+        remaining = (codes * scale) @ directions + error
         # over the full batch: a quotient of two means is no mean over rows
         size = self.world.mean(error.square().sum(dim=1).mean())
         return remaining.square().sum(dim=1).mean() / size.clamp(min=1e-12)

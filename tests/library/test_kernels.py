@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 import sae_lib
 from sae_lib import kernels
 from sae_lib.kernels import cpu, reference, sparse_codes
-from sae_lib.methods import BatchTopK, JumpReLU, Matryoshka, bias_adaptation
+from sae_lib.methods import BatchTopK, Gated, JumpReLU, Matryoshka, bias_adaptation
 from sae_lib.methods.base import Trainer
 from sae_lib.methods.bias_adaptation import group_index, group_sums
 
@@ -196,6 +196,7 @@ METHODS = {
     "topk tied": sae_lib.TopK(k=2, tied=True),
     "batch topk": BatchTopK(k=1.5, centre=True),
     "jumprelu": JumpReLU(0.1, bandwidth=0.3, threshold=0.2, centre=True),
+    "gated": Gated(0.1, centre=True),
     "matryoshka": Matryoshka(k=2, centre=True),
     "matryoshka tied": Matryoshka(k=2, centre=True, tied=True),
 }

@@ -128,7 +128,8 @@ def test_gradients_of_a_screened_step_are_those_of_the_dense_one(name, seed, scr
                 total.index_add_(0, of_entry, part.values[:, None] * part.vectors[part.rows])
         if parameter.requires_grad:
             torch.testing.assert_close(total.double(), expected[key], rtol=1e-3, atol=1e-5)
-    assert {id(weight) for weight, _ in run.sums} == {id(sae.weight), id(sae.decoder_rows)}
+    encoder = run.gate_weight if name == "gated" else sae.weight
+    assert {id(weight) for weight, _ in run.sums} == {id(encoder), id(sae.decoder_rows)}
 
 
 # without methods whose first gradients are zero but for rounding, which AdamW makes as large as any
