@@ -1,0 +1,73 @@
+"""Timing in turn with a spread, and where two curves cross."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+
+from benchmarks.gpu_check.context import Context
+from benchmarks.step import seconds
+
+Call = Callable[[], object]
+WARM_UP = 3
+
+
+def spread(times: Sequence[float]) -> dict[str, float | int]:
+    """Return median, smallest and largest of times in seconds, as milliseconds, and their number."""
+    middle, low, high = (1e3 * value for value in (statistics.median(times), min(times), max(times)))
+    return {"ms": middle, "ms_min": low, "ms_max": high, "rounds": len(times)}
+
+
+def in_turn(
+    context: Context, calls: dict[str, Call], rounds: int, until: float
+) -> dict[str, dict[str, float | int]]:
+    """Time calls one after the other, round after round; those that fail are recorded and left out.
+
+    Args:
+        context: The part.
+        calls: By name.
+        rounds: At most so many; at least one.
+        until: Seconds before the part's deadline at which no further round begins.
+    """
+    ready = {}
+    for name, call in calls.items():
+
+        def warm_up(call: Call = call) -> bool:
+            for _ in range(WARM_UP):
+                seconds(call, context.device)
+            return True
+
+        if context.attempt(name, warm_up):
+            ready[name] = call
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    for number in range(rounds):
+        if number and context.left() < until:
+            break
+        for name, call in ready.items():
+            times[name].append(seconds(call, context.device))
+    return {name: spread(each) for name, each in times.items()}
+
+
+def crossing(points: Sequence[tuple[float, float]]) -> float | None:
+    """Return where a ratio passes 1 for the first time, from (place, ratio) sorted by place; None if never.
+
+    Between two points the ratio's logarithm is taken to be linear in the place's logarithm.
+    """
+    for (left, a), (right, b) in zip(points, points[1:], strict=False):
+        if (a - 1) * (b - 1) <= 0 and a != b:
+            share = math.log(a) / (math.log(a) - math.log(b))
+            return math.exp(math.log(left) + share * (math.log(right) - math.log(left)))
+    return None
+
+
+def precisions(context: Context) -> dict[str, torch.autocast]:
+    """Return autocast contexts by name, bf16 first; compiled loops on a CPU know only float32."""
+    kind = context.device.type
+    both = {name: torch.autocast(kind, torch.bfloat16, enabled=name == "bf16") for name in ("bf16", "float32")}
+    if context.cuda:
+        return both
+    context.skip("bf16", "autocast needs CUDA here: compiled loops on a CPU use float32")
+    return {"float32": both["float32"]}
