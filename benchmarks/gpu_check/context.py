@@ -15,7 +15,10 @@ import torch
 
 T = TypeVar("T")
 # after one of these the process can do nothing more on its GPU
-_FATAL = ("illegal memory access", "misaligned address", "device-side assert", "unspecified launch failure")
+_FATAL = (
+    "illegal memory access", "misaligned address", "device-side assert", "launch failure", "illegal instruction",
+    "unknown error", "uncorrectable",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -13,6 +14,7 @@ from benchmarks.step import seconds
 
 Call = Callable[[], object]
 WARM_UP = 3
+PRECISIONS = ("bf16", "tf32", "float32")
 
 
 def spread(times: Sequence[float]) -> dict[str, float | int]:
@@ -63,11 +65,22 @@ def crossing(points: Sequence[tuple[float, float]]) -> float | None:
     return None
 
 
-def precisions(context: Context) -> dict[str, torch.autocast]:
-    """Return autocast contexts by name, bf16 first; compiled loops on a CPU know only float32."""
-    kind = context.device.type
-    both = {name: torch.autocast(kind, torch.bfloat16, enabled=name == "bf16") for name in ("bf16", "float32")}
+@contextlib.contextmanager
+def precision(context: Context, name: str) -> Iterator[None]:
+    """Set how products are made: ``"bf16"`` by autocast, ``"tf32"`` or ``"float32"``."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    try:
+        with torch.autocast(context.device.type, torch.bfloat16, enabled=name == "bf16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def precisions(context: Context) -> tuple[str, ...]:
+    """Return the precisions that the device has; compiled loops on a CPU know only float32."""
     if context.cuda:
-        return both
-    context.skip("bf16", "autocast needs CUDA here: compiled loops on a CPU use float32")
-    return {"float32": both["float32"]}
+        return PRECISIONS
+    for name in PRECISIONS[:-1]:
+        context.skip(name, "needs CUDA: compiled loops on a CPU use float32")
+    return PRECISIONS[-1:]
