@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.gpu_check import STARTED, parser, runner
-from benchmarks.gpu_check.parts import PARTS
+from benchmarks.gpu_check.parts import PARTS, Part
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, parts: Sequence[Part] = PARTS) -> int:
     """Run the check; return 0 if every part finished, 1 if not, 130 after Ctrl-C."""
     options = parser().parse_args(arguments)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     # whoever ends the command by a signal gets the records too
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        told = runner.run([part for part in PARTS if part.name in options.parts], settings)
+        told = runner.run([part for part in parts if part.name in options.parts], settings)
     except KeyboardInterrupt:
         print(f"stopped; finished parts are in {out}", file=sys.stderr)
         return 130

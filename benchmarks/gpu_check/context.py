@@ -16,8 +16,8 @@ import torch
 T = TypeVar("T")
 # after one of these the process can do nothing more on its GPU
 _FATAL = (
-    "illegal memory access", "misaligned address", "device-side assert", "launch failure", "illegal instruction",
-    "unknown error", "uncorrectable",
+    "illegal memory access", "illegal instruction", "misaligned address", "device-side assert",
+    "launch failure", "unknown error", "uncorrectable",
 )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ class Context:
     def attempt(self, name: str, call: Callable[[], T]) -> T | None:
         """Return the call's result; if it fails, record the failure and return None.
 
-        A failure after which the GPU is lost to this process is raised again: it ends the part, not the check.
+        A failure after which the GPU is lost to this process is raised again, and so ends the part.
         """
         try:
             return call()

@@ -23,7 +23,7 @@ TESTS = Path(__file__).resolve().parents[2] / "tests" / "library" / "triton_chec
 SHAPES = ((7, 100, 24), (1000, 5000, 200), (1024, 9216, 576), (2048, 16_384, 1536))
 TOY_SHAPES = ((7, 100, 24), (33, 203, 50))
 DENSITY = 0.01
-# what tensor cores may lose with each addition, in units of the factors' norms: their sums are cut, not rounded
+# what an addition may lose in units of the factors' norms: tensor cores cut their sums, they do not round
 LOSS = 2.0**-22
 
 
@@ -32,7 +32,7 @@ def run(context: Context) -> None:
     context.attempt("tests", lambda: tests(context))
     backend = kernels.backend(context.device)
     if not context.cuda:
-        context.skip("Triton kernels", "no CUDA device: the comparisons below are of the CPU's compiled loops")
+        context.skip("Triton kernels", "no CUDA device: below, the CPU's compiled loops are compared")
     elif backend is reference:
         context.skip("Triton kernels", "Triton is not installed")
     for factors in (torch.float32, torch.bfloat16):
@@ -55,7 +55,7 @@ def run(context: Context) -> None:
 
 
 def tests(context: Context) -> None:
-    """Run the kernels' test functions in a process of their own, so that a crash leaves the rest of the part."""
+    """Run the kernels' test functions in a process of their own, which may crash."""
     if not find_spec("pytest"):
         context.skip("tests", "pytest is not installed")
         return
@@ -75,7 +75,7 @@ def tests(context: Context) -> None:
     try:
         done = subprocess.run(
             [*command, f"--junitxml={report}"], env=environment, capture_output=True, text=True,
-            timeout=0.6 * context.left(), check=False,
+            timeout=0.7 * context.left(), check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as late:
         said = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""

@@ -32,12 +32,12 @@ def pieces(context: Context, x: Tensor, width: int, l0: int) -> dict[str, Call]:
     weight = normalize(torch.randn(width, x.shape[1], device=device), dim=1)
     bar = bar_of(x, width, l0)
     peak, support, values = backend.scan(x, weight, bar)
-    again = backend.scan(x, weight, bar)
-    context.row(
-        "scan twice", entries=len(support), l0=len(support) / len(x),
-        same_bits_twice=torch.equal(peak, again[0]) and torch.equal(values, again[2])
-        and all(torch.equal(a, b) for a, b in zip(vars(support).values(), vars(again[1]).values(), strict=True)),
-    )  # fmt: skip
+    other = backend.scan(x, weight, bar)
+    pairs = [(peak, other[0]), (values, other[2])]
+    pairs += zip(vars(support).values(), vars(other[1]).values(), strict=True)
+    same = all(torch.equal(*pair) for pair in pairs)
+    context.row("scan twice", entries=len(support), l0=len(support) / len(x), same_bits_twice=same, ok=same)
+    del other, pairs
     sae = sae_lib.SparseAutoencoder(x.shape[1], width).to(device)
     method = sae_lib.GroupBiasAdaptation(groups=2)
     optimiser = method.optimiser([p for p in sae.parameters() if p.requires_grad], 1e-7, 0.0)

@@ -1,4 +1,4 @@
-"""Part 2: training steps against the encoder product, ours beside those of installed peers, and its pieces."""
+"""Part 2: training steps against the encoder product, ours beside those of installed peers; pieces."""
 
 from __future__ import annotations
 

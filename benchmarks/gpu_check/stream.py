@@ -86,11 +86,11 @@ def train(
         l0_by_step=[[record["step"], record["l0"]] for record in log],
         peak_gib=torch.cuda.max_memory_allocated() / 2**30 if context.cuda else None,
     )  # fmt: skip
-    total = setup.PAPER["tokens"]
+    total = int(str(setup.PAPER["tokens"]))
     for layer, each in reading.items():
         context.row(
             f"{name}, projected", layer=layer, tokens=total, seconds=total * (each + of_step),
-            note="reading and step of this machine; text tokenised by bytes, without the measurements at the end",
+            note="reading and step of this machine; bytes as tokens, and no measurements at the end",
         )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def build(context: Context) -> LanguageModel:
             num_key_value_heads=2, tie_word_embeddings=True,
         )  # fmt: skip
     else:
-        config = setup.config_of(setup.PAPER["model"])
+        config = setup.config_of(str(setup.PAPER["model"]))
     torch.manual_seed(context.seed)
     # on a CPU, drawing this many numbers takes longer than the measurement
     with context.device:

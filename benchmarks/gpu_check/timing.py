@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -13,7 +15,8 @@ from benchmarks.gpu_check.context import Context
 from benchmarks.step import seconds
 
 Call = Callable[[], object]
-WARM_UP = 3
+# calls before those that count; seconds above which a call is a long one
+WARM_UP, LONG = 3, 0.2
 PRECISIONS = ("bf16", "tf32", "float32")
 
 
@@ -24,7 +27,7 @@ def spread(times: Sequence[float]) -> dict[str, float | int]:
 
 
 def in_turn(
-    context: Context, calls: dict[str, Call], rounds: int, until: float
+    context: Context, calls: dict[str, Call], rounds: int, until: float, at_most: float = math.inf
 ) -> dict[str, dict[str, float | int]]:
     """Time calls one after the other, round after round; those that fail are recorded and left out.
 
@@ -33,36 +36,41 @@ def in_turn(
         calls: By name.
         rounds: At most so many; at least one.
         until: Seconds before the part's deadline at which no further round begins.
+        at_most: Seconds from now after which no further round begins.
     """
+    end = time.monotonic() + at_most
     ready = {}
     for name, call in calls.items():
 
         def warm_up(call: Call = call) -> bool:
             for _ in range(WARM_UP):
-                seconds(call, context.device)
+                # the first call may compile; one that takes long by itself needs no third
+                if seconds(call, context.device) > LONG and time.monotonic() > end:
+                    break
             return True
 
         if context.attempt(name, warm_up):
             ready[name] = call
     times: dict[str, list[float]] = {name: [] for name in ready}
     for number in range(rounds):
-        if number and context.left() < until:
+        if number and (context.left() < until or time.monotonic() > end):
             break
         for name, call in ready.items():
             times[name].append(seconds(call, context.device))
     return {name: spread(each) for name, each in times.items()}
 
 
-def crossing(points: Sequence[tuple[float, float]]) -> float | None:
-    """Return where a ratio passes 1 for the first time, from (place, ratio) sorted by place; None if never.
+def crossing(points: Sequence[tuple[float, float]], *, last: bool = False) -> float | None:
+    """Return where a ratio passes 1, from (place, ratio) sorted by place: first, or last; None if nowhere.
 
     Between two points the ratio's logarithm is taken to be linear in the place's logarithm.
     """
-    for (left, a), (right, b) in zip(points, points[1:], strict=False):
+    places = []
+    for (left, a), (right, b) in itertools.pairwise(points):
         if (a - 1) * (b - 1) <= 0 and a != b:
             share = math.log(a) / (math.log(a) - math.log(b))
-            return math.exp(math.log(left) + share * (math.log(right) - math.log(left)))
-    return None
+            places.append(math.exp(math.log(left) + share * (math.log(right) - math.log(left))))
+    return places[-1 if last else 0] if places else None
 
 
 @contextlib.contextmanager
