@@ -1,4 +1,4 @@
-"""Part 1: the kernels' tests, then the fast backend against sums in float64 on random shapes."""
+"""Part 1: the kernels' tests, the fast backend against sums in float64, and training twice."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks.gpu_check import twice
 from benchmarks.gpu_check.context import Context
 from sae_lib import kernels
 from sae_lib.kernels import SparseCodes, check, reference
@@ -52,6 +53,7 @@ def run(context: Context) -> None:
                 compare(context, backend, shape, factors)
 
             context.attempt(name, compared)
+    twice.run(context)
 
 
 def tests(context: Context) -> None:

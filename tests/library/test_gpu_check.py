@@ -101,7 +101,7 @@ sys.exit(command.main(["--toy", "--device=cpu", "--out={tmp_path.as_posix()}"], 
 
 
 NEEDED = {
-    "kernels": {"self-check", "comparison"},
+    "kernels": {"self-check", "comparison", "training twice"},
     "step": {"encoder product", "sae_lib GBA", "sae_lib BatchTopK", "scan", "dots", "optimiser", "unit rows"},
     "crossover": {"density", "size", "crossing of density", "crossing of size", "constants"},
     "stream": {"reading", "gba", "topk", "gba, projected"},
