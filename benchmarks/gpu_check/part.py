@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
         torch.device(given.device), given.toy, given.seed, given.rows, given.started, given.deadline
     )
     torch.manual_seed(given.seed)
+    if context.toy and not context.cuda:
+        # toy sizes only lose by more threads, above all on a busy machine
+        torch.set_num_threads(1)
     module, _, function = given.run.partition(":")
     try:
         getattr(importlib.import_module(module), function)(context)

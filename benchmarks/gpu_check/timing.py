@@ -55,8 +55,16 @@ def in_turn(
     for number in range(rounds):
         if number and (context.left() < until or time.monotonic() > end):
             break
-        for name, call in ready.items():
-            times[name].append(seconds(call, context.device))
+        for name, call in list(ready.items()):
+
+            def once(call: Call = call) -> float:
+                return seconds(call, context.device)
+
+            duration = context.attempt(name, once)
+            if duration is None:
+                del ready[name], times[name]
+            else:
+                times[name].append(duration)
     return {name: spread(each) for name, each in times.items()}
 
 

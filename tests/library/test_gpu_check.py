@@ -14,8 +14,9 @@ import torch
 
 from benchmarks import gpu_check
 from benchmarks.gpu_check import crossover, runner
+from benchmarks.gpu_check.context import Context
 from benchmarks.gpu_check.parts import PARTS, Part
-from benchmarks.gpu_check.timing import crossing
+from benchmarks.gpu_check.timing import crossing, in_turn
 from sae_lib import records
 from tools.layout import REPOSITORY
 
@@ -144,6 +145,17 @@ def test_shares_add_up_to_the_default_limit():
     assert sum(part.share for part in PARTS) < gpu_check.parser().parse_args([]).limit
 
 
+def test_a_call_that_fails_while_it_is_timed_is_left_out(tmp_path):
+    now = time.monotonic()
+    context = Context(torch.device("cpu"), True, 0, tmp_path / "rows", now, now + 60)
+    left = iter(range(4))
+    calls = {"steady": lambda: None, "fails in the second round": lambda: next(left)}
+    times = in_turn(context, calls, rounds=2, until=0.0)
+    assert set(times) == {"steady"}
+    assert times["steady"]["rounds"] == 2
+    assert "StopIteration" in (tmp_path / "rows").read_text()
+
+
 def test_curves_cross_where_their_ratio_is_one():
     assert crossing([(1, 0.5), (100, 2.0)]) == pytest.approx(10)
     assert crossing([(1, 2.0), (4, 1.0), (16, 0.5)]) == pytest.approx(4)
@@ -162,8 +174,6 @@ def test_constants_are_the_most_cautious():
 
 
 def test_rows_are_json_whatever_they_hold(tmp_path):
-    from benchmarks.gpu_check.context import Context
-
     context = Context(torch.device("cpu"), True, 0, tmp_path / "rows", time.monotonic(), time.monotonic())
     context.row("a", number=torch.tensor(2.0), kind=torch.bfloat16, missing=float("inf"))
     assert json.loads((tmp_path / "rows").read_text()) == {
