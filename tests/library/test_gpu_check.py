@@ -6,18 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 import torch
 
+import sae_lib
 from benchmarks import gpu_check
 from benchmarks.gpu_check import crossover, runner
 from benchmarks.gpu_check.context import Context
 from benchmarks.gpu_check.parts import PARTS, Part
 from benchmarks.gpu_check.timing import crossing, in_turn
 from sae_lib import records
+from sae_lib.records import machine
 from tools.layout import REPOSITORY
 
 HERE = Path(__file__).parent
@@ -154,6 +157,16 @@ def test_a_call_that_fails_while_it_is_timed_is_left_out(tmp_path):
     assert set(times) == {"steady"}
     assert times["steady"]["rounds"] == 2
     assert "StopIteration" in (tmp_path / "rows").read_text()
+
+
+def test_a_record_can_be_written_from_a_checkout_that_is_not_installed(monkeypatch):
+    def version(name):
+        if name == "sae_lib":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(machine, "version", version)
+    assert machine.versions()["sae_lib"] == sae_lib.__version__
 
 
 def test_curves_cross_where_their_ratio_is_one():
