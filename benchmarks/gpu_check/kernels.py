@@ -7,7 +7,6 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
 import torch
@@ -17,7 +16,7 @@ from torch.nn.functional import normalize
 from benchmarks.gpu_check import twice
 from benchmarks.gpu_check.context import Context
 from sae_lib import kernels
-from sae_lib.kernels import SparseCodes, check, reference
+from sae_lib.kernels import Operations, SparseCodes, check, reference
 
 TESTS = Path(__file__).resolve().parents[2] / "tests" / "library" / "triton_checks.py"
 # rows, latents, columns: less than a tile, uneven, the smaller models' shapes, a quarter of the paper's width
@@ -99,7 +98,7 @@ def tests(context: Context) -> None:
 
 
 @torch.no_grad()
-def compare(context: Context, backend: ModuleType, shape: tuple[int, int, int], factors: torch.dtype) -> None:
+def compare(context: Context, backend: Operations, shape: tuple[int, int, int], factors: torch.dtype) -> None:
     """Compare all operations with float64, and with themselves once more, which has to give the same bits."""
     (n_rows, width, d), stream = shape, context.generator()
     x = torch.randn(n_rows, d, device=context.device, generator=stream)
@@ -142,7 +141,7 @@ def compare(context: Context, backend: ModuleType, shape: tuple[int, int, int], 
 
 
 def _all(
-    backend: ModuleType, x: Tensor, weight: Tensor, bar: Tensor, factors: torch.dtype
+    backend: Operations, x: Tensor, weight: Tensor, bar: Tensor, factors: torch.dtype
 ) -> dict[str, Tensor]:
     """Return the result of every operation."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=factors == torch.bfloat16):

@@ -12,6 +12,7 @@ import sae_lib
 from benchmarks.gpu_check.context import Context
 from sae_lib import kernels
 from sae_lib.methods import BatchTopK, Gated, JumpReLU, Matryoshka, Method
+from sae_lib.training.updating import Update
 
 # biases adapt, and dead latents are reviewed, at every multiple of this
 STRIDE = 50
@@ -50,15 +51,12 @@ def trained(method: Method, rows: Tensor, width: int, steps: int, sparse: bool) 
     sae = method.build(rows.shape[1], width, normalisation=sae_lib.Normalisation(), seed=0).to(rows.device)
     trainer = method.start(sae, rows).to(rows.device)
     parameters = [p for p in (*sae.parameters(), *trainer.parameters()) if p.requires_grad]
-    optimiser = method.optimiser(parameters, 1e-3, 0.0)
+    update = Update(sae, trainer, method.optimiser(parameters, 1e-3, 0.0))
     # the choice between the two kinds of step is not what is compared
     with patch.multiple(kernels, supported=lambda *_: sparse, pays=lambda *_: True):
         for number in range(1, steps + 1):
             step = trainer(sae, rows)
-            optimiser.zero_grad()
-            step.loss.backward()
-            optimiser.step()
-            sae.unit_rows_()
+            update(step.loss)
             trainer.after_step(sae, step, STRIDE * number)
     return [p.detach() for p in (*sae.parameters(), *trainer.parameters())]
 
