@@ -9,11 +9,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "numpy", "transformers", "sae_lib")
+PACKAGES = ("torch", "numpy", "transformers")
 
 
 def hardware() -> dict[str, Any]:
@@ -23,7 +23,14 @@ def hardware() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide the numbers."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    import sae_lib
+
+    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    try:
+        return found | {"sae_lib": version("sae_lib")}
+    except PackageNotFoundError:
+        # a checkout that is not installed
+        return found | {"sae_lib": sae_lib.__version__}
 
 
 def command() -> str:
