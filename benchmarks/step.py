@@ -5,9 +5,10 @@
     python -m benchmarks.step --json           # rows {name, ms, x_gemm, ...} on standard output
     python -m benchmarks.step --record book/records/14_step.json
 
-All contestants are timed in one process, in turn, round after round; numbers are medians over the rounds.
-Rows and weights are random; biases are set so that ``--l0`` latents fire on a row. Peers are timed where
-they are installed (``pip install sae_lib[bench]``; sparsify and dictionary_learning by hand).
+All contestants are timed in one process, in turn, round after round; numbers are medians over the rounds, with
+the quartiles of their ratio to the product of the same round. Rows and weights are random; biases are set so
+that ``--l0`` latents fire on a row. Peers are timed where they are installed (``pip install sae_lib[bench]``;
+sparsify and dictionary_learning by hand), in float32 and, on a CPU, under bfloat16 autocast as well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,12 +47,14 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     with precision:
         rows = [
             {"d": options.d, "width": options.width, "batch": options.batch, "l0": options.l0,
-             "bf16": options.bf16, "threads": torch.get_num_threads(), "rounds": options.rounds, **row}
+             "bf16": options.bf16, "threads": torch.get_num_threads(), "units": units(), "rounds": options.rounds,
+             **row}
             for row in measure(x, options.width, options.l0, options.rounds, options.only)
         ]  # fmt: skip
     report.finish(
         rows, options, started,
-        lambda row: f"{row['name']:32} {row['ms']:9.2f} ms {row['x_gemm']:7.2f} × product "
+        lambda row: f"{row['name']:38} {row['ms']:9.2f} ms {row['x_gemm']:7.2f} × product "
+                    f"({row['x_gemm_low']:.2f} to {row['x_gemm_high']:.2f}) "
                     f"{row['peak_mib']:7.0f} MiB above the state",
     )  # fmt: skip
     return rows
@@ -75,6 +79,9 @@ def measure(x: Tensor, width: int, l0: int, rounds: int, only: str = "") -> list
     if torch.is_autocast_enabled(x.device.type):
         low, low_weight = x.bfloat16(), weight.bfloat16()
         steps["encoder product"] = lambda: low @ low_weight.T
+    elif x.device.type == "cpu" and "encoder product".startswith(only.lower()):
+        low, low_weight, low_out = x.bfloat16(), weight.bfloat16(), out.bfloat16()
+        steps["encoder product, bfloat16"] = lambda: torch.mm(low, low_weight.T, out=low_out)
     peak = {}
     for name, step in steps.items():
         for _ in range(3):
@@ -87,11 +94,16 @@ def measure(x: Tensor, width: int, l0: int, rounds: int, only: str = "") -> list
         print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     product = statistics.median(times["encoder product"])
-    return [
-        {"name": name, "ms": 1e3 * statistics.median(times[name]),
-         "x_gemm": statistics.median(times[name]) / product, "peak_mib": peak[name]}
-        for name in steps
-    ]  # fmt: skip
+    rows = []
+    for name in steps:
+        ratios = [time / in_turn for time, in_turn in zip(times[name], times["encoder product"], strict=True)]
+        low_quartile, _, high_quartile = statistics.quantiles(ratios, n=4) if rounds > 1 else 3 * ratios
+        rows.append(
+            {"name": name, "ms": 1e3 * statistics.median(times[name]),
+             "x_gemm": statistics.median(times[name]) / product,
+             "x_gemm_low": low_quartile, "x_gemm_high": high_quartile, "peak_mib": peak[name]}
+        )  # fmt: skip
+    return rows
 
 
 def seconds(step: Callable[[], object], device: torch.device) -> float:
@@ -122,7 +134,28 @@ def contestants(x: Tensor, width: int, l0: int) -> dict[str, Callable[[], Callab
     }
     builders["sae_lib GBA, float32"] = partial(ours_step, ours["GBA"], x, width, l0, screened=False)
     builders["sae_lib GBA, dense"] = partial(ours_step, ours["GBA"], x, width, l0, dense=True)
-    return builders | peers.available(x, width, l0)
+    others = peers.available(x, width, l0)
+    if x.device.type == "cpu":
+        others |= {f"{name}, bfloat16": partial(in_bfloat16, build) for name, build in others.items()}
+    return builders | others
+
+
+def in_bfloat16(build: Callable[[], Callable[[], object]]) -> Callable[[], object]:
+    """Build a contestant's step, to be made under bfloat16 autocast."""
+    step = build()
+
+    def low_step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            step()
+
+    return low_step
+
+
+def units() -> str:
+    """Return those of the processor's units that decide the speed of products, as Linux names them."""
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text("utf8").split()) if info.is_file() else set()
+    return " ".join(unit for unit in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if unit in flags)
 
 
 def ours_step(

@@ -1,15 +1,19 @@
 """The sparse autoencoder: encoder, gate, decoder (paper, section 2)."""
 
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from sae_lib import kernels
 from sae_lib.checks import at_least, between, one_of
 from sae_lib.normalisation import Normalisation
 from sae_lib.randomness import generator
+
+if TYPE_CHECKING:
+    from sae_lib.kernels.screen import Screen
 
 ACTIVATIONS = ("jumprelu", "relu", "threshold", "topk")
 
@@ -79,6 +83,7 @@ class SparseAutoencoder(nn.Module):
         self.free_encoder = free_encoder
         self.normalisation = normalisation or Normalisation()
         self.metadata: dict[str, Any] = {}
+        self._screen: Screen | None = None
         rows = normalize(torch.randn(width, d_in, generator=generator(seed, "weights")), dim=1)
         self.weight = nn.Parameter(rows)
         self.decoder = None if tied else nn.Parameter(rows.clone())
@@ -110,6 +115,9 @@ class SparseAutoencoder(nn.Module):
 
     def project(self, rows: Tensor) -> Tensor:
         """Return u = W (x − b_pre), (…, M), the pre-activations without the bias, of rows (…, d)."""
+        return self.project_normalised(self._normalised(rows))
+
+    def _normalised(self, rows: Tensor) -> Tensor:
         if rows.ndim == 0 or rows.shape[-1] != self.d_in:
             raise ValueError(
                 f"rows have shape {tuple(rows.shape)}; this autoencoder expects (…, {self.d_in}), "
@@ -118,7 +126,7 @@ class SparseAutoencoder(nn.Module):
         if rows.dtype != self.weight.dtype:
             dtype = self.weight.dtype
             raise ValueError(f"rows are {rows.dtype}, the autoencoder is {dtype}; pass rows.to({dtype})")
-        return self.project_normalised(self.normalisation.apply(rows))
+        return self.normalisation.apply(rows)
 
     def project_normalised(self, x: Tensor) -> Tensor:
         """Return u, (B, M), of rows that are normalised already, as training batches (B, d) are."""
@@ -142,10 +150,38 @@ class SparseAutoencoder(nn.Module):
     def encode(self, rows: Tensor) -> Tensor:
         """Return the codes z (…, M) of rows (…, d) as the model has them.
 
+        Many rows at once are screened where that is faster (:mod:`sae_lib.kernels.screen`), unless a gradient
+        is needed: the same codes, up to the order of their sums.
+
         Raises:
             ValueError: The rows have another width or dtype than the autoencoder.
         """
-        return self.gate(self.project(rows))
+        x = self._normalised(rows)
+        differentiable = torch.is_grad_enabled() and (
+            x.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        )
+        screen = None if differentiable else kernels.screen_for(x.reshape(-1, self.d_in), self.width)
+        if screen is None:
+            return self.gate(self.project_normalised(x))
+        # the first one has the rounded weights already
+        self._screen = screen = self._screen or screen
+        blocks = [self._screened(screen, block) for block in x.reshape(-1, self.d_in).split(4096)]
+        return torch.cat(blocks).view(*x.shape[:-1], self.width)
+
+    @torch.no_grad()
+    def _screened(self, screen: "Screen", x: Tensor) -> Tensor:
+        """Return the codes (B, M) of normalised rows (B, d)."""
+        centred = x - self.pre_bias
+        if self.k is None:
+            bar = -self.bias if self.threshold is None else self.threshold - self.bias
+            entries = screen.above(centred, self.weight, bar)
+        else:
+            entries = screen.top(centred, self.weight, self.bias, self.k)
+        if entries is None:
+            return self.gate(self.project_normalised(x))
+        rows, latents, u = entries
+        z = u if self.activation == "jumprelu" else torch.relu(u + self.bias[latents])
+        return x.new_zeros(len(x), self.width).index_put((rows, latents), z)
 
     def decode(self, codes: Tensor, *, like: Tensor | None = None) -> Tensor:
         """Return the reconstruction (…, d), in the model's units, of codes (…, M).

@@ -94,7 +94,7 @@ class Screen:
 
     def scan(self, x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Support, Tensor]:
         """See :func:`sae_lib.kernels.reference.scan`; peaks (M,) are −∞ where no u exceeds its bar."""
-        entries = self._above(x, weight, bar)
+        entries = self.above(x, weight, bar)
         if entries is None:
             return cpu.scan(x, weight, bar)
         rows, latents, values = entries
@@ -106,7 +106,7 @@ class Screen:
     def _too_many(self, x: Tensor, weight: Tensor) -> bool:
         return self.candidates > MOST * len(x) * len(weight)
 
-    def _above(self, x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    def above(self, x: Tensor, weight: Tensor, bar: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return row, latent and u of entries above the bar (M,), (E,) each; None for too many candidates."""
         low_x, factors = _rounded_rows(x)
         rounded = self.rounded(weight)
@@ -185,7 +185,7 @@ class Screen:
         The entries above a guess are computed; if they are too few, those above a lower one.
         """
         for room in HEADROOM:
-            entries = self._above(x, weight, self._guess(x, weight, bias, room * count / len(x)) - bias)
+            entries = self.above(x, weight, self._guess(x, weight, bias, room * count / len(x)) - bias)
             if entries is None:
                 break
             rows, latents, values = entries

@@ -1,6 +1,6 @@
 """Ways of enforcing sparsity, one in each file."""
 
-from sae_lib.methods.base import Method, Step, Trainer
+from sae_lib.methods.base import Method
 from sae_lib.methods.batch_top_k import BatchTopK
 from sae_lib.methods.bias_adaptation import BiasAdaptation, GroupBiasAdaptation
 from sae_lib.methods.frozen import Frozen
@@ -10,6 +10,7 @@ from sae_lib.methods.l1 import L1
 from sae_lib.methods.matryoshka import Matryoshka
 from sae_lib.methods.modified_bias_adaptation import ModifiedBiasAdaptation
 from sae_lib.methods.top_k import TopK
+from sae_lib.methods.trainer import Step, Trainer
 
 # by name; without Frozen, which needs another method
 METHODS: dict[str, type[Method]] = {

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sae_lib.kernels import Operations, SparseCodes, Support
-from sae_lib.methods.base import Step
 from sae_lib.methods.top_k import AuxiliaryTrainer, LargestCodes
+from sae_lib.methods.trainer import Step
 from sae_lib.sae import SparseAutoencoder
 
 # share of a new batch in the running mean of the threshold: about the last hundred batches count

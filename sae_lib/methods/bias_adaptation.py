@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sae_lib.checks import above_zero, at_least, fraction, one_of
 from sae_lib.kernels.sparse_codes import in_any_order
-from sae_lib.methods.base import CENTRE, TIED, Method, Step, Trainer
+from sae_lib.methods.base import CENTRE, TIED, Method
+from sae_lib.methods.trainer import Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from sae_lib import kernels
 from sae_lib.kernels import Operations, SparseCodes
-from sae_lib.methods.base import MomentumFree, Step, Trainer
+from sae_lib.methods.base import MomentumFree
+from sae_lib.methods.trainer import Step, Trainer
 from sae_lib.sae import SparseAutoencoder
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sae_lib.checks import at_least
 from sae_lib.kernels import Operations, SparseCodes, Support
-from sae_lib.methods.base import COEFFICIENT, MomentumFree, Step, Trainer
+from sae_lib.methods.base import COEFFICIENT, MomentumFree
+from sae_lib.methods.trainer import Step, Trainer
 from sae_lib.sae import SparseAutoencoder
 
 

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sae_lib.kernels import SparseCodes
-from sae_lib.methods.base import Penalised, Trainer
+from sae_lib.methods.base import Penalised
+from sae_lib.methods.trainer import Trainer
 from sae_lib.sae import SparseAutoencoder
 
 

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 from sae_lib.checks import fraction
-from sae_lib.methods.base import Method, Step, Trainer
+from sae_lib.methods.base import Method
+from sae_lib.methods.trainer import Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 

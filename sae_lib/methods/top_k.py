@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sae_lib.checks import above_zero, at_least
 from sae_lib.kernels import Operations, Support
-from sae_lib.methods.base import TIED, Baseline, Step, Trainer
+from sae_lib.methods.base import TIED, Baseline
+from sae_lib.methods.trainer import Step, Trainer
 from sae_lib.normalisation import Normalisation
 from sae_lib.sae import SparseAutoencoder
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_lib.distributed import World
 from sae_lib.files.atomic import parsed, replacing, short
 from sae_lib.files.tensors import read_metadata, read_tensors, tensors_sha256, write_tensors
-from sae_lib.methods.base import Trainer
+from sae_lib.methods.trainer import Trainer
 from sae_lib.sae import SparseAutoencoder
 
 NAME = "checkpoint.safetensors"

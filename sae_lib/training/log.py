@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.files.atomic import parsed, replacing
-from sae_lib.methods.base import Step
+from sae_lib.methods.trainer import Step
 
 NAME = "metrics.jsonl"
 

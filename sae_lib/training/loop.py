@@ -19,7 +19,8 @@ from sae_lib import distributed
 from sae_lib.batches import BatchSource, Rows
 from sae_lib.checks import at_least, bad_row, between, one_of
 from sae_lib.files.atomic import only_writer
-from sae_lib.methods.base import Method, Step
+from sae_lib.methods.base import Method
+from sae_lib.methods.trainer import Step
 from sae_lib.sae import SparseAutoencoder
 from sae_lib.training import checkpoint, sharding
 from sae_lib.training.interruption import interruptible

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sae_lib.batches import BatchSource
 from sae_lib.distributed import World
 from sae_lib.distributed.process_group import all_reduce, broadcast
-from sae_lib.methods.base import Method, Trainer
+from sae_lib.methods.base import Method
+from sae_lib.methods.trainer import Trainer
 from sae_lib.sae import SparseAutoencoder
 
 # gradients with at least this many numbers are sent one by one

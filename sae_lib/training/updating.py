@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sae_lib import kernels
 from sae_lib.distributed import ALONE, World
-from sae_lib.methods.base import Trainer
+from sae_lib.methods.trainer import Trainer
 from sae_lib.sae import SparseAutoencoder
 from sae_lib.training.sharding import reduce_gradients
 

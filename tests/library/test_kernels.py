@@ -15,8 +15,8 @@ import sae_lib
 from sae_lib import kernels
 from sae_lib.kernels import cpu, reference, sparse_codes
 from sae_lib.methods import BatchTopK, Gated, JumpReLU, Matryoshka, bias_adaptation
-from sae_lib.methods.base import Trainer
 from sae_lib.methods.bias_adaptation import group_index, group_sums
+from sae_lib.methods.trainer import Trainer
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 150), st.integers(1, 20))
 # from "everything fires" to "nothing does"

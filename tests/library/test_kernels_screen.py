@@ -6,6 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import sae_lib
 from sae_lib import kernels
 from sae_lib.kernels import cpu, reference, screen, units
 from sae_lib.kernels.screen import Rounded, Screen, bounds
@@ -189,6 +190,31 @@ def test_rounded_rows_follow_the_weight():
     assert torch.equal(screened.rounded(weight).low, weight.bfloat16())
     assert screened.kept(torch.randn(30, 8)) is None
     assert len(x)
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "relu", "threshold", "topk"])
+def test_encode_is_screened(activation, monkeypatch):
+    k = 3 if activation == "topk" else None
+    sae = sae_lib.SparseAutoencoder(16, 200, activation=activation, k=k, free_encoder=True, tied=False)
+    rows = torch.randn(3, 1500, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        sae.bias.fill_(-2.0 if activation != "topk" else 0.2)
+        sae.pre_bias.copy_(torch.linspace(-1, 1, 16))
+        if sae.threshold is not None:
+            sae.threshold.fill_(0.25)
+    expected = sae.encode(rows)
+    monkeypatch.setattr(units, "bfloat16_is_fast", lambda *shape: True)
+    monkeypatch.setattr(kernels, "SMALLEST_SCREENED", 0)
+    assert sae.encode(rows).requires_grad
+    sae.requires_grad_(False)
+    assert sae._screen is None
+    torch.testing.assert_close(sae.encode(rows), expected.detach(), rtol=1e-5, atol=1e-5)
+    assert sae._screen.candidates
+    assert sae.encode(rows[0, 0]).shape == (200,)
+    with torch.no_grad():
+        sae.bias.fill_(0.5)
+    # most latents fire: left to the dense product
+    torch.testing.assert_close(sae.encode(rows), sae.gate(sae.project(rows)), rtol=1e-5, atol=1e-5)
 
 
 def test_where_a_screen_is_used(monkeypatch):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sae_lib import L1, BiasAdaptation, GroupBiasAdaptation, Normalisation, SparseAutoencoder, TopK, synthetic
 from sae_lib.methods import METHODS, Frozen
-from sae_lib.methods.base import Step, Trainer
 from sae_lib.methods.bias_adaptation import adapt_bias, group_index, group_targets, quantile_bias
+from sae_lib.methods.trainer import Step, Trainer
 from sae_lib.metrics import best_cosines
 
 NONE = Normalisation()
