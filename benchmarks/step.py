@@ -5,10 +5,11 @@
     python -m benchmarks.step --json           # rows {name, ms, x_gemm, ...} on standard output
     python -m benchmarks.step --record book/records/14_step.json
 
-All contestants are timed in one process, in turn, round after round; numbers are medians over the rounds, with
-the quartiles of their ratio to the product of the same round. Rows and weights are random; biases are set so
-that ``--l0`` latents fire on a row. Peers are timed where they are installed (``pip install sae_lib[bench]``;
-sparsify and dictionary_learning by hand), in float32 and, on a CPU, under bfloat16 autocast as well.
+All contestants are timed in one process, in turn, round after round; numbers are medians over the rounds,
+with the quartiles of their ratio to the product of the same round. Rows and weights are random; biases are
+set so that ``--l0`` latents fire on a row. Peers are timed where they are installed (``pip install
+sae_lib[bench]``; sparsify and dictionary_learning by hand), in float32 and, on a CPU, under bfloat16 autocast
+as well.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from torch.nn.functional import normalize
 import sae_lib
 from benchmarks import memory, peers, report
 from sae_lib import kernels
-from sae_lib.methods import BatchTopK, JumpReLU, Matryoshka
+from sae_lib.methods import BatchTopK, Gated, JumpReLU, Matryoshka
+from sae_lib.methods.gated import GatedTrainer
 from sae_lib.training.updating import Update
 
 RATE = peers.RATE
@@ -47,8 +49,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     with precision:
         rows = [
             {"d": options.d, "width": options.width, "batch": options.batch, "l0": options.l0,
-             "bf16": options.bf16, "threads": torch.get_num_threads(), "units": units(), "rounds": options.rounds,
-             **row}
+             "bf16": options.bf16, "threads": torch.get_num_threads(), "units": units(),
+             "rounds": options.rounds, **row}
             for row in measure(x, options.width, options.l0, options.rounds, options.only)
         ]  # fmt: skip
     report.finish(
@@ -128,6 +130,7 @@ def contestants(x: Tensor, width: int, l0: int) -> dict[str, Callable[[], Callab
         "BatchTopK": BatchTopK(k=l0),
         "Matryoshka": Matryoshka(k=l0),
         "JumpReLU": JumpReLU(0.0),
+        "Gated": Gated(0.0),
     }
     builders: dict[str, Callable[[], Callable[[], object]]] = {
         f"sae_lib {name}": partial(ours_step, method, x, width, l0) for name, method in ours.items()
@@ -171,10 +174,11 @@ def ours_step(
     sae = method.build(x.shape[1], width, normalisation=sae_lib.Normalisation(), seed=0).to(x.device)
     trainer = method.start(sae, x[: min(len(x), 1024)])
     with torch.no_grad():
-        if sae.threshold is None or isinstance(method, JumpReLU):
+        if sae.threshold is None or isinstance(method, JumpReLU | Gated):
             # a row's products with random unit rows are N(0, 1/d); a share l0 / M of them exceeds this level
             level = torch.distributions.Normal(0, x.shape[1] ** -0.5).icdf(torch.tensor(1 - l0 / width))
-            sae.bias.fill_(-level.item())
+            of_gate = trainer.gate_bias if isinstance(trainer, GatedTrainer) else sae.bias
+            of_gate.fill_(-level.item())
     if screened:
         trainer.screen = kernels.screen_for(x, width)
     backend = trainer.screen or kernels.backend(x.device)
