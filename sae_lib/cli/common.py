@@ -19,7 +19,9 @@ DEFAULT_SITE = "resid_post.10"
 PRESETS = ", ".join(sorted(synthetic.PRESETS))
 
 Model = Annotated[str, typer.Option(help="smollm2-135m, a hub id, a folder or a .gguf file.")]
-CorpusName = Annotated[str, typer.Option(help="standard-library, wikipedia, or a folder of .txt files.")]
+CorpusName = Annotated[
+    str, typer.Option(help="standard-library, wikipedia, installed-packages, or a folder of .txt files.")
+]
 SiteName = Annotated[str, typer.Option(help="Where to read, such as resid_post.10, mlp_out.3, attn_out.0.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice of this command.")]

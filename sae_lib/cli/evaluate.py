@@ -127,7 +127,9 @@ def _on_model(
             f"was trained on is {made_on}: name that with --model"
         )
     skip = origin.get("skip_first", 2)
-    blocks = corpora.token_blocks(corpus_part(corpus, "held-out"), lm.tokenizer, block_size, seed=seed)
+    held_out = corpus_part(corpus, "held-out")
+    spread = origin.get("spread", False)
+    blocks = corpora.token_blocks(held_out, lm.tokenizer, block_size, seed=seed, spread=spread)
     tokens_held_out = torch.stack(list(itertools.islice(blocks, -(-tokens // block_size))))
     scores = faithfulness(lm, {"sae": sae}, place, tokens_held_out, skip_first=skip)["sae"]
     return {

