@@ -42,7 +42,7 @@ def _storable(
 ) -> Tensor:
     """Convert rows to the type of the store, on the CPU; refuse numbers that do not survive.
 
-    Rows longer than ``longest`` will be dropped, and may overflow.
+    Rows longer than ``longest`` may overflow: they will be dropped, or looked at again with the first shard.
     """
     stored = rows.to(dtype)
     if not torch.isfinite(stored).all():
@@ -92,9 +92,9 @@ def _fill_shard(
 
 
 def _longest(manifest: Manifest) -> float:
-    """Return the norm of the longest row to keep: infinity where there is no limit, or none is known yet."""
+    """Return the longest norm to keep: infinity where there is no limit, 0 while it is not known."""
     max_norm = manifest.settings.get("max_norm")
-    return math.inf if max_norm is None or manifest.median_norm is None else max_norm * manifest.median_norm
+    return math.inf if max_norm is None else max_norm * (manifest.median_norm or 0.0)
 
 
 def _fit_medians(manifests: Sequence[Manifest], shards: Mapping[int, _Rows], world: World) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sae_lib import storage
-from sae_lib.cli.common import Device, Seed, ShowConfig, say, show
+from sae_lib.cli.common import Device, ModelDtype, Seed, ShowConfig, say, show
 
 
 def dashboard(
@@ -18,6 +18,7 @@ def dashboard(
     model: Annotated[
         str | None, typer.Option(help="As for harvest.  [default: the name that the store gives]")
     ] = None,
+    model_dtype: ModelDtype = "float32",
     latents: Annotated[
         str, typer.Option(help="How many, drawn at random from those that fire; or all.")
     ] = "1000",
@@ -44,7 +45,8 @@ def dashboard(
     }  # fmt: skip
     if show_config:
         show({
-            "autoencoder": str(autoencoder), "data": str(data), "out": str(out), "model": model, **settings
+            "autoencoder": str(autoencoder), "data": str(data), "out": str(out), "model": model,
+            "model_dtype": model_dtype, **settings
         })  # fmt: skip
         return
     if out.is_dir():
@@ -54,7 +56,9 @@ def dashboard(
 
     try:
         sae, store = storage.load(autoencoder, device=device), ActivationStore.open(data)
-        lm = language_models.load(model or store.describe()["model"]["name"], device=device)
+        lm = language_models.load(
+            model or store.describe()["model"]["name"], device=device, dtype=model_dtype
+        )
         board = dashboards.measure(sae, lm, store, **settings)
         dashboards.html(board, out, seed=seed)
     except KeyboardInterrupt:

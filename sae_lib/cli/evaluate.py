@@ -16,6 +16,7 @@ from sae_lib.cli.common import (
     DataSeed,
     Device,
     Model,
+    ModelDtype,
     Seed,
     ShowConfig,
     corpus_part,
@@ -33,6 +34,7 @@ def evaluate(
         int, typer.Option(min=0, help="Held-out tokens on which to splice it into the model; 0 for none.")
     ] = 0,
     model: Model = "smollm2-135m",
+    model_dtype: ModelDtype = "float32",
     corpus: CorpusName = "standard-library",
     site: Annotated[
         str | None, typer.Option(help="Where to splice it in.  [default: where it was trained]")
@@ -59,7 +61,8 @@ def evaluate(
     """
     if show_config:
         show({
-            "autoencoder": str(autoencoder), "data": data, "n_rows": n_rows, "model": model, "corpus": corpus,
+            "autoencoder": str(autoencoder), "data": data, "n_rows": n_rows, "model": model,
+            "model_dtype": model_dtype, "corpus": corpus,
             "faithfulness_tokens": faithfulness_tokens, "site": site, "block_size": block_size, "seed": seed,
         })  # fmt: skip
         return
@@ -70,14 +73,16 @@ def evaluate(
     if data is not None:
         result |= _on_data(sae, data, data_seed, n_rows, seed)
     if faithfulness_tokens:
-        result |= _on_model(sae, model, corpus, site, faithfulness_tokens, block_size, device, seed)
+        result |= _on_model(
+            sae, model, model_dtype, corpus, site, faithfulness_tokens, block_size, device, seed
+        )
     show(result)
 
 
 def _on_data(sae: SparseAutoencoder, data: str, data_seed: int, n_rows: int, seed: int) -> dict[str, Any]:
     if data == "stream":
         raise ValueError("evaluate takes a preset or a store; use --faithfulness-tokens for the model itself")
-    source = source_of(data, data_seed, model="", corpus="", site="", device="cpu")
+    source = source_of(data, data_seed, model="", model_dtype="float32", corpus="", site="", device="cpu")
     if source.d_in != sae.d_in:
         raise ValueError(f"the autoencoder has d_in {sae.d_in}, the data {source.d_in}; they must be equal")
     if isinstance(source, synthetic.SyntheticData):
@@ -101,8 +106,8 @@ def _on_data(sae: SparseAutoencoder, data: str, data_seed: int, n_rows: int, see
 
 
 def _on_model(
-    sae: SparseAutoencoder, model: str, corpus: str, site: str | None, tokens: int, block_size: int,
-    device: str, seed: int,
+    sae: SparseAutoencoder, model: str, model_dtype: str, corpus: str, site: str | None, tokens: int,
+    block_size: int, device: str, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     from sae_lib import corpora, language_models
     from sae_lib.metrics.faithfulness import faithfulness
@@ -119,7 +124,7 @@ def _on_model(
         place = language_models.Site.parse(where)
     except ValueError as error:
         raise ValueError(f"{error}; name the site with --site") from None
-    lm = language_models.load(model, device=device)
+    lm = language_models.load(model, device=device, dtype=model_dtype)
     if lm.d_model != sae.d_in:
         made_on = origin.get("model", {}).get("name") or foreign.get("model_name", "one it does not name")
         raise ValueError(

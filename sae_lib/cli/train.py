@@ -15,6 +15,7 @@ from sae_lib.cli.common import (
     DataSeed,
     Device,
     Model,
+    ModelDtype,
     Seed,
     ShowConfig,
     SiteName,
@@ -52,6 +53,7 @@ def train(
     warmup: Annotated[int, typer.Option(min=0, help="Steps until the peak rate.")] = 0,
     freeze: Annotated[Freeze | None, typer.Option(help="Baseline: leave this part to chance.")] = None,
     model: Model = "smollm2-135m",
+    model_dtype: ModelDtype = "float32",
     corpus: CorpusName = "standard-library",
     site: SiteName = DEFAULT_SITE,
     device: Device = "cpu",
@@ -64,7 +66,7 @@ def train(
     show_config: ShowConfig = False,
     **options: Any,
 ) -> None:
-    """Train an autoencoder. --model, --corpus and --site matter for --data stream alone.
+    """Train an autoencoder. --model, --model-dtype, --corpus and --site matter for --data stream alone.
 
     For example:
 
@@ -88,7 +90,9 @@ def train(
         show({"out": str(out), "data": data, "method": chosen.describe(), **settings})
         return
     distributed.join(timeout)
-    source = source_of(data, data_seed, model=model, corpus=corpus, site=site, device=device)
+    source = source_of(
+        data, data_seed, model=model, model_dtype=model_dtype, corpus=corpus, site=site, device=device
+    )
     with stopping_cleanly():
         _, log = training.train(
             source, chosen, device=device, folder=out, resume=resume, parallel=parallel, **settings

@@ -47,8 +47,8 @@ def excerpt(text: str, number: int, of: int) -> str:
     A cut is at the last line end in the half excerpt before the even division, else at the last space there,
     else at the division itself. Only the surroundings of the two ends are looked at.
 
-    >>> [sae_lib.corpora.blocks.excerpt("one two\nthree four\nfive", i, 3) for i in range(3)]
-    ['one two\n', 'three ', 'four\nfive']
+    >>> [sae_lib.corpora.blocks.excerpt("a = 1\nbb = 2\nc = 3\n", i, 2) for i in range(2)]
+    ['a = 1\n', 'bb = 2\nc = 3\n']
     """
 
     def cut(i: int) -> int:
