@@ -133,6 +133,7 @@ def open_testbed(
     layers: Sequence[int] = tuple(LAYERS.values()),
     names: Sequence[str] = CORPORA,
     device: str | torch.device = "cpu",
+    model_dtype: str = "float32",
 ) -> LanguageTestbed:
     """Open the testbed and harvest first what is missing of its activations (quick: three minutes).
 
@@ -142,6 +143,8 @@ def open_testbed(
         layers: Some of the layers.
         names: Some of the corpora.
         device: Of the language model.
+        model_dtype: Of the language model: ``"float32"``, ``"bfloat16"`` or ``"auto"``; the stores of one type
+            are refused by another.
 
     Raises:
         ValueError: Another profile or corpus; the message names the choices.
@@ -150,7 +153,7 @@ def open_testbed(
     for name in names:
         _check("corpus", name, CORPORA)
     size = SIZES[profile]
-    model = language_models.load(device=device)
+    model = language_models.load(device=device, dtype=model_dtype)
     opened: dict[str, dict[tuple[str, int], ActivationStore]] = {"train": {}, "held_out": {}}
     root = Path(folder) / profile
     root.mkdir(parents=True, exist_ok=True)
