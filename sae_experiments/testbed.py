@@ -143,8 +143,8 @@ def open_testbed(
         layers: Some of the layers.
         names: Some of the corpora.
         device: Of the language model.
-        model_dtype: Of the language model: ``"float32"``, ``"bfloat16"`` or ``"auto"``; the stores of one type
-            are refused by another.
+        model_dtype: Of the language model: ``"float32"``, ``"bfloat16"`` or ``"auto"``; a store is refused if
+            it was made with another.
 
     Raises:
         ValueError: Another profile or corpus; the message names the choices.
