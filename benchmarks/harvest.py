@@ -1,6 +1,7 @@
 """Harvesting and streaming against the bare forward pass to the same layer.
 
     python -m benchmarks.harvest                              # SmolLM2-135M, layer 10, this machine
+    python -m benchmarks.harvest --layer 14 --model-dtype bfloat16
     python -m benchmarks.harvest --random --layer 13 --device cuda --tokens 400000
 
 The bare pass runs the model's own layers up to the hooked one on packed blocks of tokens that are ready,
@@ -30,6 +31,8 @@ from sae_lib.activations.positions import enough
 
 # rows a stream makes at a time; tokens are rounded to full buffers, so that all three make as many
 BUFFER = 16_384
+# positions of a block that give no row
+SKIP_FIRST = 4
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
@@ -42,8 +45,10 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     corpus = corpora.standard_library()
     site = f"resid_post.{options.layer}"
     endless = itertools.cycle(corpora.token_blocks(corpus, model.tokenizer))
-    blocks = torch.stack(list(enough(model, endless, 2, options.tokens)))
-    stream = ActivationStream(model, corpus, site, batch_blocks=options.blocks, buffer_rows=BUFFER)
+    blocks = torch.stack(list(enough(model, endless, SKIP_FIRST, options.tokens)))
+    stream = ActivationStream(
+        model, corpus, site, batch_blocks=options.blocks, buffer_rows=BUFFER, skip_first=SKIP_FIRST
+    )
 
     def bare() -> None:
         for batch in blocks.split(options.blocks):
@@ -52,8 +57,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     def harvest() -> None:
         with tempfile.TemporaryDirectory() as folder:
             activations.harvest(
-                model, corpus, site, folder, n_tokens=options.tokens, batch_blocks=options.blocks
-            )
+                model, corpus, site, folder, n_tokens=options.tokens, batch_blocks=options.blocks,
+                skip_first=SKIP_FIRST,
+            )  # fmt: skip
 
     def streamed() -> None:
         batches = stream.batches(1024, seed=0)
@@ -63,7 +69,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     calls = {"bare forward": bare, "harvest": harvest, "stream": streamed}
     times = in_turn(calls, device, options.rounds)
     rows = [
-        {"name": name, "model": model.name, "layer": options.layer, "tokens": options.tokens,
+        {"name": name, "model": model.name, "dtype": str(model.dtype).removeprefix("torch."),
+         "layer": options.layer, "tokens": options.tokens,
          "tokens_per_s": options.tokens / statistics.median(durations),
          "of_bare": statistics.median(times["bare forward"]) / statistics.median(durations)}
         for name, durations in times.items()
@@ -92,7 +99,8 @@ def in_turn(
 
 def load(options: argparse.Namespace, device: torch.device) -> language_models.LanguageModel:
     """Load the default model, or one of another shape with random weights and the default's tokenizer."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen = options.model_dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    dtype = language_models.model_dtype(chosen, device)
     model = language_models.load(device=device, dtype=dtype)
     if not options.random:
         return model
@@ -115,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
     options = report.parser("harvest", __doc__.split("\n")[0], **sizes)
     options.add_argument("--random", action="store_true", help="a Qwen2.5-1.5B with random weights")
     options.add_argument("--device", default="cpu", help="cpu or cuda")
+    types = ("auto", "float32", "bfloat16")
+    options.add_argument("--model-dtype", choices=types, help="default bfloat16 on cuda, else float32")
     return options
 
 

@@ -82,7 +82,7 @@ def code_text(
     blocks: dict[str, Tensor] = {}
     labels: dict[str, Tensor] = {}
     for documents, number in zip(corpus, (train, 2 * half), strict=True):
-        stream = token_blocks(documents, model.tokenizer, block_size)
+        stream = token_blocks(documents, model.tokenizer, block_size, spread=False)
         dense = torch.stack(list(itertools.islice(stream, number * apart)))
         picked, marked = dense[::apart], code_concepts(dense, model.tokenizer)[::apart]
         if len(picked) < number:

@@ -43,6 +43,8 @@ SIZES: dict[str, dict[str, int]] = {
     "quick": {"train": 36_000, "held_out": 5_000, "width": 1024, "steps": 400, "batch_size": 256},
     "full": {"train": 2_000_000, "held_out": 50_000, "width": 9216, "steps": 8000, "batch_size": 1024},
 }
+# which rows the stores hold: documents are read whole, and no row is dropped for its length
+RULES: dict[str, Any] = {"skip_first": 2, "spread": False, "max_norm": None}
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class LanguageTestbed:
 
     def blocks(self, corpus: str, number: int) -> Tensor:
         """Return the first ``number`` blocks of held-out tokens (number, 256), those of the held-out rows."""
-        text = corpora.token_blocks(texts(corpus)[1], self.model.tokenizer)
+        text = corpora.token_blocks(texts(corpus)[1], self.model.tokenizer, spread=RULES["spread"])
         return torch.stack(list(itertools.islice(text, number)))
 
     @property
@@ -131,6 +133,7 @@ def open_testbed(
     layers: Sequence[int] = tuple(LAYERS.values()),
     names: Sequence[str] = CORPORA,
     device: str | torch.device = "cpu",
+    model_dtype: str = "float32",
 ) -> LanguageTestbed:
     """Open the testbed and harvest first what is missing of its activations (quick: three minutes).
 
@@ -140,6 +143,8 @@ def open_testbed(
         layers: Some of the layers.
         names: Some of the corpora.
         device: Of the language model.
+        model_dtype: Of the language model: ``"float32"``, ``"bfloat16"`` or ``"auto"``; a store is refused if
+            it was made with another.
 
     Raises:
         ValueError: Another profile or corpus; the message names the choices.
@@ -148,7 +153,7 @@ def open_testbed(
     for name in names:
         _check("corpus", name, CORPORA)
     size = SIZES[profile]
-    model = language_models.load(device=device)
+    model = language_models.load(device=device, dtype=model_dtype)
     opened: dict[str, dict[tuple[str, int], ActivationStore]] = {"train": {}, "held_out": {}}
     root = Path(folder) / profile
     root.mkdir(parents=True, exist_ok=True)
@@ -158,7 +163,7 @@ def open_testbed(
             for part, corpus in zip(opened, texts(name), strict=True):
                 # all layers in one pass of the model
                 folders = {f"resid_post.{layer}": _at(folder, profile, name, part, layer) for layer in layers}
-                stores = activations.harvest_sites(model, corpus, folders, n_tokens=size[part])
+                stores = activations.harvest_sites(model, corpus, folders, n_tokens=size[part], **RULES)
                 opened[part] |= {(name, layer): stores[f"resid_post.{layer}"] for layer in layers}
     return LanguageTestbed(
         model, opened["train"], opened["held_out"], size["width"], size["steps"], size["batch_size"]

@@ -88,7 +88,7 @@ def run(
     clock = Clock(folder / "seconds.json")
     stream = ActivationStream(
         model, training, site, block_size=BLOCK, batch_blocks=BATCH_BLOCKS, skip_first=SKIP_FIRST,
-        buffer_rows=BUFFER_BATCHES * options.batch_size,
+        spread=False, max_norm=None, buffer_rows=BUFFER_BATCHES * options.batch_size,
     )  # fmt: skip
     sae, log = sae_lib.train(
         stream, methods(options.k)[method], width=options.width, tokens=options.tokens,

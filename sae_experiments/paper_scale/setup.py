@@ -135,7 +135,7 @@ def passes(part: corpora.Corpus, model: LanguageModel, sample: Tensor, tokens: i
 
 def blocks(part: corpora.Corpus, model: LanguageModel, tokens: int, seed: int = 0) -> Tensor:
     """Return the first blocks (n, 256), n · 256 ≥ tokens, or all there are; SystemExit if there is none."""
-    endless = corpora.token_blocks(part, model.tokenizer, BLOCK, seed=seed)
+    endless = corpora.token_blocks(part, model.tokenizer, BLOCK, seed=seed, spread=False)
     first = list(itertools.islice(endless, -(-tokens // BLOCK)))
     if not first:
         raise SystemExit(f"{part.name} does not fill one block of {BLOCK} tokens; take a longer text")

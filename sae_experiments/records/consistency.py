@@ -77,7 +77,8 @@ def more_rows(layer: int) -> Path:
     with FileLock(f"{folder}.lock"):
         training, _ = testbed.texts("code")
         model = language_models.load()
-        activations.harvest(model, training, f"resid_post.{layer}", folder, n_tokens=4 * SIZE["train"])
+        rows = 4 * SIZE["train"]
+        activations.harvest(model, training, f"resid_post.{layer}", folder, n_tokens=rows, **testbed.RULES)
     return folder
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from sae_lib.activations.manifest import DTYPES, MANIFEST, Manifest, Shard, check_shard, shard_name
-from sae_lib.activations.positions import enough, no_block, origin
+from sae_lib.activations.positions import no_block, origin
 from sae_lib.activations.shards import write_shards
 from sae_lib.activations.store import ActivationStore
 from sae_lib.checks import at_least, one_of
@@ -58,7 +58,8 @@ def _resumed(folder: Path, fresh: Manifest) -> Manifest:
         except (FileNotFoundError, ValueError) as error:
             warnings.warn(f"harvesting again from shard {i}: {error}", stacklevel=6)
             manifest.shards, manifest.finished = manifest.shards[:i], False
-            manifest.normalisation = manifest.normalisation if i else None
+            if i == 0:
+                manifest.normalisation = manifest.median_norm = None
             manifest.write(folder)
             break
     return manifest
@@ -69,7 +70,8 @@ def _progress(
 ) -> tqdm:
     """Return a bar of the rows in all unfinished stores; ``show=None`` shows it on a terminal."""
     return tqdm(
-        total=n_tokens * len(unfinished), initial=sum(manifest.n_rows for manifest in unfinished.values()),
+        total=n_tokens * len(unfinished),
+        initial=sum(manifest.n_rows + manifest.dropped_by_norm for manifest in unfinished.values()),
         unit=" rows", desc=f"{', '.join(map(str, unfinished))} of {model.name}",
         disable=None if show is None else not show,
     )  # fmt: skip
@@ -88,7 +90,9 @@ def harvest(
     dtype: str = "float16",
     shard_rows: int = 65_536,
     seed: int = 0,
-    skip_first: int = 2,
+    skip_first: int = 4,
+    spread: bool = True,
+    max_norm: float | None = 3.0,
     progress: bool | None = None,
     parallel: str = "auto",
 ) -> ActivationStore:
@@ -105,7 +109,7 @@ def harvest(
     return harvest_sites(
         model, corpus, {site: folder}, n_tokens=n_tokens, normalisation=normalisation, block_size=block_size,
         batch_blocks=batch_blocks, dtype=dtype, shard_rows=shard_rows, seed=seed, skip_first=skip_first,
-        progress=progress, parallel=parallel,
+        spread=spread, max_norm=max_norm, progress=progress, parallel=parallel,
     )[site]  # fmt: skip
 
 
@@ -121,11 +125,13 @@ def harvest_sites(
     dtype: str = "float16",
     shard_rows: int = 65_536,
     seed: int = 0,
-    skip_first: int = 2,
+    skip_first: int = 4,
+    spread: bool = True,
+    max_norm: float | None = 3.0,
     progress: bool | None = None,
     parallel: str = "auto",
 ) -> dict[Place, ActivationStore]:
-    """Write the activations of at least ``n_tokens`` tokens at some sites, or resume an interrupted harvest.
+    """Write the activations of ``n_tokens`` tokens at some sites, or resume an interrupted harvest.
 
     The call may be killed at any moment: repeated, it resumes after the last complete shard and ends with the
     bytes of an unbroken run (on the same machine with as many threads). It rewrites damaged shards, lets
@@ -138,7 +144,7 @@ def harvest_sites(
         corpus: Documents to read, at most once; a warning says if they give too few rows.
         folders: Folder of the store for each site (:class:`sae_lib.language_models.Site`). The model runs
             once for all sites, up to the last; each store has the bytes it would have if harvested alone.
-        n_tokens: Rows to write, rounded up to a whole block.
+        n_tokens: Rows to write, rounded up to a whole block; those that ``max_norm`` drops count.
         normalisation: ``"scale"``, ``"unit"`` or ``"none"``. Rows are stored raw; the constant is fitted on
             the first shard and applied on reading.
         block_size: Tokens the model sees at once.
@@ -147,7 +153,14 @@ def harvest_sites(
         shard_rows: Approximate rows of a file; as many are in memory for each site, and can be lost.
         seed: Decides the order of the documents.
         skip_first: Positions left out of every block, as are the separators between documents: models park
-            attention on both (:func:`kept`), now and then also on the second position, hence 2.
+            attention on both (:func:`kept`), now and then also on one of the next positions, hence 4.
+        spread: Whether the rows come from as many documents as they can, from an excerpt of each; else
+            documents are read whole (:func:`sae_lib.corpora.token_blocks`). The manifest counts
+            them.
+        max_norm: Rows longer than this many times the median are dropped, as a few of them would dominate the
+            loss: models park attention on other tokens, too. The median is that of the first shard at this
+            site, so stores of several sites may drop different rows; the manifest holds it and counts the
+            rows that were dropped. None keeps all.
         progress: Whether to show a bar; None shows it on a terminal.
         parallel: ``"auto"`` shares the shards among the processes that ``torchrun`` has started, which must
             all see the folders; ``"off"`` does not.
@@ -169,7 +182,9 @@ def harvest_sites(
     one_of("dtype", dtype, DTYPES)
     one_of("normalisation", normalisation, KINDS)
     at_least(1, n_tokens=n_tokens, shard_rows=shard_rows)
-    settings = origin(model, corpus, next(iter(paths)), block_size, batch_blocks, skip_first)
+    settings = origin(
+        model, corpus, next(iter(paths)), block_size, batch_blocks, skip_first, spread, max_norm
+    )
     settings |= {"n_tokens": n_tokens, "seed": seed, "dtype": dtype, "normalisation": normalisation}
     # shards are whole forward batches, so that a resumed run composes the same ones
     batch_rows = batch_blocks * (block_size - skip_first)
@@ -195,12 +210,12 @@ def harvest_sites(
             for site, values in zip(paths, world.by_first(begin), strict=True)
         }
         if unfinished := {site: manifest for site, manifest in manifests.items() if not manifest.finished}:
-            all_blocks = token_blocks(corpus, model.tokenizer, block_size, seed=seed)
-            blocks = enough(model, all_blocks, skip_first, n_tokens)
+            text = token_blocks(corpus, model.tokenizer, block_size, seed=seed, spread=spread)
             with _progress(model, unfinished, n_tokens, progress if world.first else False) as bar:
-                write_shards(model, unfinished, paths, blocks, world, bar)
-            # the same number in every store, as they hold the same tokens
-            n_rows = next(iter(unfinished.values())).n_rows
+                write_shards(model, unfinished, paths, text, n_tokens, world, bar)
+            # the same sum for every store, as they read the same tokens
+            one = next(iter(unfinished.values()))
+            n_rows = one.n_rows + one.dropped_by_norm
             if not n_rows:
                 raise no_block(corpus, block_size)
             if n_rows < n_tokens and world.first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,11 +21,26 @@ def vocabulary_sha256(tokenizer: Any) -> str:
 
 
 def origin(
-    model: LanguageModel, corpus: Corpus, site: Site, block_size: int, batch_blocks: int, skip_first: int
+    model: LanguageModel,
+    corpus: Corpus,
+    site: Site,
+    block_size: int,
+    batch_blocks: int,
+    skip_first: int,
+    spread: bool,
+    max_norm: float | None,
 ) -> dict[str, Any]:
-    """Return everything that decides the rows, as plain JSON values, after checking the sizes."""
+    """Return everything that decides the rows, as plain JSON values, after checking the sizes.
+
+    ``spread`` and ``max_norm`` are left out when off, so that stores from before there were such options have
+    the same settings.
+    """
     if not 0 <= skip_first < block_size:
         raise ValueError(f"skip_first is {skip_first}; expected 0..{block_size - 1} (block_size - 1)")
+    if max_norm is not None and not 1 < max_norm < math.inf:
+        raise ValueError(
+            f"max_norm is {max_norm}; expected above 1 (times the median norm), or None to keep all rows"
+        )
     at_least(1, batch_blocks=batch_blocks)
     tokenizer = {
         "vocabulary_sha256": vocabulary_sha256(model.tokenizer),
@@ -33,7 +49,10 @@ def origin(
     }
     sources = {"model": {"name": model.name, "fingerprint": model.fingerprint}, "site": str(site)}
     sizes = {"block_size": block_size, "batch_blocks": batch_blocks, "skip_first": skip_first}
-    return {**sources, "corpus": corpus.describe(), "tokenizer": tokenizer, **sizes}
+    rules: dict[str, bool | float] = {"spread": True} if spread else {}
+    if max_norm is not None:
+        rules["max_norm"] = max_norm
+    return {**sources, "corpus": corpus.describe(), "tokenizer": tokenizer, **sizes, **rules}
 
 
 def kept(model: LanguageModel, blocks: Tensor, skip_first: int) -> Tensor:
@@ -52,6 +71,16 @@ def forward(model: LanguageModel, sites: Sequence[Site], blocks: Tensor, skip_fi
     # positions found on the CPU: with a mask on the device, the CPU would have to wait for it
     places = kept(model, blocks, skip_first).flatten().nonzero().squeeze(1).to(model.device)
     return [acts.flatten(0, 1)[places] for acts in model.activations_at(blocks, sites)]
+
+
+def norms_of(rows: Tensor) -> Tensor:
+    """Return the norm of each row (n, d): float32 (n,)."""
+    return rows.float().norm(dim=-1)
+
+
+def median_norm(norms: Tensor) -> float:
+    """Return the median of some norms (n,), the lower one of two."""
+    return float(norms.median())
 
 
 def enough(model: LanguageModel, blocks: Iterator[Tensor], skip_first: int, n_rows: int) -> Iterator[Tensor]:

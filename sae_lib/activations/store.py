@@ -22,7 +22,7 @@ class ActivationStore:
     >>> _ = sae_lib.activations.harvest(model, corpus, "resid_post.1", "acts", **settings)
     >>> store = sae_lib.activations.ActivationStore.open("acts")
     >>> store.sample(10).shape == (10, model.d_model), len(store.context(3))
-    (True, 6)
+    (True, 8)
 
     Use :meth:`open`. Rows are numbered in the order of the token stream. Shards are mapped into memory, so
     that only rows in use take space.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sae_lib.activations.positions import enough, forward, no_block, origin
+from sae_lib.activations.positions import enough, forward, median_norm, no_block, norms_of, origin
 from sae_lib.corpora import Corpus, token_blocks
 from sae_lib.language_models import LanguageModel, Site
 from sae_lib.normalisation import Normalisation
@@ -52,6 +53,11 @@ class ActivationStream:
         buffer_rows: Approximate rows computed at a time and shuffled; more of them mix more documents into
             a batch and take more memory.
         skip_first: Positions left out of every block; see :func:`harvest_sites`.
+        spread: Whether to read an excerpt of every document before a second of any; see
+            :func:`sae_lib.corpora.token_blocks`.
+        max_norm: Rows longer than this many times the median norm are dropped; None keeps all. The median is
+            that of the first rows of the stream with seed 0. Where a buffer has too few rows left, some of
+            them are served twice.
     """
 
     def __init__(
@@ -64,16 +70,27 @@ class ActivationStream:
         block_size: int = 256,
         batch_blocks: int = 8,
         buffer_rows: int = 16_384,
-        skip_first: int = 2,
+        skip_first: int = 4,
+        spread: bool = True,
+        max_norm: float | None = 3.0,
     ) -> None:
         self.model, self.corpus, self.site = model, corpus, model.site(site)
         self.block_size, self.batch_blocks, self.skip_first = block_size, batch_blocks, skip_first
-        self.buffer_rows = buffer_rows
+        self.buffer_rows, self.spread, self.max_norm = buffer_rows, spread, max_norm
         self.d_in = model.d_model
-        self._origin = origin(model, corpus, self.site, block_size, batch_blocks, skip_first)
-        if isinstance(normalisation, str):
+        self._origin = origin(
+            model, corpus, self.site, block_size, batch_blocks, skip_first, spread, max_norm
+        )
+        #: Norm of the longest row that is kept.
+        self.longest = math.inf
+        if isinstance(normalisation, str) or max_norm is not None:
             first = list(enough(model, self._blocks(seed=0), skip_first, min(buffer_rows, _FIT_ROWS)))
-            normalisation = Normalisation.fit(normalisation, self._rows(first).cpu())
+            rows = self._rows(first)
+            if max_norm is not None:
+                self.longest = max_norm * median_norm(norms_of(rows))
+                rows = self._usual(rows)
+            if isinstance(normalisation, str):
+                normalisation = Normalisation.fit(normalisation, rows.cpu())
         self.normalisation = normalisation
 
     def _blocks(self, seed: int) -> Iterator[Tensor]:
@@ -81,7 +98,9 @@ class ActivationStream:
         # a copy, as a tokenizer refuses to be used by two threads at once
         tokenizer = copy.deepcopy(self.model.tokenizer)
         for epoch in itertools.count():
-            blocks = token_blocks(self.corpus, tokenizer, self.block_size, seed=seed, epoch=epoch)
+            blocks = token_blocks(
+                self.corpus, tokenizer, self.block_size, seed=seed, epoch=epoch, spread=self.spread
+            )
             first = next(blocks, None)
             if first is None:
                 raise no_block(self.corpus, self.block_size)
@@ -102,6 +121,10 @@ class ActivationStream:
             )
         return rows
 
+    def _usual(self, rows: Tensor) -> Tensor:
+        """Return the rows that are not too long."""
+        return rows if self.max_norm is None else rows[norms_of(rows) <= self.longest]
+
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Tensor]:
         """Yield normalised float32 batches (batch_size, d_in) without end; see :class:`BatchSource`.
 
@@ -121,8 +144,16 @@ class ActivationStream:
             first = max(0, start - buffer * per_buffer)
             if first >= per_buffer:
                 continue
-            rows = self.normalisation.apply(self._rows(text))
+            rows = self._usual(self._rows(text))
+            if not len(rows):
+                raise ValueError(
+                    f"all rows of a buffer are over {self.max_norm} times as long as the median row; "
+                    "set max_norm=None, or raise buffer_rows"
+                )
+            rows = self.normalisation.apply(rows)
             order = torch.randperm(len(rows), generator=generator(seed, "order", buffer)).to(rows.device)
+            # where dropped rows leave too few, some come twice
+            order = order.repeat(-(-per_buffer * batch_size // len(rows)))
             for i in range(first, per_buffer):
                 yield rows[order[i * batch_size : (i + 1) * batch_size]]
 

@@ -11,13 +11,19 @@ import typer
 from sae_lib import distributed, synthetic
 from sae_lib.batches import BatchSource
 
+ModelType = Literal["auto", "float32", "bfloat16"]
 Split = Literal["train", "held-out", "all"]
 HELD_OUT = 0.1
 DEFAULT_SITE = "resid_post.10"
 PRESETS = ", ".join(sorted(synthetic.PRESETS))
 
 Model = Annotated[str, typer.Option(help="smollm2-135m, a hub id, a folder or a .gguf file.")]
-CorpusName = Annotated[str, typer.Option(help="standard-library, wikipedia, or a folder of .txt files.")]
+CorpusName = Annotated[
+    str, typer.Option(help="standard-library, wikipedia, installed-packages, or a folder of .txt files.")
+]
+ModelDtype = Annotated[
+    ModelType, typer.Option(help="Type of the model's numbers; auto: bfloat16 where it is fast.")
+]
 SiteName = Annotated[str, typer.Option(help="Where to read, such as resid_post.10, mlp_out.3, attn_out.0.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice of this command.")]
@@ -39,7 +45,9 @@ def corpus_part(name: str, split: Split) -> Any:
     return training if split == "train" else held_out
 
 
-def source_of(data: str, data_seed: int, *, model: str, corpus: str, site: str, device: str) -> BatchSource:
+def source_of(
+    data: str, data_seed: int, *, model: str, model_dtype: str, corpus: str, site: str, device: str
+) -> BatchSource:
     """Return what --data names: a preset, a store's folder, or a stream from a model."""
     if data in synthetic.PRESETS:
         return synthetic.preset(data, seed=data_seed)
@@ -49,7 +57,7 @@ def source_of(data: str, data_seed: int, *, model: str, corpus: str, site: str, 
         from sae_lib import language_models
 
         return activations.ActivationStream(
-            language_models.load(model, device=str(distributed.local(device))),
+            language_models.load(model, device=str(distributed.local(device)), dtype=model_dtype),
             corpus_part(corpus, "train"),
             site,
         )

@@ -1,12 +1,14 @@
 """``sae dashboard``: texts on which each latent fires, as one HTML file."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sae_lib import storage
-from sae_lib.cli import common
+from sae_lib.cli.common import Device, ModelDtype, Seed, ShowConfig, say, show
 
 
 def dashboard(
@@ -16,13 +18,14 @@ def dashboard(
     model: Annotated[
         str | None, typer.Option(help="As for harvest.  [default: the name that the store gives]")
     ] = None,
+    model_dtype: ModelDtype = "float32",
     latents: Annotated[
         str, typer.Option(help="How many, drawn at random from those that fire; or all.")
     ] = "1000",
     name: Annotated[str | None, typer.Option(help="Heading.  [default: the folder's name]")] = None,
-    device: common.Device = "cpu",
-    seed: common.Seed = 0,
-    show_config: common.ShowConfig = False,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    show_config: ShowConfig = False,
 ) -> None:
     """Write the feature dashboards of an autoencoder: one searchable HTML file that needs no network.
 
@@ -41,8 +44,9 @@ def dashboard(
         "seed": seed,
     }  # fmt: skip
     if show_config:
-        common.show({
-            "autoencoder": str(autoencoder), "data": str(data), "out": str(out), "model": model, **settings
+        show({
+            "autoencoder": str(autoencoder), "data": str(data), "out": str(out), "model": model,
+            "model_dtype": model_dtype, **settings
         })  # fmt: skip
         return
     if out.is_dir():
@@ -52,10 +56,12 @@ def dashboard(
 
     try:
         sae, store = storage.load(autoencoder, device=device), ActivationStore.open(data)
-        lm = language_models.load(model or store.describe()["model"]["name"], device=device)
+        lm = language_models.load(
+            model or store.describe()["model"]["name"], device=device, dtype=model_dtype
+        )
         board = dashboards.measure(sae, lm, store, **settings)
         dashboards.html(board, out, seed=seed)
     except KeyboardInterrupt:
         typer.echo(f"sae: stopped; {out} is as it was before", err=True)
         raise typer.Exit(130) from None
-    common.say(f"{len(board):,} dashboards in {out}, {out.stat().st_size / 1e6:.1f} MB")
+    say(f"{len(board):,} dashboards in {out}, {out.stat().st_size / 1e6:.1f} MB")

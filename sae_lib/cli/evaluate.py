@@ -1,5 +1,7 @@
 """``sae evaluate``: measurements of an autoencoder, as JSON."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 from pathlib import Path
@@ -9,7 +11,18 @@ import torch
 import typer
 
 from sae_lib import metrics, storage, synthetic
-from sae_lib.cli import common
+from sae_lib.cli.common import (
+    CorpusName,
+    DataSeed,
+    Device,
+    Model,
+    ModelDtype,
+    Seed,
+    ShowConfig,
+    corpus_part,
+    show,
+    source_of,
+)
 from sae_lib.sae import SparseAutoencoder
 
 
@@ -20,16 +33,17 @@ def evaluate(
     faithfulness_tokens: Annotated[
         int, typer.Option(min=0, help="Held-out tokens on which to splice it into the model; 0 for none.")
     ] = 0,
-    model: common.Model = "smollm2-135m",
-    corpus: common.CorpusName = "standard-library",
+    model: Model = "smollm2-135m",
+    model_dtype: ModelDtype = "float32",
+    corpus: CorpusName = "standard-library",
     site: Annotated[
         str | None, typer.Option(help="Where to splice it in.  [default: where it was trained]")
     ] = None,
     block_size: Annotated[int, typer.Option(min=2, help="Tokens a block.")] = 256,
-    device: common.Device = "cpu",
-    seed: common.Seed = 0,
-    data_seed: common.DataSeed = 0,
-    show_config: common.ShowConfig = False,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    data_seed: DataSeed = 0,
+    show_config: ShowConfig = False,
 ) -> None:
     """Measure an autoencoder; prints JSON.
 
@@ -46,8 +60,9 @@ def evaluate(
       sae evaluate downloads/other --model folder --site resid_post.7 --faithfulness-tokens 8000
     """
     if show_config:
-        common.show({
-            "autoencoder": str(autoencoder), "data": data, "n_rows": n_rows, "model": model, "corpus": corpus,
+        show({
+            "autoencoder": str(autoencoder), "data": data, "n_rows": n_rows, "model": model,
+            "model_dtype": model_dtype, "corpus": corpus,
             "faithfulness_tokens": faithfulness_tokens, "site": site, "block_size": block_size, "seed": seed,
         })  # fmt: skip
         return
@@ -58,14 +73,16 @@ def evaluate(
     if data is not None:
         result |= _on_data(sae, data, data_seed, n_rows, seed)
     if faithfulness_tokens:
-        result |= _on_model(sae, model, corpus, site, faithfulness_tokens, block_size, device, seed)
-    common.show(result)
+        result |= _on_model(
+            sae, model, model_dtype, corpus, site, faithfulness_tokens, block_size, device, seed
+        )
+    show(result)
 
 
 def _on_data(sae: SparseAutoencoder, data: str, data_seed: int, n_rows: int, seed: int) -> dict[str, Any]:
     if data == "stream":
         raise ValueError("evaluate takes a preset or a store; use --faithfulness-tokens for the model itself")
-    source = common.source_of(data, data_seed, model="", corpus="", site="", device="cpu")
+    source = source_of(data, data_seed, model="", model_dtype="float32", corpus="", site="", device="cpu")
     if source.d_in != sae.d_in:
         raise ValueError(f"the autoencoder has d_in {sae.d_in}, the data {source.d_in}; they must be equal")
     if isinstance(source, synthetic.SyntheticData):
@@ -89,8 +106,8 @@ def _on_data(sae: SparseAutoencoder, data: str, data_seed: int, n_rows: int, see
 
 
 def _on_model(
-    sae: SparseAutoencoder, model: str, corpus: str, site: str | None, tokens: int, block_size: int,
-    device: str, seed: int,
+    sae: SparseAutoencoder, model: str, model_dtype: str, corpus: str, site: str | None, tokens: int,
+    block_size: int, device: str, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     from sae_lib import corpora, language_models
     from sae_lib.metrics.faithfulness import faithfulness
@@ -107,7 +124,7 @@ def _on_model(
         place = language_models.Site.parse(where)
     except ValueError as error:
         raise ValueError(f"{error}; name the site with --site") from None
-    lm = language_models.load(model, device=device)
+    lm = language_models.load(model, device=device, dtype=model_dtype)
     if lm.d_model != sae.d_in:
         made_on = origin.get("model", {}).get("name") or foreign.get("model_name", "one it does not name")
         raise ValueError(
@@ -115,7 +132,9 @@ def _on_model(
             f"was trained on is {made_on}: name that with --model"
         )
     skip = origin.get("skip_first", 2)
-    blocks = corpora.token_blocks(common.corpus_part(corpus, "held-out"), lm.tokenizer, block_size, seed=seed)
+    held_out = corpus_part(corpus, "held-out")
+    spread = origin.get("spread", False)
+    blocks = corpora.token_blocks(held_out, lm.tokenizer, block_size, seed=seed, spread=spread)
     tokens_held_out = torch.stack(list(itertools.islice(blocks, -(-tokens // block_size))))
     scores = faithfulness(lm, {"sae": sae}, place, tokens_held_out, skip_first=skip)["sae"]
     return {

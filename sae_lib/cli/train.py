@@ -1,12 +1,30 @@
 """``sae train``: an autoencoder, from a store, a stream or a preset."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from sae_lib import distributed, training
-from sae_lib.cli import common
+from sae_lib.cli.common import (
+    DEFAULT_SITE,
+    PRESETS,
+    CorpusName,
+    DataSeed,
+    Device,
+    Model,
+    ModelDtype,
+    Seed,
+    ShowConfig,
+    SiteName,
+    Timeout,
+    say,
+    show,
+    source_of,
+    stopping_cleanly,
+)
 from sae_lib.cli.methods import MethodName, method_of, with_method_options
 
 Freeze = Literal["decoder", "encoder", "soft-decoder"]
@@ -16,7 +34,10 @@ Parallel = Literal["auto", "data"]
 @with_method_options
 def train(
     out: Annotated[Path, typer.Argument(help="Folder for the autoencoder, its log and checkpoints.")],
-    data: Annotated[str, typer.Option(help=f"A preset ({common.PRESETS}), a store's folder, or stream.")],
+    data: Annotated[
+        str,
+        typer.Option(help=f"A preset ({PRESETS}), a store's folder, or stream."),
+    ],
     method: Annotated[MethodName, typer.Option(help="How sparsity is enforced.")] = "gba",
     width: Annotated[int, typer.Option(min=1, help="Latents.")] = 512,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps.  [default: 4000]")] = None,
@@ -31,20 +52,21 @@ def train(
     schedule: Annotated[str, typer.Option(help="linear, cosine or constant.")] = "linear",
     warmup: Annotated[int, typer.Option(min=0, help="Steps until the peak rate.")] = 0,
     freeze: Annotated[Freeze | None, typer.Option(help="Baseline: leave this part to chance.")] = None,
-    model: common.Model = "smollm2-135m",
-    corpus: common.CorpusName = "standard-library",
-    site: common.SiteName = common.DEFAULT_SITE,
-    device: common.Device = "cpu",
-    seed: common.Seed = 0,
-    data_seed: common.DataSeed = 0,
+    model: Model = "smollm2-135m",
+    model_dtype: ModelDtype = "float32",
+    corpus: CorpusName = "standard-library",
+    site: SiteName = DEFAULT_SITE,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    data_seed: DataSeed = 0,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT, bit for bit.")] = False,
     parallel: Annotated[Parallel, typer.Option(help="Under torchrun: share rows; auto is data.")] = "auto",
-    timeout: common.Timeout = distributed.TIMEOUT,
-    show_config: common.ShowConfig = False,
+    timeout: Timeout = distributed.TIMEOUT,
+    show_config: ShowConfig = False,
     **options: Any,
 ) -> None:
-    """Train an autoencoder. --model, --corpus and --site matter for --data stream alone.
+    """Train an autoencoder. --model, --model-dtype, --corpus and --site matter for --data stream alone.
 
     For example:
 
@@ -65,13 +87,15 @@ def train(
     }  # fmt: skip
     if show_config:
         settings["batch_size"] = chosen.batch_size(batch_size, None)
-        common.show({"out": str(out), "data": data, "method": chosen.describe(), **settings})
+        show({"out": str(out), "data": data, "method": chosen.describe(), **settings})
         return
     distributed.join(timeout)
-    source = common.source_of(data, data_seed, model=model, corpus=corpus, site=site, device=device)
-    with common.stopping_cleanly():
+    source = source_of(
+        data, data_seed, model=model, model_dtype=model_dtype, corpus=corpus, site=site, device=device
+    )
+    with stopping_cleanly():
         _, log = training.train(
             source, chosen, device=device, folder=out, resume=resume, parallel=parallel, **settings
         )
     last = log[-1]
-    common.say(f"step {last['step']}: nmse {last['nmse']:.4f}, l0 {last['l0']:.1f}; saved in {out}")
+    say(f"step {last['step']}: nmse {last['nmse']:.4f}, l0 {last['l0']:.1f}; saved in {out}")

@@ -167,7 +167,14 @@ def harvested(folder: Path, last: int | None = None, sites: tuple[str, ...] = ("
             raise Crash
 
     model.model.register_forward_pre_hook(count)
-    options = {"n_tokens": 1000, "block_size": 16, "batch_blocks": 3, "shard_rows": 90, "skip_first": 1}
+    options = {
+        "n_tokens": 1000,
+        "block_size": 16,
+        "batch_blocks": 3,
+        "shard_rows": 90,
+        "skip_first": 1,
+        "max_norm": 1.1,
+    }
     with suppress(Crash):
         folders = {site: folder / site for site in sites} if len(sites) > 1 else {sites[0]: folder}
         harvest_sites(model, text_corpus(), folders, **options)

@@ -26,6 +26,7 @@ torch.set_num_threads(1)
 SITE = "resid_post.1"
 SEPARATOR = 256
 SMALL = {"n_tokens": 1000, "block_size": 16, "batch_blocks": 3, "shard_rows": 200, "skip_first": 1}
+SMALL |= {"spread": False, "max_norm": None}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,9 @@ def edit(folder: Path, change) -> None:
 
 def reference(lm, corpus, n_blocks, site=SITE, skip_first=1, seed=0):
     """Blocks (n, 16), where their rows are, and the rows, batch by batch as in harvesting."""
-    blocks = torch.stack(list(itertools.islice(token_blocks(corpus, lm.tokenizer, 16, seed=seed), n_blocks)))
+    blocks = torch.stack(
+        list(itertools.islice(token_blocks(corpus, lm.tokenizer, 16, seed=seed, spread=False), n_blocks))
+    )
     places = [(b, t) for b in range(n_blocks) for t in range(skip_first, 16) if blocks[b, t] != SEPARATOR]
     acts = torch.cat([lm.activations(batch, site) for batch in blocks.split(3)])
     return blocks, places, torch.stack([acts[place] for place in places])
@@ -255,7 +258,7 @@ def test_without_verifying_a_shard_of_the_wrong_shape_is_still_found(copy):
     ("change", "message"),
     [
         (lambda m: m.update(format="other"), "format is 'other'"),
-        (lambda m: m.update(version=2), "version is 2; this version of sae_lib reads 1"),
+        (lambda m: m.update(version=3), "version is 3; this version of sae_lib reads 1 and 2"),
         (lambda m: m.update(d_in="32"), "manifest.d_in is '32', expected int"),
         (lambda m: m.update(d_in=True), "manifest.d_in is True, expected int"),
         (lambda m: m.update(d_in=0), "d_in is 0; expected at least 1"),
@@ -396,7 +399,7 @@ def test_a_short_corpus_warns_and_an_empty_one_is_refused(lm, tmp_path):
     short = text_corpus(2)
     with pytest.warns(UserWarning, match="gave .* of 1000 rows"):
         store = harvest(lm, short, SITE, tmp_path / "short", **SMALL)
-    n_blocks = len(list(token_blocks(short, lm.tokenizer, 16)))
+    n_blocks = len(list(token_blocks(short, lm.tokenizer, 16, spread=False)))
     assert store.n_rows == len(reference(lm, short, n_blocks)[1])
     assert ActivationStore.open(tmp_path / "short").n_rows == store.n_rows
     for make in (
@@ -451,12 +454,8 @@ def test_progress_is_shown_when_asked(lm, corpus, tmp_path, capfd):
 
 
 def stream(lm, corpus, **options):
-    return ActivationStream(
-        lm,
-        corpus,
-        SITE,
-        **{"block_size": 16, "batch_blocks": 3, "buffer_rows": 128, "skip_first": 1, **options},
-    )
+    small = {"block_size": 16, "batch_blocks": 3, "buffer_rows": 128, "skip_first": 1}
+    return ActivationStream(lm, corpus, SITE, **small | {"spread": False, "max_norm": None} | options)
 
 
 def distances(a, b):
@@ -469,9 +468,12 @@ def test_a_stream_serves_the_models_rows_buffer_by_buffer(lm, corpus):
     assert isinstance(source, BatchSource)
     json.dumps(source.describe())
     # 128 rows are 4 batches of 32, made from the fewest blocks that hold them; more than one pass
-    passes = (token_blocks(corpus, lm.tokenizer, 16, seed=5, epoch=epoch) for epoch in itertools.count())
+    passes = (
+        token_blocks(corpus, lm.tokenizer, 16, seed=5, epoch=epoch, spread=False)
+        for epoch in itertools.count()
+    )
     blocks = itertools.chain.from_iterable(passes)
-    n_buffers = len(list(token_blocks(corpus, lm.tokenizer, 16))) // 9 + 3
+    n_buffers = len(list(token_blocks(corpus, lm.tokenizer, 16, spread=False))) // 9 + 3
     batches = source.batches(32, seed=5)
     for _ in range(n_buffers):
         rows = torch.empty(0, D_MODEL)

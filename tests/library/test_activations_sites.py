@@ -20,6 +20,7 @@ from sae_lib.files.atomic import only_writer
 torch.set_num_threads(1)
 SITES = ("resid_post.2", "mlp_out.1", "resid_post.0")
 SMALL = {"n_tokens": 1000, "block_size": 16, "batch_blocks": 3, "shard_rows": 200, "skip_first": 1}
+SMALL |= {"spread": False, "max_norm": None}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

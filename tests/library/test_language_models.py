@@ -20,7 +20,7 @@ from lm_fixtures import (
 from torch import nn
 
 from sae_lib.files.installed import packaged_file
-from sae_lib.language_models import LanguageModel, Site, load, reinitialised
+from sae_lib.language_models import LanguageModel, Site, load, model_dtype, reinitialised
 
 torch.set_num_threads(1)
 
@@ -298,7 +298,36 @@ def test_a_saved_folder_loads_back(lm, tmp_path):
     assert again.fingerprint == lm.fingerprint
     # the same weights at another place in memory, by which some BLAS choose the order of their sums
     torch.testing.assert_close(again.logits(random_blocks()), lm.logits(random_blocks()))
-    assert load(tmp_path / "model", dtype=torch.bfloat16).dtype == torch.bfloat16
+    for dtype in (torch.bfloat16, "bfloat16"):
+        assert load(tmp_path / "model", dtype=dtype).dtype == torch.bfloat16
+    assert load(tmp_path / "model", dtype="auto").dtype in (torch.bfloat16, torch.float32)
+
+
+def test_a_type_is_given_by_name():
+    assert model_dtype("float32") == model_dtype(torch.float32) == torch.float32
+    assert model_dtype("bfloat16") == torch.bfloat16
+    for wrong in ("int8", torch.int8, "float8_e4m3fn", "nn", "32"):
+        with pytest.raises(ValueError, match=r"dtype is .*; expected auto, float32, bfloat16 or another"):
+            model_dtype(wrong)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_is_bfloat16_where_the_processor_computes_with_it(monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has}, raising=False)
+    assert model_dtype("auto") == (torch.bfloat16 if has else torch.float32)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    assert model_dtype("auto", "cuda:1") == (torch.bfloat16 if has else torch.float32)
+    # of other devices nothing is known
+    assert model_dtype("auto", "meta") == torch.float32
+
+
+def test_all_sites_have_rows_in_bfloat16(lm):
+    half = LanguageModel(lm.model.to(torch.bfloat16), lm.tokenizer, lm.name)
+    sites = [f"{kind}.{layer}" for kind in ("resid_post", "mlp_out", "attn_out") for layer in range(N_LAYERS)]
+    for rows in half.activations_at(random_blocks(), sites):
+        assert rows.dtype == torch.bfloat16
+        assert torch.isfinite(rows).all()
+        assert rows.float().norm(dim=-1).min() > 0
 
 
 def test_pickled_weights_are_not_read(tmp_path):

@@ -31,6 +31,7 @@ from sae_lib.training.checkpoint import CheckpointError
 METHOD = GroupBiasAdaptation(groups=2)
 RUN = {"width": 16, "steps": 30, "batch_size": 32, "checkpoint_every": 10, "log_every": 5}
 STORE = {"n_tokens": 500, "block_size": 16, "batch_blocks": 3, "shard_rows": 200, "skip_first": 1}
+STORE |= {"spread": False, "max_norm": None}
 
 
 @pytest.fixture(scope="module")

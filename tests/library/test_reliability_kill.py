@@ -38,7 +38,7 @@ def train(folder):
 
 def write_store(folder):
     harvest(model, corpus, "resid_post.1", folder, n_tokens=2_000, block_size=16, batch_blocks=3,
-            shard_rows=90, skip_first=1)
+            shard_rows=90, skip_first=1, max_norm=1.1)
 
 def note_versions(folder):
     '''Append name and hash of every file that takes its place.'''
@@ -177,4 +177,5 @@ def test_a_kill_within_the_writing_of_a_file(job, tensor, server, tmp_path):
     assert contents(folder) == contents(tmp_path / "unbroken")
     assert not leftovers(folder)
     if job == "harvest":
-        assert ActivationStore.open(folder).n_rows >= 2_000
+        # some are dropped for their length
+        assert ActivationStore.open(folder).n_rows >= 1_000
