@@ -219,8 +219,7 @@ def quantile_bias(sae: SparseAutoencoder, sample: Tensor, target: Tensor) -> Ten
     least = 0.03 * centred.norm(dim=1).mean()
     # a few latents at a time: N × M numbers would not fit for a wide autoencoder
     blocks = zip(sae.weight.split(512), rank.split(512), strict=True)
-    thresholds = [_above_rank(rows @ centred.T, ranks, least) for rows, ranks in blocks]
-    return -torch.cat(thresholds).clamp(0.0, 1.0)
+    return -torch.cat([_above_rank(rows @ centred.T, r, least) for rows, r in blocks]).clamp(0.0, 1.0)
 
 
 def _above_rank(values: Tensor, ranks: Tensor, least: Tensor) -> Tensor:
