@@ -6,10 +6,10 @@
     python -m benchmarks.step --record book/records/14_step.json
 
 All contestants are timed in one process, in turn, round after round; numbers are medians over the rounds,
-with the quartiles of their ratio to the product of the same round. Rows and weights are random; biases are
-set so that ``--l0`` latents fire on a row. Peers are timed where they are installed (``pip install
-sae_lib[bench]``; sparsify and dictionary_learning by hand), in float32 and, on a CPU, under bfloat16 autocast
-as well.
+with the quartiles of their ratio to the product of the same round. Each timed step follows an untimed one of
+its own. Rows and weights are random; biases are set so that ``--l0`` latents fire on a row. Peers are timed
+where they are installed (``pip install sae_lib[bench]``; sparsify and dictionary_learning by hand), in
+float32 and, on a CPU, under bfloat16 autocast as well.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ def measure(x: Tensor, width: int, l0: int, rounds: int, only: str = "") -> list
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         for name, step in steps.items():
+            # a step follows one of its own, as in training, and finds in the cache what that left there
+            step()
             times[name].append(seconds(step, x.device))
         print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
