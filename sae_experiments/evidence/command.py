@@ -60,8 +60,9 @@ def estimate(run: Run, rows: Sequence[Mapping[str, Any]]) -> float:
         return GUESS * run.rows * run.width
     nearest = min(known, key=distance)
     # later seeds use the trials of the first
-    seconds = nearest["seconds"] if run.seed else recording.spent([nearest])
-    return seconds * run.rows * run.width / (nearest["rows"] * nearest["width"])
+    trials = 0.0 if run.seed else sum(trial["seconds"] for trial in nearest["trials"])
+    for_a_row = (nearest["seconds"] + trials) / nearest["rows"]
+    return float(run.width / nearest["width"] * (for_a_row * run.rows + nearest["measuring_seconds"]))
 
 
 def spelt(seconds: float) -> str:

@@ -23,13 +23,14 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def spent(rows: Iterable[Mapping[str, Any]]) -> float:
-    """Return the seconds that runs took together, those of their trials among them.
+    """Return the seconds that runs took together, with their trials and measurements.
 
     Runs that differ in the seed share their trials, which count once.
     """
     rows = list(rows)
     trials = {tuple(trial.items()): trial["seconds"] for row in rows for trial in row["trials"]}
-    return float(sum(row["seconds"] for row in rows) + sum(trials.values()))
+    own = sum(row["seconds"] + row["measuring_seconds"] for row in rows)
+    return float(own + sum(trials.values()))
 
 
 def add(path: Path, row: dict[str, Any], lock: Path) -> None:

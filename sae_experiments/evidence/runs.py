@@ -122,7 +122,7 @@ class Run:
         """Return the method, centred as a language model's rows require; its knob must be set."""
         settings: dict[str, Any] = {"centre": True, **self.settings}
         if self.method == "gba":
-            settings.setdefault("ltf", settings["htf"] / self.ladder)
+            settings.setdefault("ltf", float(f"{settings['htf'] / self.ladder:.6g}"))
         if self.method == "jumprelu":
             # as in ``testbed.contestant``, which says why
             settings = {"bandwidth": 0.05, "threshold": math.sqrt(2 * settings["coefficient"])} | settings

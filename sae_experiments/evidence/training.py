@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def make(run: Run, *, stores: Path, folder: Path, first_rows: int = 0) -> dict[s
         "stage": run.stage, "name": run.name, "method": run.method, "tied": run.tied, "width": run.width,
         "rows": run.steps * run.batch_size, "seed": run.seed, "layer": run.layer, "corpus": run.corpus,
         "target": run.l0, "l0": None, "fvu": None, "nmse": None, "dead": None, "lr": run.lr,
-        "steps": run.steps, "batch_size": run.batch_size, "store_rows": store.n_rows, **described,
+        "steps": run.steps, "batch_size": run.batch_size, "store_rows": store.n_rows,
+        "measuring_seconds": 0.0, **described,
     }  # fmt: skip
     try:
         sae, seconds = train(ready, store, home)
@@ -138,6 +140,8 @@ def make(run: Run, *, stores: Path, folder: Path, first_rows: int = 0) -> dict[s
         seconds = Clock(home / CLOCK).before
         row["failed"] = str(error)
     else:
+        started = time.perf_counter()
         row |= measured(sae, method, rows)
+        row["measuring_seconds"] = short(time.perf_counter() - started)
     row |= {"seconds": short(seconds), "trials": trials, "trial_rows": run.trial(1).rows if trials else 0}
     return row

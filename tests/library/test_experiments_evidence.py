@@ -20,7 +20,7 @@ D, BLOCK, PER_SHARD = 16, 16, 64
 SIZE = {"width": 32, "rows": 1600, "batch_size": 32, "l0": 3}
 TOPK = Run("search", "topk", lr=0.01, settings={"tied": True, "k": 3}, **SIZE)
 GBA = Run("search", "gba", lr=0.01, settings={"tied": False, "every": 2, "groups": 4}, **SIZE)
-TIMES = {"seconds", "trials"}
+TIMES = {"seconds", "measuring_seconds", "trials"}
 
 
 def toy_rows(n, seed):
@@ -259,7 +259,8 @@ def test_rows_merge_and_keep_what_they_were_made_with(tmp_path, monkeypatch):
         "stage": "search",
         "name": "a",
         "fvu": 0.2,
-        "seconds": 5.0,
+        "seconds": 4.0,
+        "measuring_seconds": 1.0,
         "trials": [{"knob": 1, "seconds": 2.0}],
     }
     recording.add(path, row, lock)
@@ -359,9 +360,14 @@ def test_times_are_in_proportion_to_the_most_similar_run():
         "rows": 1600,
         "width": 32,
         "seconds": 4.0,
+        "measuring_seconds": 1.0,
         "fvu": 0.1,
         "trials": [],
     }
     twice = dataclasses.replace(TOPK, rows=3200)
-    assert command.estimate(twice, [known | {"method": "gba"}, known | {"seconds": 5.0}]) == 10
+    assert command.estimate(twice, [known | {"method": "gba"}, known | {"seconds": 5.0}]) == 11
+    wider = dataclasses.replace(TOPK, width=64)
+    tried = known | {"trials": [{"seconds": 3.0}]}
+    assert command.estimate(wider, [tried]) == 16
+    assert command.estimate(dataclasses.replace(wider, seed=1), [tried]) == 10
     assert command.estimate(twice, []) == command.GUESS * 3200 * 32
