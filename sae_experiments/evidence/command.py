@@ -15,13 +15,13 @@ from filelock import FileLock, Timeout
 import sae_experiments.evidence as package
 from sae_experiments import stores
 from sae_experiments.evidence import plans, recording, training
+from sae_experiments.evidence.data import MOST_FIRST_ROWS
 from sae_experiments.evidence.plans import STAGES, NotReadyError
 from sae_experiments.evidence.runs import Run
 from sae_lib.training import checkpoint
 from sae_lib.training.log import TrainingLog
 
 FOLDER, RECORDS = stores.ROOT / "runs" / "evidence", stores.ROOT / "book" / "records"
-MOST_FIRST_ROWS = 1_000_000
 # seconds for a row and latent before anything was measured
 GUESS = 2.5e-8
 
@@ -224,4 +224,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     if obstacles:
-        raise SystemExit(f"not all runs were made: {'; '.join(obstacles)}")
+        raise SystemExit("not all runs were made, as said above; the same command goes on")

@@ -18,6 +18,8 @@ from sae_lib.activations.store import ActivationStore
 
 # stages whose runs may read the first shards of a store that is not finished
 EARLY = ("search", "size")
+# the most that --first-rows may ask for: longer runs shall see more documents than so few rows hold
+MOST_FIRST_ROWS = 1_000_000
 
 
 def location(run: Run, part: str, stores: Path) -> tuple[str, Path]:
@@ -57,7 +59,9 @@ def training_rows(run: Run, stores: Path, first_rows: int = 0) -> ActivationStor
         return _first(folder, manifest, first_rows)
     if not manifest.finished:
         planned = manifest.settings.get("n_tokens")
-        early = f", or lower --first-rows ({first_rows:,})" if run.rows <= first_rows else ""
+        early = ""
+        if run.stage in EARLY and run.rows <= MOST_FIRST_ROWS:
+            early = f", or set --first-rows from {run.rows:,} to the rows that are there"
         raise NotReadyError(
             f"the store in {folder} is unfinished, {manifest.n_rows:,} rows of about {planned:,}; wait for "
             f"{harvest} or run it again{early}"
