@@ -35,10 +35,14 @@ def bfloat16_is_fast(n_rows: int, d: int, threads: int) -> bool:
     in_bfloat16, in_float32 = (min(column[1:]) for column in zip(*times, strict=True))
     if in_bfloat16 > FAST * in_float32:
         return False
-    fault = _fault(x, weight, rounded)
-    if fault:
-        warnings.warn(f"bfloat16 products are not used on this processor: {fault}", stacklevel=3)
-    return not fault
+    excess = _excess(x, weight, rounded)
+    if excess > 1:
+        warnings.warn(
+            "bfloat16 products are not used on this processor: "
+            f"their rounding is {excess:.3g} times its bound",
+            stacklevel=3,
+        )
+    return excess <= 1
 
 
 def seconds(x: Tensor, weight: Tensor, out: Tensor) -> float:
@@ -48,7 +52,7 @@ def seconds(x: Tensor, weight: Tensor, out: Tensor) -> float:
     return time.perf_counter() - began
 
 
-def _fault(x: Tensor, weight: Tensor, product: Tensor) -> str | None:
+def _excess(x: Tensor, weight: Tensor, product: Tensor) -> float:
+    """Return the largest error of a product in bfloat16 as a multiple of its bound."""
     error = (product.double() - x.double() @ weight.double().T).abs()
-    excess = (error / bounds(x, weight, product)).max().item()
-    return None if excess <= 1 else f"their rounding is {excess:.3g} times its bound"
+    return (error / bounds(x, weight, product)).max().item()
