@@ -89,7 +89,8 @@ def verify(
                         for j in range(8 * eight, 8 * eight + 8):
                             if candidate[j]:
                                 m = s * LANES + j
-                                u = dot(x[i], weight[m])
+                                # in a row with NaN, lanes beyond the last latent are candidates too
+                                u = dot(x[i], weight[min(m, len(weight) - 1)])
                                 rows[k] = i if u > limits[j] else -1
                                 latents[k], values[k] = first + m, u
                                 k += 1
