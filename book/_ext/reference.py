@@ -18,6 +18,9 @@ from sphinx.util.nodes import make_refnode
 
 import sae_lib
 
+# signatures name its class, and the library imports it only where it is used
+import sae_lib.kernels.screen
+
 PACKAGES = ("sae_lib", "sae_experiments")
 # a constant with a longer value is shown only where a page says so
 LONGEST_VALUE = 90
