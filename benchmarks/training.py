@@ -11,6 +11,7 @@ logging and the loop cost nothing.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from pathlib import Path
@@ -31,10 +32,7 @@ TURN = 20
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Run the benchmark and return its rows."""
-    sizes = {"d": 576, "width": 9216, "batch": 1024, "l0": 32, "rows": 262_144, "turns": 6}
-    options = report.parser("training", __doc__.split("\n")[0], **sizes)
-    options.add_argument("--store", type=Path, help="a store to train on, in place of random rows")
-    chosen = options.parse_args(arguments)
+    chosen = parser().parse_args(arguments)
     started = time.perf_counter()
     data: BatchSource = (
         ActivationStore.open(chosen.store)
@@ -58,6 +56,14 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                     f"{row['of_bare']:.3f} ({row['of_bare_low']:.3f}–{row['of_bare_high']:.3f}) of its rate",
     )  # fmt: skip
     return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    sizes = {"d": 576, "width": 9216, "batch": 1024, "l0": 32, "rows": 262_144, "turns": 6}
+    options = report.parser("training", __doc__.split("\n")[0], **sizes)
+    options.add_argument("--store", type=Path, help="a store to train on, in place of random rows")
+    return options
 
 
 def compare(

@@ -55,7 +55,9 @@ def test_more_rows_go_on_where_those_of_the_testbed_end(monkeypatch, tmp_path):
     monkeypatch.setattr(consistency, "SIZE", {"train": 254})
     more = activations.ActivationStore.open(consistency.more_rows(1))
     model, (text, _) = language_models.load(), testbed.texts("code")
-    first = activations.harvest(model, text, "resid_post.1", tmp_path / "first", n_tokens=254, **testbed.RULES)
+    first = activations.harvest(
+        model, text, "resid_post.1", tmp_path / "first", n_tokens=254, **testbed.RULES
+    )
     assert more.n_rows == 4 * first.n_rows
     everywhere = torch.arange(first.n_rows)
     assert torch.allclose(more.rows(everywhere), first.rows(everywhere), rtol=1e-4, atol=1e-4)
