@@ -458,3 +458,16 @@ cpu.scan(torch.ones(8, 4), torch.ones(6, 4), torch.zeros(6))
 assert torch.get_num_threads() == 1
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sums_in_a_fixed_order_are_the_same_sums(monkeypatch):
+    """What the plain operations do on CUDA, where index_add would add in varying order."""
+    x, weight, bar = draw((20, 30, 7), 0.2, 0)
+    _, support, u = reference.scan(x, weight, bar)
+    out = [weight.clone(), weight.clone()]
+    expected = reference.decode(u, support, weight)
+    reference.accumulate(u, support, x, out[0])
+    monkeypatch.setattr(reference, "in_any_order", lambda values: True)
+    torch.testing.assert_close(reference.decode(u, support, weight), expected)
+    reference.accumulate(u, support, x, out[1])
+    torch.testing.assert_close(out[1], out[0])
